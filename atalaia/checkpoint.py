@@ -1,0 +1,101 @@
+"""Everything a run needs to go on exactly, kept by orbax: whole or not at all, never believed without a check.
+
+A checkpoint is the state's arrays and a small JSON beside them: the stage, its step, and a SHA-256 over every array.
+The latest two are kept, and the last of each stage.
+"""
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from atalaia.errors import UserError
+
+Manager = ocp.CheckpointManager
+
+
+def open_folder(workdir: Path, keep: Sequence[int] = ()) -> Manager:
+    """The checkpoints of a run folder; those of the steps in `keep` are never thrown away."""
+    logging.set_verbosity(logging.ERROR)  # orbax tells every file it writes
+    policy = preservation_policy.AnyPreservationPolicy(
+        [preservation_policy.LatestN(2), preservation_policy.CustomSteps(list(keep))]
+    )
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
+    return ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options)
+
+
+def save(manager: Manager, step: int, state: Any, meta: dict) -> None:
+    """Writes `state` (a pytree of arrays) and `meta` (JSON) as the checkpoint of that step."""
+    state = jax.device_get(state)
+    meta = {**meta, "step": step, "sha256": digest(state)}
+    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+
+
+def restore(manager: Manager, template: Callable[[dict], Any], step: int | None = None):
+    """The latest whole checkpoint, or that of `step`.
+
+    A damaged one is said on stderr and removed, and the one before it is used.
+
+    Args:
+      manager: from `open_folder`.
+      template: gives from a checkpoint's meta a pytree of the shapes and types to expect.
+      step: to read this one alone.
+
+    Returns:
+      (state, meta), or None where there is no checkpoint yet.
+
+    Raises:
+      UserError: there are checkpoints, but all are damaged, or `step` is.
+    """
+    steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
+    for at in steps:
+        try:
+            return _read(manager, template, at)
+        # A damaged file shows as nearly any exception, from JSON, zarr, zstd or tensorstore.
+        except Exception as error:
+            if step is not None or at == steps[-1]:
+                raise UserError(
+                    f"no whole checkpoint in {manager.directory} (step {at}: {_brief(error)}): "
+                    "delete the run folder and train again"
+                ) from None
+            print(f"checkpoint of step {at} is damaged ({_brief(error)}): using the one before", file=sys.stderr)
+            shutil.rmtree(Path(manager.directory) / str(at), ignore_errors=True)
+            manager.reload()
+    return None
+
+
+def _read(manager, template, step):
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    expected = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template(meta))
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(expected))
+    state = manager.restore(step, args=args).state
+    if digest(state) != meta["sha256"]:
+        raise ValueError("its arrays do not have the SHA-256 written beside them")
+    return state, meta
+
+
+def _brief(error):
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def digest(state: Any) -> str:
+    """SHA-256 over the path, type, shape and bytes of every array of a pytree."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(state):
+        leaf = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()
+
+
+def folder_bytes(manager: Manager, step: int) -> int:
+    """Size of one checkpoint on the disk: the sum of its files."""
+    return sum(f.stat().st_size for f in (Path(manager.directory) / str(step)).rglob("*") if f.is_file())

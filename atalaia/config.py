@@ -1,0 +1,173 @@
+"""The fields of an experiment, their defaults, and their check before any long work starts.
+
+A recipe in configs/ starts from `base()` and changes what differs. Any field can be set on the command line, as in
+`--config.prune.sparsity=0.9`. A duration is `epochs` or `steps`, exactly one of them; 0 means not given.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from atalaia import data, losses, models, optimizers, pruning
+from atalaia.errors import UserError
+
+STAGES = ("dense", "prune")
+
+
+def base() -> ConfigDict:
+    """Every field with its default."""
+    c = ConfigDict()
+    c.seed = 0
+    c.model = "resnet8"  # a name of atalaia.models.MODELS
+    c.batch_size = 128
+    c.stages = ("dense",)  # run in this order, each once
+    c.eval_epochs = 1.0  # epochs between two looks at the validation split
+    c.checkpoint_seconds = 60.0  # at least this long between two checkpoints
+    c.log_steps = 50  # steps between two lines of metrics.jsonl
+
+    c.data = ConfigDict()
+    c.data.name = "digits"  # a name of atalaia.data.LOADERS
+    c.data.path = ""  # of image_folder: the folder that holds train/ and perhaps test/
+    c.data.size = 0  # height and width to resize to; 0: as they are
+    c.data.grey = False  # one channel instead of three
+    c.data.validation = 0.1  # part of the training images that is held out
+    c.data.split_seed = 0
+
+    c.augment = ConfigDict()  # 0 or False: off
+    c.augment.flip = False  # left and right
+    c.augment.pad_crop = 0  # pixels of zero padding, then a random crop of the old size
+    c.augment.cutout = 0  # side of a square set to zero
+    c.augment.brightness = 0.0  # largest amount added
+    c.augment.contrast = 0.0  # largest relative change
+    c.augment.noise = 0.0  # standard deviation of Gaussian noise
+
+    c.loss = ConfigDict()
+    c.loss.name = "cross_entropy"  # a name of atalaia.losses.LOSSES
+    c.loss.label_smoothing = 0.0
+
+    c.dense = _stage(epochs=10.0)
+    c.prune = _stage(epochs=5.0)
+    c.prune.sparsity = 0.5  # part of the weights that become zero
+    c.prune.scope = "uniform"  # in every layer, or "global": over all of them
+    c.prune.pattern = "kernel$"  # regular expression: the parameters that are pruned
+    c.prune.layers = ""  # other sparsities by pattern: "conv0a=0; dense0/kernel=0.95", the first that matches counts
+    c.prune.schedule = "cubic"  # a name of atalaia.pruning.SCHEDULES
+    c.prune.initial_sparsity = 0.0  # where the cubic schedule begins
+    c.prune.begin = 0.0  # part of the stage before the first weight is pruned
+    c.prune.end = 0.7  # part of the stage when the sparsity is reached
+    c.prune.every = 50  # steps between two changes of the masks
+
+    c.calibration = ConfigDict()
+    c.calibration.images = 1024  # training images that choose the int8 ranges
+    return c.lock()
+
+
+def _stage(epochs):
+    c = ConfigDict()
+    c.epochs = epochs
+    c.steps = 0
+    c.optimizer = "sgd"  # a name of atalaia.optimizers.OPTIMIZERS
+    c.learning_rate = 0.1
+    c.lr_schedule = "cosine"  # a name of atalaia.optimizers.SCHEDULES
+    c.warmup = 0.05  # part of the stage in which the learning rate grows from 0
+    c.momentum = 0.9
+    c.weight_decay = 5e-4  # of kernels only
+    return c
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses what cannot work, before any work is done.
+
+    Raises:
+      UserError: names the field, what is wrong and what is allowed.
+    """
+    models.create(config.model, 2)
+    data.validate(config.data)
+    _choice("loss.name", config.loss.name, losses.LOSSES)
+    _range("batch_size", config.batch_size, 1)
+    _range("log_steps", config.log_steps, 1)
+    _range("calibration.images", config.calibration.images, 1)
+    _range("loss.label_smoothing", config.loss.label_smoothing, 0, 1)
+    if config.eval_epochs <= 0:
+        raise UserError(f"eval_epochs must be above 0, not {config.eval_epochs}")
+    for name in ("pad_crop", "cutout", "brightness", "contrast", "noise"):
+        _range(f"augment.{name}", config.augment[name], 0)
+    if not config.stages or len(set(config.stages)) < len(config.stages):
+        raise UserError(f"stages must name each stage once, not {tuple(config.stages)}")
+    for name in config.stages:
+        _choice("stages", name, STAGES)
+        _validate_stage(name, config[name])
+    if "prune" in config.stages:
+        pruning.validate(config.prune)
+
+
+def _validate_stage(name, stage):
+    given = [k for k in ("epochs", "steps") if stage[k]]
+    if len(given) != 1:
+        which = "both" if given else "neither"
+        raise UserError(f"{name}: {which} of epochs and steps given; set exactly one, the other to 0")
+    _range(f"{name}.{given[0]}", stage[given[0]], 0)
+    _choice(f"{name}.optimizer", stage.optimizer, optimizers.OPTIMIZERS)
+    _choice(f"{name}.lr_schedule", stage.lr_schedule, optimizers.SCHEDULES)
+    _range(f"{name}.warmup", stage.warmup, 0, 1)
+    for field in ("learning_rate", "momentum", "weight_decay"):
+        _range(f"{name}.{field}", stage[field], 0)
+
+
+def _choice(field, value, allowed):
+    if value not in allowed:
+        raise UserError(f"{field}: there is no {value!r}, only {', '.join(sorted(allowed))}")
+
+
+def _range(field, value, low, below=None):
+    if not (value >= low and (below is None or value < below)):
+        raise UserError(f"{field} must be {f'in [{low}, {below})' if below else f'at least {low}'}, not {value}")
+
+
+def claim(config: ConfigDict, workdir: Path) -> None:
+    """Writes config.json into the run folder; a folder that has one already must have the same.
+
+    Raises:
+      UserError: the folder holds a run of another config; the first fields that differ are named.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        ours, theirs = (_flat(json.loads(t)) for t in (config.to_json_best_effort(), path.read_text()))
+        fields = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+        if fields:
+            listed = ", ".join(f"{k}={theirs.get(k)!r} (now {ours.get(k)!r})" for k in fields[:3])
+            raise UserError(f"{workdir} holds a run with {listed}: choose another --workdir or delete that one")
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n")
+
+
+def load(workdir: Path) -> ConfigDict:
+    """The config of a run folder.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no run (no config.json): train first with atalaia.train --workdir={workdir}")
+    return ConfigDict(json.loads(path.read_text()))
+
+
+def write_whole(path: Path, contents: str | bytes) -> None:
+    """Writes a file whole or not at all: beside it, then renamed."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _flat(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for name, t in tree.items() for k, v in _flat(t, f"{prefix}.{name}" if prefix else name).items()}

@@ -1,0 +1,214 @@
+"""Checkpoint to int8 .tflite, the only place that imports TensorFlow.
+
+Every quantised value is marked in JAX with a StableHLO composite "quant.fake_quant", whose scale and zero point the
+TFLite converter takes as they are; so nothing is calibrated a second time. Before the file appears, it is read back and
+every scale, zero point, weight and bias is compared with ours.
+"""
+
+import functools
+import tempfile
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atalaia import layers, quantize, tflite
+from atalaia.errors import UserError
+from atalaia.quantize import QLayer, QParams
+
+
+class _Value(NamedTuple):
+    """A tensor of the network while it is written out: its real values on the int8 grid."""
+
+    x: jax.Array
+    q: QParams
+
+
+def _mark(x, scale, zero_point, qmin=quantize.QMIN, axis=None):
+    """fake_quant inside the composite that the converter knows; scale and zero point are constants of the file."""
+    scale = np.atleast_1d(np.float32(scale))
+    zero_point = np.broadcast_to(np.asarray(zero_point, np.int64), scale.shape)
+    attributes = dict(dtype="i8", scale=scale, zero_point=zero_point, narrow_range=qmin == -quantize.WEIGHT_QMAX)
+    if axis is not None:
+        attributes["quantization_dimension"] = np.int32(axis)
+
+    @functools.partial(jax.lax.composite, name="quant.fake_quant")
+    def composite(x, **_):
+        if axis is None:
+            return quantize.fake_quant(x, scale[0], zero_point[0].astype(np.float32), qmin)
+        return quantize.fake_quant(x, scale, zero_point.astype(np.float32), qmin, axis=axis)
+
+    return composite(x, **attributes)
+
+
+def marked_network(model: nn.Module, network: dict[str, QLayer | QParams]):
+    """The integer network as a function of float32 images that the converter turns into int8 operators."""
+
+    def rule(path, layer, *values):
+        if isinstance(layer, layers.Dropout):
+            return values[0]
+        if quantize.keeps_scale(layer):
+            x, q = values[0]
+            return _Value(_mark(quantize.apply_layer(layer, None, x), *q), q)
+        if isinstance(layer, layers.Add):
+            return _Value(_mark(layer.clone(parent=None)(*(v.x for v in values)), *network[path]), network[path])
+        return _linear(layer, network[path], values[0])
+
+    def apply(x):
+        given = _Value(_mark(x, *quantize.INPUT), quantize.INPUT)
+        return layers.interpret(model, rule, given).x
+
+    return apply
+
+
+def _linear(layer, weights, given):
+    scale, output = weights.weight_scale, weights.output
+    kernel = weights.kernel * scale
+    kernel = _mark(kernel, scale, 0, -quantize.WEIGHT_QMAX, axis=kernel.ndim - 1)
+    y = quantize.linear(layer, given.x, kernel) + _bias(weights, given.q)
+    if layer.relu and weights.lower is None:
+        y = nn.relu(y)
+    y = _mark(y, *output)
+    for kind, bound in _bounds(weights):
+        real = (bound.astype(np.float32) - output.zero_point) * output.scale
+        pick = jnp.maximum if kind == "MAXIMUM" else jnp.minimum
+        y = _mark(pick(y, _mark(real, *output)), *output)
+    return _Value(y, output)
+
+
+def _bounds(weights):
+    """The operators that bound a layer's output, those left out that would change nothing."""
+    if weights.lower is not None and np.any(weights.lower != quantize.QMIN):
+        yield "MAXIMUM", weights.lower
+    if weights.upper is not None and np.any(weights.upper != quantize.QMAX):
+        yield "MINIMUM", weights.upper
+
+
+def _bias(weights, given):
+    """float32 values that the converter rounds to exactly our int32 biases."""
+    scale = (np.float32(given.scale) * weights.weight_scale).astype(np.float64)
+    bias = weights.bias * scale
+    if len(bias) > 1 and np.all(bias.astype(np.float32) == np.float32(bias[0])):
+        # The converter gives all channels of a splat constant channel 0's scale; a quarter of a step breaks the splat.
+        bias[-1] += scale[-1] / 4
+    return bias.astype(np.float32)
+
+
+def convert(model: nn.Module, network: dict[str, QLayer | QParams], input_shape: tuple[int, ...]) -> bytes:
+    """The .tflite file of an integer network, compared with it value by value.
+
+    Args:
+      model: the network's code; network: its integers by path, from quantize.quantize_network.
+      input_shape: `(height, width, channels)`.
+
+    Raises:
+      UserError: an operator stayed in floating point, or the file differs from `network`; the operator is named.
+    """
+    import tensorflow as tf  # 5 s and 860 MB: only here
+    from jax.experimental import jax2tf
+
+    shape = (1, *input_shape)
+    function = tf.function(
+        jax2tf.convert(marked_network(model, network), with_gradient=False),
+        input_signature=[tf.TensorSpec(shape, tf.float32)],
+        autograph=False,
+    )
+    module = tf.Module()
+    module.function = function
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=function)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter._experimental_strict_qdq = True
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+        data = converter.convert()
+    check(data, model, network)
+    return data
+
+
+def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -> None:
+    """Walks the file along the network's code and compares every scale, zero point, weight, bias and bound.
+
+    Raises:
+      UserError: the first difference, by layer and operator.
+    """
+    graph = tflite.read(data)
+    _only_integers(graph)
+    unseen = list(graph.operators)
+
+    def take(path, kind, inputs, accept=lambda op: True):
+        """The operator of this kind that reads these tensors."""
+        for op in unseen:
+            if op.kind == kind and set(inputs) <= set(op.inputs) and accept(op):
+                unseen.remove(op)
+                return op
+        raise UserError(f"export: the file has no {kind} with the inputs and weights of layer {path!r}")
+
+    def rule(path, layer, *given):  # indices of tensors flow through the network's code here
+        if isinstance(layer, layers.Conv | layers.Dense):
+            return _check_linear(graph, take, path, layer, network[path], given[0])
+        kinds = {
+            layers.Add: "ADD",
+            layers.MaxPool: "MAX_POOL_2D",
+            layers.GlobalAvgPool: "AVERAGE_POOL_2D",
+            layers.Flatten: "RESHAPE",
+        }
+        kind = kinds.get(type(layer))
+        # A RESHAPE in front of FULLY_CONNECTED may be left out by the converter.
+        if kind is None or (kind == "RESHAPE" and not any(o.kind == kind and given[0] in o.inputs for o in unseen)):
+            return given[0]
+        op = take(path, kind, given)
+        output = graph.tensors[op.outputs[0]]
+        expected = network[path] if path in network else _qparams(graph.tensors[given[0]])
+        _same(path, f"the {kind}'s scale and zero point", expected, _qparams(output))
+        return op.outputs[0]
+
+    first = graph.inputs[0]
+    _same("input", "the scale and zero point", quantize.INPUT, _qparams(graph.tensors[first]))
+    last = layers.interpret(model, rule, first)
+    _same("output", "the tensor", (last,), graph.outputs)
+    if unseen:
+        raise UserError(f"export: the file has a {unseen[0].kind} that the network does not have")
+
+
+def _only_integers(graph):
+    for op in graph.operators:
+        for i in (*op.inputs, *op.outputs):
+            if i >= 0 and graph.tensors[i].dtype not in ("INT8", "INT32"):
+                name = graph.tensors[i].name
+                raise UserError(
+                    f"export: {op.kind} uses {name!r} in {graph.tensors[i].dtype}; all must be INT8 or INT32"
+                )
+
+
+def _check_linear(graph, take, path, layer, ours, given):
+    """Compares one convolution or matrix product and the bounds behind it; gives its last tensor."""
+    kind, kernel = "FULLY_CONNECTED", np.moveaxis(ours.kernel, -1, 0)
+    if isinstance(layer, layers.Conv):
+        depthwise = ours.kernel.shape[2] == 1  # of one input channel too: the converter prefers it
+        kind = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
+        kernel = np.moveaxis(ours.kernel, 2, 0) if depthwise else kernel
+    op = take(path, kind, [given], lambda op: np.array_equal(graph.tensors[op.inputs[1]].data, kernel))
+    weights, bias = (graph.tensors[i] for i in op.inputs[1:3])
+    _same(path, "the weights' scale", ours.weight_scale, weights.scale)
+    _same(path, "the weights' zero point", np.zeros_like(weights.zero_point), weights.zero_point)
+    _same(path, "the bias", ours.bias, bias.data)
+    _same(path, "the bias's scale", graph.tensors[given].scale * ours.weight_scale, bias.scale)
+    _same(path, "the output's scale and zero point", ours.output, _qparams(graph.tensors[op.outputs[0]]))
+    for kind, bound in _bounds(ours):
+        op = take(path, kind, [op.outputs[0]])
+        constant = next(graph.tensors[i] for i in op.inputs if graph.tensors[i].data is not None)
+        _same(path, f"the {kind}'s bound", bound, constant.data)
+        for tensor in (constant, graph.tensors[op.outputs[0]]):
+            _same(path, f"the {kind}'s scale and zero point", ours.output, _qparams(tensor))
+    return op.outputs[0]
+
+
+def _qparams(tensor):
+    return (*tensor.scale, *tensor.zero_point)
+
+
+def _same(path, what, ours, theirs):
+    if not np.array_equal(np.ravel(ours), np.ravel(theirs)):
+        raise UserError(f"export: {what} of layer {path!r} differs between JAX and the file")

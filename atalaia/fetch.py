@@ -1,0 +1,133 @@
+"""Downloads what third_party/manifest.toml lists into a cache, and lets nothing in whose sha256 differs."""
+
+import errno
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from atalaia.errors import UserError
+from atalaia.progress import Progress
+
+MANIFEST = Path(__file__).parents[1] / "third_party" / "manifest.toml"
+TIMEOUT = 20.0  # seconds without an answer
+MEGABYTE = 1_000_000
+
+
+class Artefact(NamedTuple):
+    """One table of the manifest; exactly one of `url` and `npm` (package@version) is set, `size` is in bytes."""
+
+    name: str
+    version: str
+    file: str
+    size: int
+    sha256: str
+    licence: str
+    what: str
+    url: str = ""
+    npm: str = ""
+
+
+def manifest() -> dict[str, Artefact]:
+    """All artefacts by name."""
+    tables = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
+    return {name: Artefact(name=name, **table) for name, table in tables.items()}
+
+
+def fetch(name: str, cache: Path) -> Path:
+    """The path of the artefact's file in `cache`, downloaded unless it is there and whole.
+
+    A file appears under its own name only when its size and sha256 are right; a wrong download is tried once more.
+
+    Raises:
+      UserError: the source cannot be reached, or gives another file.
+    """
+    artefact = manifest()[name]
+    path = cache / artefact.file
+    if path.exists():
+        if _found(path) == (artefact.size, artefact.sha256):
+            return path
+        print(f"{path} is truncated or altered: fetching it again", file=sys.stderr)
+        path.unlink(missing_ok=True)
+    by_hand = f"try again later or put the file at {path} by hand"
+    cache.mkdir(parents=True, exist_ok=True)
+    for _ in range(2):
+        # A folder of its own, inside the cache: no other process's name, one file system, gone after Ctrl-C too.
+        with tempfile.TemporaryDirectory(prefix=f".{artefact.file}.", dir=cache) as folder:
+            temporary = Path(folder) / artefact.file
+            try:
+                (_npm_pack if artefact.npm else _download)(artefact, temporary)
+            except UserError as error:
+                raise UserError(f"{error}; {by_hand}") from error
+            size, sha256 = _found(temporary)
+            if (size, sha256) == (artefact.size, artefact.sha256):
+                os.replace(temporary, path)
+                return path
+    raise UserError(
+        f"{artefact.file} from {artefact.url or artefact.npm} is not the expected file: expected {artefact.size} bytes"
+        f" with sha256 {artefact.sha256}, found {size} bytes with sha256 {sha256}; {by_hand}"
+    )
+
+
+def fetch_any(names: Sequence[str], cache: Path) -> Path:
+    """The first of several equivalent artefacts that can be had; those already in `cache` are tried first.
+
+    Raises:
+      UserError: none can be had; names every cause.
+    """
+    artefacts = manifest()
+    names = sorted(names, key=lambda name: not (cache / artefacts[name].file).exists())
+    causes = []
+    for name in names:
+        if causes:
+            print(f"{causes[-1]}; going on to {name}", file=sys.stderr)
+        try:
+            return fetch(name, cache)
+        except UserError as error:
+            causes.append(f"{name}: {error}")
+    raise UserError("; ".join(causes))
+
+
+def _found(path: Path) -> tuple[int, str]:
+    with open(path, "rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(artefact: Artefact, path: Path) -> None:
+    total = -(-artefact.size // MEGABYTE)
+    with open(path, "wb") as file, Progress(f"fetch {artefact.file}", total, "MB") as progress:
+        for chunk in _chunks(artefact.url):  # an error of the disk is raised here, one of the network in there
+            file.write(chunk)
+            progress.update()
+
+
+def _chunks(url: str) -> Iterator[bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response, suppress(http.client.IncompleteRead):
+            while chunk := response.read(MEGABYTE):
+                yield chunk
+    except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and resets are OSErrors
+        raise UserError(f"cannot download {url} ({error})") from error
+
+
+def _npm_pack(artefact: Artefact, path: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(f"npm, which fetches {artefact.npm}, is not installed (it comes with Node.js)")
+    print(f"fetch {artefact.file} with npm: {artefact.size // MEGABYTE} MB", file=sys.stderr)
+    command = [npm, "pack", "--loglevel=error", "--ignore-scripts", "--fetch-retries=1", artefact.npm]
+    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
+    if "ENOSPC" in done.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    if done.returncode or not path.exists():
+        cause = " ".join(done.stderr.replace("npm error ", "").split())[:200] or f"exit code {done.returncode}"
+        raise UserError(f"npm cannot fetch {artefact.npm} ({cause})")

@@ -1,0 +1,30 @@
+"""Networks by name. A new one: a file here with a Linen module of atalaia.layers, and a line in `MODELS`.
+
+Every network maps `[batch, height, width, channels]` float32 in [0, 1] (pixel / 255) to logits `[batch, num_classes]`.
+"""
+
+import difflib
+
+import flax.linen as nn
+
+from atalaia.errors import UserError
+from atalaia.models import resnet, thesis
+
+MODELS = {
+    "thesis": thesis.Thesis,
+    "student": thesis.Thesis,  # Code 2 and Code 3 of the thesis are one body; the input's size makes the difference
+    "resnet8": resnet.ResNet8,
+}
+
+
+def create(name: str, num_classes: int) -> nn.Module:
+    """The network of that name.
+
+    Raises:
+      UserError: no network has that name; the names are listed.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"unknown model {name!r}: {hint}there are {', '.join(sorted(MODELS))}")
+    return MODELS[name](num_classes=num_classes)

@@ -1,0 +1,45 @@
+"""Optimisers and learning-rate schedules by name, from optax."""
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+
+def _sgd(learning_rate, config):
+    l2 = optax.add_decayed_weights(config.weight_decay, mask=kernels)
+    return optax.chain(l2, optax.sgd(learning_rate, config.momentum, nesterov=True))
+
+
+def _adam(learning_rate, config):
+    l2 = optax.add_decayed_weights(config.weight_decay, mask=kernels)
+    return optax.chain(l2, optax.adam(learning_rate, b1=config.momentum))
+
+
+def _adamw(learning_rate, config):
+    return optax.adamw(learning_rate, b1=config.momentum, weight_decay=config.weight_decay, mask=kernels)
+
+
+# Weight decay is a part of the gradient in "sgd" and "adam", and apart from it in "adamw" (arXiv:1711.05101).
+OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
+
+SCHEDULES = {
+    "constant": lambda peak, steps: optax.constant_schedule(peak),
+    "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, max(steps, 1)),
+}
+
+
+def kernels(params: dict) -> dict:
+    """True for the parameters that weight decay acts on: neither biases nor BatchNorm's."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
+    """The stage's learning rate by step: linear warm-up from 0, then its schedule over the rest."""
+    warmup = round(config.warmup * steps)
+    main = SCHEDULES[config.lr_schedule](config.learning_rate, steps - warmup)
+    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), main], [warmup])
+
+
+def create(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """The optimiser of a stage (fields of config.dense) that lasts `steps` steps."""
+    return OPTIMIZERS[config.optimizer](learning_rate(config, steps), config)

@@ -1,0 +1,108 @@
+"""Augmentations by values worked out by hand, and by what must never change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+
+from atalaia import augment
+from atalaia.errors import UserError
+
+OFF = {"flip": False, "pad_crop": 0, "cutout": 0, "brightness": 0.0, "contrast": 0.0, "noise": 0.0}
+ALL = {"flip": True, "pad_crop": 2, "cutout": 3, "brightness": 0.3, "contrast": 0.5, "noise": 0.1}
+
+
+def _images(batch=64, height=6, width=8):
+    return jax.random.uniform(jax.random.key(7), (batch, height, width, 3), minval=0.1)
+
+
+def _jitted(**fields):
+    return jax.jit(lambda key, images: augment.augment(key, images, ConfigDict(OFF | fields)))
+
+
+class AugmentTest(parameterized.TestCase):
+    def test_flip_mirrors_about_half(self):
+        images = np.asarray(_images(400))
+        out = np.asarray(augment.flip(jax.random.key(0), images))
+        mirrored = (out == images[:, :, ::-1]).all((1, 2, 3))
+        np.testing.assert_array_equal(mirrored, ~(out == images).all((1, 2, 3)))
+        self.assertBetween(mirrored.sum(), 150, 250)
+
+    def test_pad_crop_is_one_of_all_shifts(self):
+        images = np.asarray(_images(200, 4, 5))
+        out = np.asarray(augment.pad_crop(jax.random.key(0), images, 1))
+        padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifts = np.stack([padded[:, y : y + 4, x : x + 5] for y in range(3) for x in range(3)])
+        equal = (shifts == out).all((2, 3, 4))
+        np.testing.assert_array_equal(equal.sum(0), 1)  # exact, and never two shifts at once
+        self.assertTrue(equal.any(1).all())  # each of the nine appears
+
+    def test_pad_crop_by_hand(self):
+        shapes = {
+            tuple(np.asarray(augment.pad_crop(jax.random.key(seed), jnp.array([[[[0.25], [0.5]]]]), 1)).ravel())
+            for seed in range(60)
+        }
+        self.assertEqual(shapes, {(0.25, 0.5), (0.0, 0.25), (0.5, 0.0), (0.0, 0.0)})  # the last: moved up or down
+
+    @parameterized.parameters(1, 2, 3)
+    def test_cutout_blackens_a_square_cut_off_at_the_border(self, size):
+        images = np.asarray(_images(300))
+        black = np.asarray(augment.cutout(jax.random.key(0), images, size)) == 0
+        np.testing.assert_array_equal(black.all(-1), black.any(-1))  # all channels alike
+        rows, columns = black[..., 0].any(2), black[..., 0].any(1)
+        np.testing.assert_array_equal(black[..., 0], rows[:, :, None] & columns[:, None])
+        for side in (rows, columns):
+            self.assertTrue((np.abs(np.diff(side, axis=1)).sum(1) <= 2).all())  # in one piece
+            self.assertEqual(side.sum(1).max(), size)
+            self.assertGreaterEqual(side.sum(1).min(), (size + 1) // 2)  # the chosen pixel's side at the least
+        self.assertTrue(black[..., 0].any(0).all())  # every pixel is reached
+
+    def test_brightness_adds_one_number_an_image(self):
+        images = jnp.full((100, 2, 2, 3), 0.5)
+        out = np.asarray(augment.brightness(jax.random.key(0), images, 0.2))
+        self.assertLess(np.ptp(out, axis=(1, 2, 3)).max(), 1e-6)
+        self.assertBetween(out.min(), 0.3, 0.35)
+        self.assertBetween(out.max(), 0.65, 0.7)
+
+    def test_contrast_keeps_the_mean_and_scales_what_differs(self):
+        images = jnp.tile(jnp.array([0.4, 0.6]).reshape(1, 1, 2, 1), (100, 2, 1, 3))
+        out = np.asarray(augment.contrast(jax.random.key(0), images, 0.5))
+        np.testing.assert_allclose(out.mean((1, 2, 3)), 0.5, atol=1e-6)
+        factors = np.ptp(out, axis=(1, 2, 3)) / 0.2
+        self.assertBetween(factors.min(), 0.5, 0.6)
+        self.assertBetween(factors.max(), 1.4, 1.5)
+
+    def test_noise_has_its_standard_deviation(self):
+        out = np.asarray(augment.noise(jax.random.key(0), jnp.full((10, 32, 32, 3), 0.5), 0.1))
+        self.assertAlmostEqual(out.mean(), 0.5, delta=0.003)
+        self.assertAlmostEqual(out.std(), 0.1, delta=0.003)
+
+    def test_all_together(self):
+        images, run = _images(), _jitted(**ALL)
+        out = run(jax.random.key(0), images)
+        self.assertEqual((out.shape, out.dtype), (images.shape, jnp.float32))
+        self.assertTrue(((out >= 0) & (out <= 1)).all())
+        np.testing.assert_array_equal(out, run(jax.random.key(0), images))
+        self.assertFalse((out == run(jax.random.key(1), images)).all())
+
+    def test_off_changes_nothing(self):
+        images = _images()
+        self.assertIs(augment.augment(jax.random.key(0), images, ConfigDict(OFF)), images)
+
+    def test_one_operation_does_not_move_the_draws_of_another(self):
+        key, images = jax.random.key(3), _images()
+        alone = _jitted(pad_crop=2)(key, images)
+        with_brightness = _jitted(pad_crop=2, brightness=1e-7)(key, images)
+        np.testing.assert_allclose(with_brightness, alone, atol=1e-6)
+        behind_flip = _jitted(flip=True, pad_crop=2)(key, images)
+        flipped = augment.flip(jax.random.fold_in(key, 0), images)
+        np.testing.assert_array_equal(behind_flip, augment.pad_crop(jax.random.fold_in(key, 1), flipped, 2))
+
+    def test_negative_field(self):
+        with self.assertRaisesRegex(UserError, "pad_crop = -1"):
+            augment.augment(jax.random.key(0), _images(), ConfigDict(OFF | {"pad_crop": -1}))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,188 @@
+"""Downloads from a server on this machine and from a stand-in for npm; the network is never used."""
+
+import contextlib
+import errno
+import hashlib
+import http.server
+import io
+import os
+import tempfile
+import threading
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import absltest
+
+from atalaia import fetch
+from atalaia.errors import UserError
+
+WHOLE = bytes(range(256)) * 10_000  # 2.56 MB: several chunks
+ALTERED = b"x" + WHOLE[1:]
+NPM = """#!/bin/sh
+echo "$*" >> "{log}"
+{action}
+"""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Answers with the next of the server's bodies, promising the whole length: b"" is a 404, None silence."""
+
+    def do_GET(self):
+        body = self.server.bodies.pop(0)
+        if body is None:
+            self.server.released.wait(10)
+            return
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(WHOLE) if body else 0))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+class FetchTest(absltest.TestCase):
+    def setUp(self):
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        self.cache, self.folder = Path(folder) / "cache", Path(folder)
+        self.server = self.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler))
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.addCleanup(self.server.shutdown)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/file.bin"
+        self.sha256 = hashlib.sha256(WHOLE).hexdigest()
+        common = f'version = "1"\nsize = {len(WHOLE)}\nsha256 = "{self.sha256}"\nlicence = ""\nwhat = ""\n'
+        manifest = self.folder / "manifest.toml"
+        web = f'[web]\nurl = "{self.url}"\nfile = "file.bin"\n{common}'
+        manifest.write_text(f'{web}[npm]\nnpm = "pack@1"\nfile = "pack-1.tgz"\n{common}')
+        self.enter_context(mock.patch.object(fetch, "MANIFEST", manifest))
+        self.stderr = self.enter_context(contextlib.redirect_stderr(io.StringIO()))
+
+    def _npm(self, action: str):
+        """Puts an `npm` that runs `action` first on PATH; its arguments are logged."""
+        npm = self.folder / "bin" / "npm"
+        npm.parent.mkdir()
+        npm.write_text(NPM.format(log=self.folder / "npm.log", action=action))
+        npm.chmod(0o755)
+        self.enter_context(mock.patch.dict(os.environ, PATH=f"{npm.parent}:{os.environ['PATH']}"))
+
+    def _cached(self):
+        return sorted(path.name for path in self.cache.iterdir())
+
+    def test_downloads_once(self):
+        self.server.bodies = [WHOLE]
+        path = fetch.fetch("web", self.cache)
+        self.assertEqual(path, self.cache / "file.bin")
+        self.assertEqual(path.read_bytes(), WHOLE)
+        self.assertEqual(fetch.fetch("web", self.cache), path)  # a second request would find no body
+        self.assertEqual(self._cached(), ["file.bin"])
+
+    def test_wrong_download_is_tried_once_more(self):
+        for name, wrong in (("truncated", WHOLE[:1_500_000]), ("altered", ALTERED)):
+            with self.subTest(name):
+                self.cache = self.folder / name
+                self.server.bodies = [wrong, WHOLE]
+                self.assertEqual(fetch.fetch("web", self.cache).read_bytes(), WHOLE)
+
+    def test_wrong_twice_names_both_digests(self):
+        self.server.bodies = [ALTERED, ALTERED]
+        with self.assertRaises(UserError) as raised:
+            fetch.fetch("web", self.cache)
+        for part in ("file.bin", self.sha256, hashlib.sha256(ALTERED).hexdigest(), str(self.cache)):
+            self.assertIn(part, str(raised.exception))
+        self.assertEmpty(self._cached())
+
+    def test_damaged_file_in_the_cache_is_replaced(self):
+        self.cache.mkdir()
+        (self.cache / "file.bin").write_bytes(ALTERED)
+        self.server.bodies = [WHOLE]
+        self.assertEqual(fetch.fetch("web", self.cache).read_bytes(), WHOLE)
+        self.assertIn("altered", self.stderr.getvalue())
+
+    def test_http_error(self):
+        self.server.bodies = [b""]
+        with self.assertRaisesRegex(UserError, r"cannot download http.*404.*put the file at .*file\.bin by hand"):
+            fetch.fetch("web", self.cache)
+
+    def test_no_network(self):
+        self.server.shutdown()
+        self.server.server_close()
+        with self.assertRaisesRegex(UserError, "cannot download http.*refused"):
+            fetch.fetch("web", self.cache)
+        self.assertEmpty(self._cached())
+
+    def test_silent_server(self):
+        self.server.bodies, self.server.released = [None], threading.Event()
+        self.addCleanup(self.server.released.set)
+        with (
+            mock.patch.object(fetch, "TIMEOUT", 0.1),
+            self.assertRaisesRegex(UserError, "cannot download http.*timed out"),
+        ):
+            fetch.fetch("web", self.cache)
+
+    def test_interruption_and_full_disk_leave_nothing(self):
+        for error in (KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")):
+            self.server.bodies = [WHOLE]
+            with (
+                mock.patch.object(fetch.Progress, "update", side_effect=error),
+                self.assertRaises(type(error)) as raised,
+            ):
+                fetch.fetch("web", self.cache)
+            self.assertIs(raised.exception, error)
+            self.assertEmpty(self._cached())
+
+    def test_npm(self):
+        source = self.folder / "source"
+        source.write_bytes(WHOLE)
+        self._npm(f'cp "{source}" pack-1.tgz')
+        self.assertEqual(fetch.fetch("npm", self.cache).read_bytes(), WHOLE)
+        self.assertEqual(self._cached(), ["pack-1.tgz"])
+        arguments = (self.folder / "npm.log").read_text().split()
+        self.assertEqual((arguments[0], arguments[-1]), ("pack", "pack@1"))
+
+    def test_npm_fails(self):
+        self._npm('echo "npm error code ENOTFOUND" >&2; exit 1')
+        with self.assertRaisesRegex(UserError, r"npm cannot fetch pack@1 \(code ENOTFOUND\).*pack-1\.tgz by hand"):
+            fetch.fetch("npm", self.cache)
+
+    def test_npm_with_a_full_disk(self):
+        self._npm('echo "npm error code ENOSPC" >&2; exit 1')
+        with self.assertRaises(OSError) as raised:
+            fetch.fetch("npm", self.cache)
+        self.assertEqual(raised.exception.errno, errno.ENOSPC)
+
+    def test_npm_is_missing(self):
+        with (
+            mock.patch.dict(os.environ, PATH=str(self.folder)),
+            self.assertRaisesRegex(UserError, r"not installed.*pack-1\.tgz by hand"),
+        ):
+            fetch.fetch("npm", self.cache)
+
+    def test_any_goes_on_to_the_next(self):
+        self._npm('echo "npm error code ENOTFOUND" >&2; exit 1')
+        self.server.bodies = [WHOLE]
+        self.assertEqual(fetch.fetch_any(("npm", "web"), self.cache).name, "file.bin")
+        self.assertRegex(self.stderr.getvalue(), "ENOTFOUND.*going on to web")
+
+    def test_any_prefers_what_is_there(self):
+        self.cache.mkdir()
+        (self.cache / "pack-1.tgz").write_bytes(WHOLE)
+        self.assertEqual(fetch.fetch_any(("web", "npm"), self.cache).name, "pack-1.tgz")
+
+    def test_none_of_any_names_each_cause(self):
+        self._npm('echo "npm error code ENOTFOUND" >&2; exit 1')
+        self.server.bodies = [b""]
+        with self.assertRaisesRegex(UserError, r"web: .*404.*file\.bin by hand; npm: .*ENOTFOUND.*pack-1\.tgz by hand"):
+            fetch.fetch_any(("web", "npm"), self.cache)
+
+
+class ManifestTest(absltest.TestCase):
+    def test_entries_are_complete(self):
+        for artefact in fetch.manifest().values():
+            self.assertNotEqual(bool(artefact.url), bool(artefact.npm), artefact.name)
+            self.assertRegex(artefact.sha256, "^[0-9a-f]{64}$")
+            self.assertGreater(artefact.size, 0)
+            self.assertNotEmpty(artefact.licence)
+
+
+if __name__ == "__main__":
+    absltest.main()
