@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from atalaia.errors import UserError
@@ -24,7 +23,6 @@ Manager = ocp.CheckpointManager
 
 def open_folder(workdir: Path, keep: Sequence[int] = ()) -> Manager:
     """The checkpoints of a run folder; those of the steps in `keep` are never thrown away."""
-    logging.set_verbosity(logging.ERROR)  # orbax tells every file it writes
     policy = preservation_policy.AnyPreservationPolicy(
         [preservation_policy.LatestN(2), preservation_policy.CustomSteps(list(keep))]
     )

@@ -1,12 +1,20 @@
 """Checkpoint to int8 .tflite, the only place that imports TensorFlow.
 
+python -m atalaia.export --workdir=runs/cifar10              # writes runs/cifar10/model.tflite
+
 Every quantised value is marked in JAX with a StableHLO composite "quant.fake_quant", whose scale and zero point the
 TFLite converter takes as they are; so nothing is calibrated a second time. Before the file appears, it is read back and
 every scale, zero point, weight and bias is compared with ours.
 """
 
+import contextlib
 import functools
+import json
+import os
+import sys
 import tempfile
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atalaia import layers, quantize, tflite
+from atalaia import cli, data, layers, ledger, metrics, quantize, tflite, train
+from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.quantize import QLayer, QParams
 
@@ -106,6 +115,13 @@ def convert(model: nn.Module, network: dict[str, QLayer | QParams], input_shape:
     Raises:
       UserError: an operator stayed in floating point, or the file differs from `network`; the operator is named.
     """
+    with _quiet():
+        data = _convert(model, network, input_shape)
+    check(data, model, network)
+    return data
+
+
+def _convert(model, network, input_shape):
     import tensorflow as tf  # 5 s and 860 MB: only here
     from jax.experimental import jax2tf
 
@@ -122,9 +138,25 @@ def convert(model: nn.Module, network: dict[str, QLayer | QParams], input_shape:
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter._experimental_strict_qdq = True
         converter.inference_input_type = converter.inference_output_type = tf.int8
-        data = converter.convert()
-    check(data, model, network)
-    return data
+        return converter.convert()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps TensorFlow's chatter off stderr; it is shown where something fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            chatter.seek(0)
+            os.write(kept, chatter.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -> None:
@@ -212,3 +244,58 @@ def _qparams(tensor):
 def _same(path, what, ours, theirs):
     if not np.array_equal(np.ravel(ours), np.ravel(theirs)):
         raise UserError(f"export: {what} of layer {path!r} differs between JAX and the file")
+
+
+def export(workdir: Path, cache: Path) -> Path:
+    """Calibrates the latest checkpoint of a finished run on training images and writes model.tflite.
+
+    Also writes ranges.json, the smallest and largest value of every layer that chose its scale, export.json and a row
+    of ledger.json.
+
+    Args:
+      workdir: the run folder.
+      cache: where data sets are kept.
+
+    Returns:
+      The file's path.
+
+    Raises:
+      UserError: the run is not finished, its ranges are broken, or the file would not equal the network.
+    """
+    start = time.monotonic()
+    config = configs.load(workdir)
+    configs.validate(config)
+    dataset = data.load(config.data, cache)
+    model, variables = train.load_trained(config, workdir, dataset)
+    input_shape = dataset.train.images.shape[1:]
+    folded = quantize.fold(model, variables, input_shape)
+    ranges = quantize.calibrate(model, folded, _calibration_batches(config, dataset.train.images))
+    network = quantize.quantize_network(model, folded, ranges)
+    tflite_bytes = convert(model, network, input_shape)
+    path = Path(workdir) / "model.tflite"
+    configs.write_whole(path, tflite_bytes)
+    configs.write_whole(path.with_name("ranges.json"), json.dumps(ranges, indent=2) + "\n")
+    ledger.add_tflite(workdir, tflite_bytes)
+    memory = metrics.peak_memory_bytes()
+    record = dict(seconds=round(time.monotonic() - start, 1), peak_memory_bytes=memory)
+    configs.write_whole(path.with_name("export.json"), json.dumps(record, indent=2) + "\n")
+    return path
+
+
+def _calibration_batches(config, images, size=256):
+    """Training images, as they are, drawn by the run's seed."""
+    chosen = np.random.RandomState(config.seed).permutation(len(images))[: config.calibration.images]
+    for start in range(0, len(chosen), size):
+        yield data.to_float(images[np.sort(chosen[start : start + size])])
+
+
+def main() -> None:
+    workdir = cli.workdir()
+    path = export(workdir, cli.cache())
+    print(f"{path}: {path.stat().st_size:,} bytes; every scale, zero point, weight and bias equals JAX's")
+    print(ledger.table(ledger.read(workdir)))
+
+
+if __name__ == "__main__":
+    cli.common_flags()
+    cli.run(main)

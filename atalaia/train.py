@@ -27,8 +27,8 @@ from ml_collections import ConfigDict, config_flags
 from atalaia import (
     augment,
     checkpoint,
+    cli,
     data,
-    errors,
     layers,
     ledger,
     losses,
@@ -260,6 +260,21 @@ def restore(
     return jax.device_put(restored), meta["seconds"]
 
 
+def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> tuple[nn.Module, dict]:
+    """The network of a finished run and its params and batch_stats.
+
+    Raises:
+      UserError: the run is not finished, or its checkpoint is damaged.
+    """
+    model = models.create(config.model, len(dataset.class_names))
+    plan = make_plan(config, len(dataset.train.labels))
+    manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan])
+    if plan[-1].end not in manager.all_steps():
+        raise UserError(f"the run in {workdir} is not finished: give the same atalaia.train command again")
+    state, _ = restore(manager, config, plan, init_state(config, model, dataset.train.images.shape[1:]), plan[-1].end)
+    return model, dict(params=state.params, batch_stats=state.batch_stats)
+
+
 def _key(key, name, step):
     """The key of one use of randomness in one step."""
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
@@ -346,17 +361,14 @@ class _StopSignal:
         self._asked = True
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run folder, such as runs/cifar10.")
-_DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept (else $ATALAIA_DATA, else ~/.cache/atalaia).")
-
-
-def main(argv):
-    del argv
-    if _CONFIG.value is None or _WORKDIR.value is None:
-        raise UserError("give --config=configs/NAME.py and --workdir=runs/NAME")
-    train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value), data.cache_dir(_DATA.value))
+def main() -> None:
+    config = flags.FLAGS.config
+    if config is None:
+        raise UserError("no config: give --config=configs/NAME.py")
+    train_and_evaluate(config, cli.workdir(), cli.cache())
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.common_flags()
+    config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/.")
+    cli.run(main)

@@ -1,0 +1,147 @@
+"""The engines that run an int8 .tflite, each fed the same images: TFLite's reference kernels, XNNPACK and TFLite Micro.
+
+An engine runs one image at a time on one core, so the images are shared out to several processes; each is this module
+run as a program, which imports neither JAX nor TensorFlow.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from atalaia import tflite
+from atalaia.errors import UserError
+from atalaia.progress import Progress
+
+REPORT_EVERY = 50  # images between two words from a process
+
+
+def _litert(data, resolver):
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(model_content=data, experimental_op_resolver_type=OpResolverType[resolver], num_threads=1)
+    interpreter.allocate_tensors()
+    given, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def invoke(image):
+        interpreter.set_tensor(given, image)
+        interpreter.invoke()
+        return interpreter.get_tensor(result)
+
+    return invoke
+
+
+def _tflm(data):
+    from tflite_micro.python.tflite_micro import runtime
+
+    interpreter = runtime.Interpreter.from_bytes(data)
+
+    def invoke(image):
+        interpreter.set_input(image, 0)
+        interpreter.invoke()
+        return interpreter.get_output(0)
+
+    return invoke
+
+
+# Name to `make(tflite_bytes)`, which gives `invoke(input [1, height, width, channels])` to output `[1, classes]`.
+ENGINES: dict[str, Callable[[bytes], Callable[[np.ndarray], np.ndarray]]] = {
+    "tflite": lambda data: _litert(data, "BUILTIN_REF"),
+    "xnnpack": lambda data: _litert(data, "AUTO"),
+    "tflm": _tflm,
+}
+
+
+def quantize_input(data: bytes, images: np.ndarray) -> np.ndarray:
+    """uint8 images `[n, h, w, c]` as a model's input: pixel / 255 on the input's grid (pixel - 128 for our own models).
+
+    Raises:
+      UserError: the model takes other images than these.
+    """
+    graph = tflite.read(data)
+    given = graph.tensors[graph.inputs[0]]
+    if given.shape[1:] != images.shape[1:]:
+        want, have = ("x".join(map(str, s)) for s in (given.shape[1:], images.shape[1:]))
+        raise UserError(f"the model takes images of {want}, the data set's are {have}: set data.size or data.grey")
+    if given.dtype == "FLOAT32":
+        return images.astype(np.float32) / 255
+    low, high = {"INT8": (-128, 127), "UINT8": (0, 255)}[given.dtype]
+    levels = np.round(np.arange(256) / 255 / float(given.scale[0])) + int(given.zero_point[0])
+    return np.clip(levels, low, high).astype(given.dtype.lower())[images]
+
+
+def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = None) -> np.ndarray:
+    """Outputs `[n, classes]` of a .tflite file in its own type, for uint8 images `[n, h, w, c]`.
+
+    Args:
+      engine: a name of `ENGINES`.
+      data: the file.
+      images: what `quantize_input` takes.
+      processes: how many share the work; one a core by default.
+
+    Raises:
+      UserError: the engine cannot run this model.
+    """
+    processes = min(processes or os.cpu_count(), max(1, len(images) // REPORT_EVERY))
+    bounds = np.linspace(0, len(images), processes + 1).astype(int)
+    with tempfile.TemporaryDirectory() as folder, Progress(f"evaluate {engine}", len(images), "images") as progress:
+        folder = Path(folder)
+        np.save(folder / "images.npy", quantize_input(data, images))
+        (folder / "model.tflite").write_bytes(data)
+        workers = [
+            _start(engine, folder, i, first, end)
+            for i, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+        ]
+        try:
+            threads = [threading.Thread(target=_count, args=(w, progress)) for w in workers]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for worker in workers:
+                if worker.wait():
+                    reason = (folder / f"{workers.index(worker)}.err").read_text().strip().splitlines()
+                    raise UserError(f"{engine} cannot run this model: {reason[-1] if reason else 'it crashed'}")
+        finally:
+            for worker in workers:
+                worker.kill()
+        return np.concatenate([np.load(folder / f"{i}.npy") for i in range(processes)])
+
+
+def _start(engine, folder, number, first, end):
+    arguments = [engine, str(folder), str(number), str(first), str(end)]
+    with (folder / f"{number}.err").open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "atalaia.engines", *arguments], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+
+
+_LOCK = threading.Lock()
+
+
+def _count(worker, progress):
+    for line in worker.stdout:
+        with _LOCK:
+            progress.update(int(line))
+
+
+def _work(engine: str, folder: str, number: str, first: str, end: str) -> None:
+    """One process: runs images first to end and tells how many it has done."""
+    folder = Path(folder)
+    invoke = ENGINES[engine]((folder / "model.tflite").read_bytes())
+    images = np.load(folder / "images.npy", mmap_mode="r")[int(first) : int(end)]
+    outputs = []
+    for start in range(0, len(images), REPORT_EVERY):
+        batch = images[start : start + REPORT_EVERY]
+        outputs += [invoke(image[None]) for image in batch]
+        print(len(batch), flush=True)
+    np.save(folder / f"{number}.npy", np.concatenate(outputs))
+
+
+if __name__ == "__main__":
+    _work(*sys.argv[1:])

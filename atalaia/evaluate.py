@@ -1,0 +1,147 @@
+"""The same test images through every engine: accuracy, macro F1, and how far the engines agree.
+
+python -m atalaia.evaluate --workdir=runs/cifar10 [--engines=jax,tflite,tflm]
+python -m atalaia.evaluate --tflite=FILE --config=configs/cifar10.py [--workdir=where/results/go]
+
+Writes evaluation.json (engine to {accuracy, f1_macro, images}), evaluation.md (per class, agreement) and confusion.png.
+The whole test set is used, always. An int8 file from elsewhere gets pixel / 255 on its input's grid.
+"""
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from sklearn import metrics as sk
+
+from atalaia import cli, data, engines, metrics, report, tflite, train
+from atalaia import config as configs
+from atalaia.config import write_whole
+from atalaia.errors import UserError
+
+BATCH = 500
+JAX = "jax"
+
+
+def jax_logits(config, workdir: Path, dataset: data.Dataset) -> np.ndarray:
+    """float32 logits `[n, classes]` of a finished run's network on the test images."""
+    model, variables = train.load_trained(config, workdir, dataset)
+    apply = jax.jit(lambda images: model.apply(variables, data.to_float(images)))
+    images = dataset.test.images
+    return np.concatenate([np.asarray(apply(images[i : i + BATCH])) for i in range(0, len(images), BATCH)])
+
+
+def evaluate(config, dataset: data.Dataset, names: list[str], workdir: Path, tflite_bytes: bytes | None) -> dict:
+    """Runs the engines and writes their results into `workdir`; returns what evaluation.json holds.
+
+    Args:
+      config: the run's config.
+      dataset: whose test images are used.
+      names: of the engines, "jax" or those of engines.ENGINES.
+      workdir: the run folder.
+      tflite_bytes: the int8 file; None where only "jax" is asked for.
+
+    Raises:
+      UserError: the model does not fit the data set, or an engine cannot run it.
+    """
+    labels = dataset.test.labels
+    outputs, seconds = {}, {}
+    start = time.monotonic()
+    for name in names:
+        begin = time.monotonic()
+        if name == JAX:
+            outputs[name] = jax_logits(config, workdir, dataset)
+        else:
+            outputs[name] = engines.run(name, tflite_bytes, dataset.test.images)
+        seconds[name] = round(time.monotonic() - begin, 1)
+        if outputs[name].shape[1] != len(dataset.class_names):
+            found, expected = outputs[name].shape[1], len(dataset.class_names)
+            raise UserError(f"the model has {found} classes, data set {dataset.name} has {expected}")
+    predictions = {name: out.argmax(1) for name, out in outputs.items()}
+    scores = {name: score(labels, predicted) for name, predicted in predictions.items()}
+    details = dict(
+        engines=scores,
+        seconds=seconds | dict(total=round(time.monotonic() - start, 1)),
+        agreement=agreement(outputs),
+        per_class={name: per_class(labels, p, dataset.class_names) for name, p in predictions.items()},
+        peak_memory_bytes=metrics.peak_memory_bytes(),
+    )
+    write_whole(workdir / "evaluation.json", json.dumps(scores, indent=2) + "\n")
+    write_whole(workdir / "evaluation_details.json", json.dumps(details, indent=2) + "\n")
+    write_whole(workdir / "evaluation.md", report.evaluation_table(details, dataset))
+    shown = names[-1]
+    report.confusion_picture(workdir / "confusion.png", labels, predictions[shown], dataset.class_names, shown)
+    return scores
+
+
+def score(labels: np.ndarray, predicted: np.ndarray) -> dict:
+    """Accuracy and macro F1 (mean of the classes' F1, scikit-learn) of class indices `[n]`."""
+    f1 = sk.f1_score(labels, predicted, average="macro", zero_division=0)
+    return dict(accuracy=float(sk.accuracy_score(labels, predicted)), f1_macro=float(f1), images=len(labels))
+
+
+def per_class(labels: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...]) -> list[dict]:
+    """Precision, recall, F1 and number of images of each class."""
+    figures = sk.precision_recall_fscore_support(labels, predicted, labels=range(len(class_names)), zero_division=0)
+    names = ("precision", "recall", "f1", "images")
+    return [
+        {"class": name} | {key: float(value) for key, value in zip(names, row, strict=True)}
+        for name, row in zip(class_names, zip(*figures, strict=True), strict=True)
+    ]
+
+
+def agreement(outputs: dict[str, np.ndarray]) -> list[dict]:
+    """For each two engines: part of the images with one prediction, and of the output bytes that are equal (int8)."""
+    rows = []
+    for a, b in itertools.combinations(outputs, 2):
+        same = float(np.mean(outputs[a].argmax(1) == outputs[b].argmax(1)))
+        integer = outputs[a].dtype == outputs[b].dtype == np.int8
+        rows.append(
+            dict(engines=[a, b], predictions=same, bytes=float(np.mean(outputs[a] == outputs[b])) if integer else None)
+        )
+    return rows
+
+
+def main() -> None:
+    names = flags.FLAGS.engines
+    allowed = [JAX, *engines.ENGINES]
+    if unknown := [n for n in names if n not in allowed]:
+        raise UserError(f"unknown engine {unknown[0]!r}: there are {', '.join(allowed)}")
+    file = flags.FLAGS.tflite
+    if file is None:
+        workdir = cli.workdir()
+        config = configs.load(workdir)
+    else:
+        workdir, config = _outside(file)
+        names = [n for n in names if n != JAX]
+    needs_file = any(n != JAX for n in names)
+    tflite_bytes = tflite.load(file or workdir / "model.tflite") if needs_file else None
+    dataset = data.load(config.data, cli.cache())
+    evaluate(config, dataset, names, workdir, tflite_bytes)
+    print((workdir / "evaluation.md").read_text())
+    print(f"evaluated: {workdir} (evaluation.json, evaluation.md, confusion.png)")
+
+
+def _outside(file):
+    """Where the results of a file without a run go, and the config that names its data set."""
+    config = flags.FLAGS.config
+    if config is None:
+        raise UserError("no data set for this file: give --config=configs/NAME.py as well")
+    configs.validate(config)
+    workdir = Path(flags.FLAGS.workdir or Path(file).with_suffix(".evaluation"))
+    if (workdir / "config.json").exists():
+        raise UserError(f"{workdir} is a run folder, whose results would be overwritten: give another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    return workdir, config
+
+
+if __name__ == "__main__":
+    cli.common_flags()
+    flags.DEFINE_list("engines", [JAX, "tflite", "tflm"], "Of jax, tflite, xnnpack, tflm; several by commas.")
+    flags.DEFINE_string("tflite", None, "An int8 .tflite file instead of a run's; needs --config for the data set.")
+    config_flags.DEFINE_config_file("config", help_string="With --tflite: the experiment that names the data set.")
+    cli.run(main)

@@ -1,0 +1,106 @@
+"""Tables and pictures from the runs' JSON: what a person reads.
+
+python -m atalaia.report --workdir=runs/cifar10              # one run: accuracy, sizes, time, memory
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from atalaia import cli, ledger
+from atalaia import config as configs
+from atalaia.errors import UserError
+
+MIB = 2**20
+
+
+def evaluation_table(details: dict, dataset) -> str:
+    """evaluation.md: every engine, their agreement, and the classes of the last engine, in Markdown."""
+    images = len(dataset.test.labels)
+    lines = [f"# {dataset.name}: the whole test set, {images:,} images", "", *_engines_table(details), ""]
+    if details["agreement"]:
+        lines += ["| engines | same prediction % | same output bytes % |", "|---|---:|---:|"]
+        for row in details["agreement"]:
+            same = "-" if row["bytes"] is None else f"{100 * row['bytes']:.2f}"
+            lines.append(f"| {' and '.join(row['engines'])} | {100 * row['predictions']:.2f} | {same} |")
+        lines.append("")
+    shown = list(details["per_class"])[-1]
+    lines += [f"| class ({shown}) | precision | recall | F1 | images |", "|---|---:|---:|---:|---:|"]
+    for row in details["per_class"][shown]:
+        figures = " | ".join(f"{row[k]:.3f}" for k in ("precision", "recall", "f1"))
+        lines.append(f"| {row['class']} | {figures} | {row['images']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _engines_table(details):
+    lines = ["| engine | accuracy % | macro F1 % | images | seconds |", "|---|---:|---:|---:|---:|"]
+    for name, row in details["engines"].items():
+        figures = f"{100 * row['accuracy']:.2f} | {100 * row['f1_macro']:.2f} | {row['images']:,}"
+        lines.append(f"| {name} | {figures} | {details['seconds'][name]} |")
+    return lines
+
+
+def confusion_picture(
+    path: Path, labels: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...], engine: str
+) -> None:
+    """A picture of how often each class (rows) was taken for each (columns)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    side = min(4 + 0.4 * len(class_names), 16)
+    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+    ConfusionMatrixDisplay.from_predictions(
+        labels,
+        predicted,
+        labels=range(len(class_names)),
+        display_labels=class_names,
+        xticks_rotation="vertical",
+        cmap="Blues",
+        colorbar=False,
+        ax=axes,
+    )
+    axes.set_title(f"test set, {engine}")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    plt.close(figure)
+    configs.write_whole(path, picture.getvalue())
+
+
+def run_summary(workdir: Path) -> str:
+    """One finished run in Markdown: engines, size ledger, time and memory of each step."""
+    workdir = Path(workdir)
+    steps = {name: _json(workdir, f"{name}.json", name) for name in ("train", "export")}
+    details = _json(workdir, "evaluation_details.json", "evaluate")
+    steps["evaluate"] = dict(seconds=details["seconds"]["total"], peak_memory_bytes=details["peak_memory_bytes"])
+    lines = [*_engines_table(details), "", ledger.table(ledger.read(workdir)), ""]
+    lines += ["| step | seconds | peak memory MiB |", "|---|---:|---:|"]
+    lines += [f"| {n} | {s['seconds']} | {s['peak_memory_bytes'] / MIB:,.0f} |" for n, s in steps.items()]
+    total = sum(s["seconds"] for s in steps.values())
+    peak = max(s["peak_memory_bytes"] for s in steps.values()) / MIB
+    lines.append(f"| whole | {total:.1f} | {peak:,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _json(workdir, name, step):
+    path = workdir / name
+    if not path.is_file():
+        raise UserError(f"{workdir} has no {name}: run atalaia.{step} --workdir={workdir} first")
+    return json.loads(path.read_text())
+
+
+def main() -> None:
+    workdir = cli.workdir()
+    text = run_summary(workdir)
+    configs.write_whole(workdir / "summary.md", text)
+    print(text)
+    print(f"written: {workdir}/summary.md")
+
+
+if __name__ == "__main__":
+    cli.common_flags()
+    cli.run(main)
