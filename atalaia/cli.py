@@ -1,8 +1,9 @@
 """What every command shares: flags, one clear line for a user's mistake, a quiet Ctrl-C."""
 
+import contextlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -33,15 +34,30 @@ def cache() -> Path:
     return data.cache_dir(flags.FLAGS.data_dir)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main()`; a user's mistake becomes one line and exit code 2, Ctrl-C exit code 130."""
+def run(main: Callable[[], None], known_only: bool = False) -> None:
+    """Parses the flags and runs `main()`; a user's mistake becomes one line and exit code 2, Ctrl-C exit code 130.
+
+    Args:
+      main: the command.
+      known_only: leave the arguments that are no flags of ours to main, instead of refusing them.
+    """
     logging.set_verbosity(logging.ERROR)  # jax and orbax tell what they look for and write
-    app.run(lambda argv: _guarded(main), flags_parser=_parse)
+    app.run(lambda argv: _guarded(main), flags_parser=lambda argv: _guarded(lambda: _parse(argv, known_only)))
 
 
-def _guarded(main):
+@contextlib.contextmanager
+def flag_errors() -> Iterator[None]:
+    """Turns what absl and ml_collections raise for wrong flags and configs into a UserError."""
     try:
-        main()
+        yield
+    # ml_collections raises these plain types for unknown fields, wrong types and missing files.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(_flag_message(error)) from None
+
+
+def _guarded(function):
+    try:
+        return function()
     except KeyboardInterrupt:
         print("stopped; give the same command again to go on", file=sys.stderr)
         sys.exit(130)
@@ -49,19 +65,17 @@ def _guarded(main):
         line = message(error)
         if line is None:
             raise
-        _fail(line)
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(argv)
+def _parse(argv: Sequence[str], known_only: bool) -> list[str]:
+    with flag_errors():
+        rest = flags.FLAGS(argv, known_only)
         if "config" in flags.FLAGS and flags.FLAGS["config"].present:
             bool(flags.FLAGS.config)  # a file that could not be read shows here first
-    # ml_collections raises these plain types for unknown fields, wrong types and missing files.
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as error:
-        _fail(_flag_message(error))
-    if len(rest) > 1:
-        _fail(f"unexpected argument {rest[1]!r}: fields of the config are set as --config.field=value")
+    if len(rest) > 1 and not known_only:
+        raise UserError(f"unexpected argument {rest[1]!r}: fields of the config are set as --config.field=value")
     return rest
 
 
@@ -74,8 +88,3 @@ def _flag_message(error):
         return f"the config has no such field: {text}"
     missing = re.search(r"No such file or directory: '([^']+)'", text)
     return f"no config file {missing[1]}: the recipes are in configs/" if missing else text
-
-
-def _fail(line: str):
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)

@@ -4,6 +4,7 @@ An engine runs one image at a time on one core, so the images are shared out to 
 run as a program, which imports neither JAX nor TensorFlow.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -93,10 +94,7 @@ def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = No
         folder = Path(folder)
         np.save(folder / "images.npy", quantize_input(data, images))
         (folder / "model.tflite").write_bytes(data)
-        workers = [
-            _start(engine, folder, i, first, end)
-            for i, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False))
-        ]
+        workers = [_start(engine, folder, i, first, end) for i, (first, end) in enumerate(itertools.pairwise(bounds))]
         try:
             threads = [threading.Thread(target=_count, args=(w, progress)) for w in workers]
             for thread in threads:

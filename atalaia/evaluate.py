@@ -4,7 +4,8 @@ python -m atalaia.evaluate --workdir=runs/cifar10 [--engines=jax,tflite,tflm]
 python -m atalaia.evaluate --tflite=FILE --config=configs/cifar10.py [--workdir=where/results/go]
 
 Writes evaluation.json (engine to {accuracy, f1_macro, images}), evaluation.md (per class, agreement) and confusion.png.
-The whole test set is used, always. An int8 file from elsewhere gets pixel / 255 on its input's grid.
+A split is used whole, always. Choose with --split=validation, which writes evaluation_validation.json and so on; look
+at the test set once, for the model that is reported. An int8 file from elsewhere gets pixel / 255 on its input's grid.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from sklearn import metrics as sk
 
 from atalaia import cli, data, engines, metrics, report, tflite, train
@@ -27,36 +28,45 @@ BATCH = 500
 JAX = "jax"
 
 
-def jax_logits(config, workdir: Path, dataset: data.Dataset) -> np.ndarray:
-    """float32 logits `[n, classes]` of a finished run's network on the test images."""
+def jax_logits(config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray) -> np.ndarray:
+    """float32 logits `[n, classes]` of a finished run's network on uint8 images."""
     model, variables = train.load_trained(config, workdir, dataset)
     apply = jax.jit(lambda images: model.apply(variables, data.to_float(images)))
-    images = dataset.test.images
     return np.concatenate([np.asarray(apply(images[i : i + BATCH])) for i in range(0, len(images), BATCH)])
 
 
-def evaluate(config, dataset: data.Dataset, names: list[str], workdir: Path, tflite_bytes: bytes | None) -> dict:
+def evaluate(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    names: list[str],
+    workdir: Path,
+    tflite_bytes: bytes | None,
+    split: str = "test",
+) -> dict:
     """Runs the engines and writes their results into `workdir`; returns what evaluation.json holds.
 
     Args:
       config: the run's config.
-      dataset: whose test images are used.
+      dataset: whose images are used.
       names: of the engines, "jax" or those of engines.ENGINES.
       workdir: the run folder.
       tflite_bytes: the int8 file; None where only "jax" is asked for.
+      split: "test" or "validation".
 
     Raises:
       UserError: the model does not fit the data set, or an engine cannot run it.
     """
-    labels = dataset.test.labels
+    images, labels = getattr(dataset, split)
+    if not len(labels):
+        raise UserError("the run has no validation split (data.validation is 0): evaluate on --split=test")
     outputs, seconds = {}, {}
     start = time.monotonic()
     for name in names:
         begin = time.monotonic()
         if name == JAX:
-            outputs[name] = jax_logits(config, workdir, dataset)
+            outputs[name] = jax_logits(config, workdir, dataset, images)
         else:
-            outputs[name] = engines.run(name, tflite_bytes, dataset.test.images)
+            outputs[name] = engines.run(name, tflite_bytes, images)
         seconds[name] = round(time.monotonic() - begin, 1)
         if outputs[name].shape[1] != len(dataset.class_names):
             found, expected = outputs[name].shape[1], len(dataset.class_names)
@@ -64,17 +74,25 @@ def evaluate(config, dataset: data.Dataset, names: list[str], workdir: Path, tfl
     predictions = {name: out.argmax(1) for name, out in outputs.items()}
     scores = {name: score(labels, predicted) for name, predicted in predictions.items()}
     details = dict(
+        dataset=dataset.name,
+        split=split,
         engines=scores,
         seconds=seconds | dict(total=round(time.monotonic() - start, 1)),
         agreement=agreement(outputs),
         per_class={name: per_class(labels, p, dataset.class_names) for name, p in predictions.items()},
         peak_memory_bytes=metrics.peak_memory_bytes(),
     )
-    write_whole(workdir / "evaluation.json", json.dumps(scores, indent=2) + "\n")
-    write_whole(workdir / "evaluation_details.json", json.dumps(details, indent=2) + "\n")
-    write_whole(workdir / "evaluation.md", report.evaluation_table(details, dataset))
-    shown = names[-1]
-    report.confusion_picture(workdir / "confusion.png", labels, predictions[shown], dataset.class_names, shown)
+    suffix = "" if split == "test" else f"_{split}"
+    write_whole(workdir / f"evaluation{suffix}.json", json.dumps(scores, indent=2) + "\n")
+    write_whole(workdir / f"evaluation{suffix}_details.json", json.dumps(details, indent=2) + "\n")
+    text = report.evaluation_table(details)
+    write_whole(workdir / f"evaluation{suffix}.md", text)
+    print(text)
+    title = f"{dataset.name}, {split}, {names[-1]}"
+    report.confusion_picture(
+        workdir / f"confusion{suffix}.png", labels, predictions[names[-1]], dataset.class_names, title
+    )
+    print(f"written: {workdir}/evaluation{suffix}.json, .md and confusion{suffix}.png")
     return scores
 
 
@@ -121,9 +139,7 @@ def main() -> None:
     needs_file = any(n != JAX for n in names)
     tflite_bytes = tflite.load(file or workdir / "model.tflite") if needs_file else None
     dataset = data.load(config.data, cli.cache())
-    evaluate(config, dataset, names, workdir, tflite_bytes)
-    print((workdir / "evaluation.md").read_text())
-    print(f"evaluated: {workdir} (evaluation.json, evaluation.md, confusion.png)")
+    evaluate(config, dataset, names, workdir, tflite_bytes, flags.FLAGS.split)
 
 
 def _outside(file):
@@ -142,6 +158,7 @@ def _outside(file):
 if __name__ == "__main__":
     cli.common_flags()
     flags.DEFINE_list("engines", [JAX, "tflite", "tflm"], "Of jax, tflite, xnnpack, tflm; several by commas.")
+    flags.DEFINE_enum("split", "test", ["test", "validation"], "The images to use.")
     flags.DEFINE_string("tflite", None, "An int8 .tflite file instead of a run's; needs --config for the data set.")
     config_flags.DEFINE_config_file("config", help_string="With --tflite: the experiment that names the data set.")
     cli.run(main)

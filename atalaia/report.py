@@ -16,10 +16,9 @@ from atalaia.errors import UserError
 MIB = 2**20
 
 
-def evaluation_table(details: dict, dataset) -> str:
+def evaluation_table(details: dict) -> str:
     """evaluation.md: every engine, their agreement, and the classes of the last engine, in Markdown."""
-    images = len(dataset.test.labels)
-    lines = [f"# {dataset.name}: the whole test set, {images:,} images", "", *_engines_table(details), ""]
+    lines = [f"# {details['dataset']}: the whole {details['split']} split", "", *_engines_table(details), ""]
     if details["agreement"]:
         lines += ["| engines | same prediction % | same output bytes % |", "|---|---:|---:|"]
         for row in details["agreement"]:
@@ -43,7 +42,7 @@ def _engines_table(details):
 
 
 def confusion_picture(
-    path: Path, labels: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...], engine: str
+    path: Path, labels: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...], title: str
 ) -> None:
     """A picture of how often each class (rows) was taken for each (columns)."""
     import matplotlib
@@ -64,7 +63,7 @@ def confusion_picture(
         colorbar=False,
         ax=axes,
     )
-    axes.set_title(f"test set, {engine}")
+    axes.set_title(title)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
     plt.close(figure)

@@ -87,6 +87,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan])
     state, seconds = restore(manager, config, plan, state)
     clock = time.monotonic() - seconds
+    if state.step:
+        print(f"going on from step {state.step} of {plan[-1].end}", flush=True)
     with metrics.Writer(workdir, int(state.step)) as writer, _StopSignal() as stop:
         for stage in plan:
             if int(state.step) < stage.end:
@@ -256,7 +258,6 @@ def restore(
     if found is None:
         return state, 0.0
     restored, meta = found
-    print(f"going on from step {meta['step']} ({meta['stage']})", flush=True)
     return jax.device_put(restored), meta["seconds"]
 
 

@@ -1,0 +1,140 @@
+"""Every combination of some fields' values, one run folder each, one table.
+
+python -m atalaia.sweep configs/cifar10.py --config.prune.sparsity=0.5,0.8,0.9 [--config.seed=0,1] [--workdir=runs/s]
+
+Each combination is trained, exported and looked at on the validation split; the test set is for the one that is chosen:
+python -m atalaia.evaluate --workdir=RUN. A sweep that was stopped goes on when it is called again.
+"""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from atalaia import cli, ledger
+from atalaia import config as configs
+from atalaia.errors import UserError
+
+
+def main() -> None:
+    file, grid, rest = parse(sys.argv[1:])
+    root = Path(flags.FLAGS.workdir or f"runs/sweep_{Path(file).stem}")
+    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    for overrides in combinations:
+        _check(file, overrides)
+    rows = []
+    for number, overrides in enumerate(combinations, 1):
+        name = ",".join(f"{field}={value}" for field, value in overrides.items()) or "base"
+        print(f"run {number} of {len(combinations)}: {name}", flush=True)
+        workdir = root / name.replace("/", "_")
+        done = _run(file, overrides, workdir, rest)
+        rows.append(overrides | _figures(workdir, done))
+    configs.write_whole(root / "sweep.json", json.dumps(rows, indent=2) + "\n")
+    configs.write_whole(root / "sweep.md", table(rows))
+    print(table(rows))
+    print(f"written: {root}/sweep.md, sweep.json")
+    if not all(row["finished"] for row in rows):
+        raise UserError("not every run finished; the table says which, their messages are above")
+
+
+def parse(arguments: list[str]) -> tuple[str, dict[str, list[str]], list[str]]:
+    """The config file, the values of each field to combine, and the other flags.
+
+    Raises:
+      UserError: no file, or an argument that is no flag.
+    """
+    fields = [a for a in arguments if a.startswith("--config.")]
+    files = [a for a in arguments if not a.startswith("--")]
+    rest = [a for a in arguments if a.startswith("--") and a not in fields]
+    if unknown := [a for a in rest if not a.startswith(("--workdir=", "--data_dir="))]:
+        raise UserError(f"a sweep has no {unknown[0]}: only --config.FIELD=A,B, --workdir= and --data_dir=")
+    if len(files) != 1:
+        raise UserError("a sweep takes one config file and --config.FIELD=A,B flags, such as configs/cifar10.py")
+    grid = {}
+    for field in fields:
+        name, equals, values = field.removeprefix("--config.").partition("=")
+        if not equals:
+            raise UserError(f"{field} has no values: write {field}=A,B")
+        grid[name] = split_values(values)
+    return files[0], grid, rest
+
+
+def split_values(text: str) -> list[str]:
+    """Parts of a text between commas, but not between those inside brackets: "1,(2,3)" is "1" and "(2,3)"."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _flags(overrides):
+    return [f"--config.{field}={value}" for field, value in overrides.items()]
+
+
+def _check(file, overrides):
+    """Parses and validates one combination as atalaia.train would, before any of them is run."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    with cli.flag_errors():
+        values(["sweep", f"--config={file}", *_flags(overrides)])
+        config = values.config
+        bool(config)
+    configs.validate(config)
+
+
+def _run(file, overrides, workdir, rest):
+    """Train, export, evaluate, each as a user would call it; True where all went well."""
+    common = [f"--workdir={workdir}", *(r for r in rest if not r.startswith("--workdir"))]
+    steps = [
+        ["train", f"--config={file}", *_flags(overrides)],
+        ["export"],
+        ["evaluate", "--split=validation", "--engines=jax,tflm"],
+    ]
+    for step, *arguments in steps:
+        code = subprocess.run([sys.executable, "-m", f"atalaia.{step}", *common, *arguments], check=False).returncode
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            return False
+    return True
+
+
+def _figures(workdir, done):
+    if not done:
+        return dict(finished=False)
+    scores = json.loads((workdir / "evaluation_validation.json").read_text())
+    sizes = ledger.read(workdir)[-1]
+    return dict(
+        finished=True,
+        val_accuracy_jax=scores["jax"]["accuracy"],
+        val_accuracy_tflm=scores["tflm"]["accuracy"],
+        nonzeros=sizes["nonzeros"],
+        tflite_bytes=sizes["tflite_bytes"],
+        gzip_bytes=sizes["gzip_bytes"],
+        workdir=str(workdir),
+    )
+
+
+def table(rows: list[dict]) -> str:
+    """The runs in Markdown, "-" where one did not finish."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name, "-")) for name in names] for row in rows]
+    lines = ["| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *cells]]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value):
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    cli.common_flags()
+    cli.run(main, known_only=True)

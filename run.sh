@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Set-up in .venv and everything else in one word. `./run.sh` alone lists what there is.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+  cat <<'TEXT'
+usage: ./run.sh WORD [--config.FIELD=VALUE ...]
+
+  demo      the whole job on the embedded default (scikit-learn's digits), about a minute, no network
+  faces     the same on scikit-image's faces and non-faces, no network
+  cifar10   the same on CIFAR-10 (downloads 140 to 170 MB once), under an hour on 2 cores
+  run FILE  the same on any config, such as configs/folder.py --config.data.path=FOLDER for your own images
+  sweep FILE --config.FIELD=A,B ...   every combination, one run folder each, one table (on the validation split)
+  test      the test suite
+  lint      ruff: format and lint
+  setup     only the set-up: .venv with the pinned packages
+
+The job is train, export, evaluate and report; each also runs by itself, see README.md. Run folders go to runs/.
+Data go to ~/.cache/atalaia, or where --data_dir or the environment variable ATALAIA_DATA says.
+TEXT
+}
+
+python_that_fits() {
+  local candidate
+  for candidate in python3.11 python3.12 python3.13 python3 python; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11, 3.12 or 3.13 found, and the pinned packages run on no other: install one of them" >&2
+  exit 2
+}
+
+# setup FILE...: .venv holds what the requirement files pin; does nothing where it already does.
+setup() {
+  local file stamp
+  for file in "$@"; do
+    stamp=".venv/.installed-$file"
+    if ! cat "$file" constraints.txt 2>/dev/null | cmp -s - "$stamp"; then
+      [ -x .venv/bin/python ] || "$(python_that_fits)" -m venv .venv
+      echo "installing $file into .venv (once)" >&2
+      .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file" -c constraints.txt
+      cat "$file" constraints.txt >"$stamp"
+    fi
+  done
+}
+
+# job CONFIG [FLAG...]: the whole way from a config to an int8 model and its report.
+job() {
+  local config=$1 workdir flag common=() train=()
+  shift
+  workdir=runs/$(basename "$config" .py)
+  for flag in "$@"; do
+    case $flag in
+      --workdir=*) workdir=${flag#*=} ;;
+      --data_dir=*) common+=("$flag") ;;
+      *) train+=("$flag") ;;
+    esac
+  done
+  common+=("--workdir=$workdir")
+  setup requirements.txt
+  .venv/bin/python -m atalaia.train --config="$config" "${common[@]}" "${train[@]}"
+  .venv/bin/python -m atalaia.export "${common[@]}"
+  .venv/bin/python -m atalaia.evaluate "${common[@]}"
+  .venv/bin/python -m atalaia.report "${common[@]}"
+}
+
+word=${1:-help}
+[ $# -gt 0 ] && shift
+case $word in
+  demo) job configs/digits.py "$@" ;;
+  faces | cifar10) job "configs/$word.py" "$@" ;;
+  run) job "${1:?error: ./run.sh run needs a config, such as configs/digits.py}" "${@:2}" ;;
+  sweep) setup requirements.txt && .venv/bin/python -m atalaia.sweep "$@" ;;
+  test) setup requirements.txt requirements-dev.txt && .venv/bin/python -m pytest "$@" ;;
+  lint)
+    setup requirements-dev.txt
+    .venv/bin/ruff format --check . && .venv/bin/ruff check .
+    ;;
+  setup) setup requirements.txt ;;
+  help | -h | --help) usage ;;
+  *)
+    echo "error: ./run.sh has no '$word'" >&2
+    usage >&2
+    exit 2
+    ;;
+esac
