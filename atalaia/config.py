@@ -126,22 +126,30 @@ def _range(field, value, low, below=None):
         raise UserError(f"{field} must be {f'in [{low}, {below})' if below else f'at least {low}'}, not {value}")
 
 
-def claim(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json into the run folder; a folder that has one already must have the same.
+def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
+    """Does nothing for a folder without a run, or with a run of this config.
 
     Raises:
       UserError: the folder holds a run of another config; the first fields that differ are named.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        ours, theirs = (_flat(json.loads(t)) for t in (config.to_json_best_effort(), path.read_text()))
-        fields = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
-        if fields:
-            listed = ", ".join(f"{k}={theirs.get(k)!r} (now {ours.get(k)!r})" for k in fields[:3])
-            raise UserError(f"{workdir} holds a run with {listed}: choose another --workdir or delete that one")
+    path = Path(workdir) / "config.json"
+    if not path.exists():
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n")
+    ours, theirs = _flat(json.loads(_json(config))), _flat(json.loads(path.read_text()))
+    fields = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+    if fields:
+        listed = ", ".join(f"{k}={theirs.get(k)!r} (now {ours.get(k)!r})" for k in fields[:3])
+        raise UserError(f"{workdir} holds a run with {listed}: choose another --workdir or delete that one")
+
+
+def claim(config: ConfigDict, workdir: Path) -> None:
+    """Makes the run folder and writes its config.json."""
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    write_whole(Path(workdir) / "config.json", _json(config))
+
+
+def _json(config):
+    return json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n"
 
 
 def load(workdir: Path) -> ConfigDict:

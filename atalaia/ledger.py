@@ -89,6 +89,11 @@ def read(workdir: Path) -> list[dict]:
     return json.loads(path.read_text())["rows"]
 
 
+def stages(workdir: Path) -> list[str]:
+    """Names of the stages entered so far."""
+    return [row["stage"] for row in read(workdir)] if (Path(workdir) / "ledger.json").is_file() else []
+
+
 def table(rows: list[dict]) -> str:
     """The ledger as a Markdown table; "-" where a size does not exist."""
     names = ["stage", *COLUMNS]

@@ -63,6 +63,20 @@ class Stage(NamedTuple):
     end: int
 
 
+class Run(NamedTuple):
+    """What all stages share and none changes."""
+
+    config: ConfigDict
+    workdir: Path
+    model: nn.Module
+    dataset: data.Dataset
+    plan: list[Stage]
+    manager: checkpoint.Manager
+    writer: metrics.Writer
+    stop: Callable[[], bool]  # whether the user asked for an end
+    clock: float  # time.monotonic() at the start, less what earlier calls took
+
+
 def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     """Runs the stages of the config that are not done yet, and returns what train.json says.
 
@@ -75,6 +89,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
       UserError: a field is wrong, the folder is another run's, or training became NaN.
     """
     configs.validate(config)
+    configs.refuse_other_run(config, workdir)
     dataset = data.load(config.data, cache)
     plan = make_plan(config, len(dataset.train.labels))
     model = models.create(config.model, len(dataset.class_names))
@@ -82,74 +97,61 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     if "prune" in config.stages:
         pruning.targets(state.params, config.prune)  # a pattern that matches nothing fails now, not after hours
     configs.claim(config, workdir)
-    _print_summary(config, model, state, dataset)
+    print(_summary(config, model, state, dataset), flush=True)
 
     manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan])
     state, seconds = restore(manager, config, plan, state)
-    clock = time.monotonic() - seconds
     if state.step:
         print(f"going on from step {state.step} of {plan[-1].end}", flush=True)
     with metrics.Writer(workdir, int(state.step)) as writer, _StopSignal() as stop:
+        run = Run(config, workdir, model, dataset, plan, manager, writer, stop, time.monotonic() - seconds)
         for stage in plan:
             if int(state.step) < stage.end:
-                optimizer = make_optimizer(config, stage, state.params, pruning.masks_of(state.opt_state))
-                if int(state.step) == stage.first:
-                    state = state._replace(opt_state=optimizer.init(state.params))
-                state = run_stage(config, stage, state, model, optimizer, dataset, writer, manager, stop, clock)
-                _finish_stage(workdir, stage, state, manager)
-    return _finish(config, workdir, plan, clock)
+                state = run_stage(run, stage, state)
+            _finish_stage(run, stage, state)
+    return _finish(run)
 
 
-def run_stage(
-    config: ConfigDict,
-    stage: Stage,
-    state: TrainState,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    dataset: data.Dataset,
-    writer: metrics.Writer,
-    manager: checkpoint.Manager,
-    stop: Callable[[], bool],
-    clock: float,
-) -> TrainState:
+def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     """The steps of one stage that are left, with looks at the validation split and checkpoints on the way."""
-    train = jax.device_put(dataset.train)
-    epoch_steps = len(dataset.train.labels) // config.batch_size
+    config, train = run.config, jax.device_put(run.dataset.train)
+    optimizer = make_optimizer(config, stage, state.params, pruning.masks_of(state.opt_state))
+    if int(state.step) == stage.first:
+        state = state._replace(opt_state=optimizer.init(state.params))
+    step_fn = make_step(config, run.model, optimizer)
+    evaluate = make_evaluate(run.model, run.dataset.validation)
+    epoch_steps = len(train.labels) // config.batch_size
     eval_steps = max(1, round(config.eval_epochs * epoch_steps))
-    step_fn = make_step(config, model, optimizer)
-    evaluate = make_evaluate(model, dataset.validation)
-    shuffle = jax.jit(lambda epoch: _shuffled(state_key, stage.first + epoch, len(dataset.train.labels)))
-    rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
-    state_key, window, epoch, saved = jnp.array(state.key), [], None, time.monotonic()
+    order, window, since, saved = None, [], time.monotonic(), time.monotonic()
 
-    done = int(state.step) - stage.first
-    with Progress(stage.name, stage.end - stage.first, "images", config.batch_size, done) as progress:
+    with Progress(
+        stage.name, stage.end - stage.first, "images", config.batch_size, int(state.step) - stage.first
+    ) as bar:
         for step in range(int(state.step), stage.end):
-            if epoch != (epoch := (step - stage.first) // epoch_steps):
-                order = shuffle(epoch)
-            start = (step - stage.first) % epoch_steps * config.batch_size
-            state, figures = step_fn(state, train, order, start)
+            epoch, place = divmod(step - stage.first, epoch_steps)
+            if order is None or place == 0:
+                order = _order(state.key, stage.first + epoch, len(train.labels))
+            state, figures = step_fn(state, train, order, place * config.batch_size)
             window.append(figures)
-            _refuse_nan(config, stage, step, window)
-            progress.update(1)
+            bar.update()
+            if len(window) > 1:
+                _refuse_nan(run, stage, step - 1, window[-2])  # one step late, so that the device never waits for us
 
-            last, stopped = step + 1 == stage.end, stop()
-            due = time.monotonic() - saved > config.checkpoint_seconds
-            if (step + 1) % config.log_steps == 0 or last or stopped or due:
-                row = _mean(config, stage, step, window)
-                progress.update(0, **row)
-                where = dict(step=step + 1, stage=stage.name, epoch=(step + 1 - stage.first) / epoch_steps)
-                speed = dict(learning_rate=float(rate(step - stage.first)), images_per_s=progress.rate)
-                writer.write({**where, **row, **speed})
-                window = []
-            if (step + 1 - stage.first) % eval_steps == 0 or last:
-                row = evaluate(state.params, state.batch_stats)
-                progress.update(0, **row)
-                writer.write(dict(step=step + 1, stage=stage.name, **row))
-            if last or stopped or due:
-                meta = dict(stage=stage.name, seconds=time.monotonic() - clock)
-                checkpoint.save(manager, step + 1, state, meta)
-                saved = time.monotonic()
+            done, last, stopped = step + 1, step + 1 == stage.end, run.stop()
+            save = last or stopped or time.monotonic() - saved > config.checkpoint_seconds
+            look = last or (done - stage.first) % eval_steps == 0
+            if save or look or done % config.log_steps == 0:
+                row = _mean(jax.device_get(window))
+                _refuse_nan(run, stage, step, row)
+                row["images_per_s"] = len(window) * config.batch_size / (time.monotonic() - since)
+                row |= evaluate(state) if look else {}
+                run.writer.write(dict(step=done, stage=stage.name, epoch=(done - stage.first) / epoch_steps) | row)
+                bar.update(0, **row)
+                window, since = [], time.monotonic()
+            if save:
+                meta = dict(stage=stage.name, seconds=time.monotonic() - run.clock)
+                checkpoint.save(run.manager, done, state, meta)
+                since = saved = time.monotonic()
             if stopped:
                 raise KeyboardInterrupt
     return state
@@ -185,11 +187,11 @@ def make_step(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTra
     return step
 
 
-def make_evaluate(model: nn.Module, split: data.Split) -> Callable[[dict, dict], dict[str, float]]:
-    """`evaluate(params, batch_stats)` to validation loss and accuracy over a whole split; {} for an empty one."""
+def make_evaluate(model: nn.Module, split: data.Split) -> Callable[[TrainState], dict[str, float]]:
+    """`evaluate(state)` to validation loss and accuracy over a whole split; {} for an empty one."""
     n = len(split.labels)
     if n == 0:
-        return lambda params, batch_stats: {}
+        return lambda state: {}
     size = min(n, EVAL_BATCH)
     padding = -n % size
     images = jnp.pad(split.images, ((0, padding), (0, 0), (0, 0), (0, 0))).reshape(-1, size, *split.images.shape[1:])
@@ -201,8 +203,8 @@ def make_evaluate(model: nn.Module, split: data.Split) -> Callable[[dict, dict],
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
         return jnp.sum(loss * (labels >= 0)), jnp.sum(logits.argmax(-1) == labels)
 
-    def evaluate(params, batch_stats):
-        variables = dict(params=params, batch_stats=batch_stats)
+    def evaluate(state):
+        variables = dict(params=state.params, batch_stats=state.batch_stats)
         loss, correct = np.sum(jax.device_get([sums(variables, x, y) for x, y in zip(images, labels, strict=True)]), 0)
         return dict(val_loss=float(loss) / n, val_accuracy=float(correct) / n)
 
@@ -281,64 +283,61 @@ def _key(key, name, step):
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
 
 
-def _shuffled(key, epoch, n):
+@partial(jax.jit, static_argnums=2)
+def _order(key, epoch, n):
+    """The order of the n training images in an epoch."""
     return jax.random.permutation(_key(key, "order", epoch), n)
 
 
-def _refuse_nan(config, stage, step, window):
-    """Looks at the figures of the step before, so that the device never waits for us."""
-    if len(window) > 1 and not np.isfinite(window[-2]["loss"]):
-        _nan(config, stage, step - 1)
+def _mean(window):
+    """Mean of each figure over a window of steps."""
+    return {name: float(np.mean([figures[name] for figures in window])) for name in window[0]}
 
 
-def _mean(config, stage, step, window):
-    """Mean figures of a window of steps."""
-    means = {k: float(np.mean([w[k] for w in jax.device_get(window)])) for k in window[0]}
-    if not np.isfinite(means["loss"]):
-        _nan(config, stage, step)
-    return means
+def _refuse_nan(run, stage, step, figures):
+    if not np.isfinite(figures["loss"]):
+        raise UserError(
+            f"loss {run.config.loss.name!r} became NaN or infinite at step {step + 1} (stage {stage.name}): try a "
+            f"smaller {stage.name}.learning_rate than {stage.config.learning_rate}, in another --workdir"
+        )
 
 
-def _nan(config, stage, step):
-    raise UserError(
-        f"loss {config.loss.name!r} became NaN or infinite at step {step + 1} (stage {stage.name}): "
-        f"try a smaller {stage.name}.learning_rate than {stage.config.learning_rate}, in another --workdir"
-    )
-
-
-def _print_summary(config, model, state, dataset):
+def _summary(config, model, state, dataset):
     variables = dict(params=state.params, batch_stats=state.batch_stats)
     _, table = layers.summary(model, variables, dataset.train.images.shape[1:])
-    counts = ", ".join(f"{len(split.labels):,} {name}" for name, split in dataset._asdict().items() if _is_split(split))
-    print(f"model {config.model}, data {dataset.name}: {counts} images\n{table}", flush=True)
+    splits = ("train", "validation", "test")
+    counts = ", ".join(f"{len(getattr(dataset, split).labels):,} {split}" for split in splits)
+    return f"model {config.model}, data {dataset.name}: {counts} images\n{table}"
 
 
-def _is_split(value):
-    return isinstance(value, data.Split)
-
-
-def _finish_stage(workdir, stage, state, manager):
+def _finish_stage(run, stage, state):
+    """Enters a stage into the ledger, if a call that was killed at its end has not yet; shows the sparsity reached."""
+    if stage.name in ledger.stages(run.workdir):
+        return
+    if int(state.step) != stage.end:
+        state, _ = restore(run.manager, run.config, run.plan, state, stage.end)
     variables = dict(params=state.params, batch_stats=state.batch_stats)
-    ledger.add_stage(workdir, stage.name, variables, checkpoint.folder_bytes(manager, stage.end))
     masks = pruning.masks_of(state.opt_state)
     if masks is not None:
         reached, table = pruning.report(state.params, masks)
-        configs.write_whole(Path(workdir) / "sparsity.json", json.dumps(reached, indent=2) + "\n")
+        configs.write_whole(Path(run.workdir) / "sparsity.json", json.dumps(reached, indent=2) + "\n")
         print(f"sparsity after {stage.name}\n{table}", flush=True)
+    ledger.add_stage(run.workdir, stage.name, variables, checkpoint.folder_bytes(run.manager, stage.end))
 
 
-def _finish(config, workdir, plan, clock):
-    summary = dict(
-        steps=plan[-1].end,
-        seconds=round(time.monotonic() - clock, 1),
-        peak_memory_bytes=metrics.peak_memory_bytes(),
-        seed=config.seed,
-        validation=metrics.last(workdir, "val_accuracy"),
-    )
-    path = Path(workdir) / "train.json"
-    if not path.exists():  # a second call of a finished run changes nothing
+def _finish(run):
+    """Writes train.json, once."""
+    path = Path(run.workdir) / "train.json"
+    if not path.exists():
+        summary = dict(
+            steps=run.plan[-1].end,
+            seconds=round(time.monotonic() - run.clock, 1),
+            peak_memory_bytes=metrics.peak_memory_bytes(),
+            seed=run.config.seed,
+            val_accuracy=metrics.last(run.workdir, "val_accuracy"),
+        )
         configs.write_whole(path, json.dumps(summary, indent=2) + "\n")
-    print(f"trained: {workdir} (metrics.jsonl, tensorboard, checkpoints, ledger.json)", flush=True)
+    print(f"trained: {run.workdir} (metrics.jsonl, tensorboard, checkpoints, ledger.json)", flush=True)
     return json.loads(path.read_text())
 
 
