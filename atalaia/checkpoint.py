@@ -26,7 +26,11 @@ def open_folder(workdir: Path, keep: Sequence[int] = ()) -> Manager:
     policy = preservation_policy.AnyPreservationPolicy(
         [preservation_policy.LatestN(2), preservation_policy.CustomSteps(list(keep))]
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,  # what a kill in the middle of a save left
+    )
     return ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options)
 
 

@@ -1,11 +1,13 @@
 """What every command shares: flags, one clear line for a user's mistake, a quiet Ctrl-C."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 from atalaia import data
@@ -30,8 +32,11 @@ def workdir() -> Path:
 
 
 def cache() -> Path:
-    """The folder of data sets."""
-    return data.cache_dir(flags.FLAGS.data_dir)
+    """The folder of data sets. What XLA compiles is kept there too, so that a second start is fast."""
+    folder = data.cache_dir(flags.FLAGS.data_dir)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    return folder
 
 
 def run(main: Callable[[], None], known_only: bool = False) -> None:

@@ -1,37 +1,81 @@
-"""Convolution, pooling and normalisation with fast gradients on CPUs.
+"""Convolution, pooling and normalisation whose gradients are fast on a CPU too.
 
-On a GPU or TPU everything here is XLA's own. On a CPU, XLA's forward convolution runs at the speed of its matrix product,
-but some of its gradients do not, so each operation brings its own backward pass (jax.custom_vjp).
+Models call these and know nothing of what is behind them. On a GPU or TPU that is XLA's own operation and gradient. On a
+CPU, XLA's dense forward convolution runs near the machine's matrix-product peak (250 of 260 GFLOP/s where this was
+written), but its weight gradients, strided input gradients, depthwise convolutions, max-pool gradients and fused
+reductions run 2 to 30 times slower than the same arithmetic stated otherwise. So each operation here brings its own
+backward pass. Figures in comments are milliseconds at batch 128 on 2 cores.
+
+Everything is a pure function of its inputs, in one fixed order of summation: equal inputs give equal bytes on the same
+machine. Shapes are static; reverse-mode derivatives only (jax.custom_vjp).
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
-_DIMS = ("NHWC", "HWIO", "NHWC")
-_CHUNK_BYTES = 3 << 20
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+_PATCH_BYTES = 3 << 20  # patches of one step of the weight gradient's scan: 4 to 8 images of 32x32x32; stays in cache
+_LANE_BYTES = 4 << 10  # _channel_sums adds vectors of this size
+_BLOCK_BYTES = 48 << 10  # and reads blocks of this size: above 64 KiB, XLA's loops are 3 to 5 times slower
+
+_plain = contextvars.ContextVar("plain_xla", default=False)
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+@contextlib.contextmanager
+def plain_xla() -> Iterator[None]:
+    """Inside, functions are traced to XLA's own operations, as on a GPU.
+
+    For exporters, which know a depthwise convolution or a max-pool by its XLA operation only. The choice is made when a
+    function is traced, so a jitted function that has already run keeps what it had.
+    """
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def _use_own() -> bool:
+    return jax.default_backend() == "cpu" and not _plain.get()
 
 
 def conv2d(x: Array, kernel: Array, strides: Sequence[int] = (1, 1), padding: str = "SAME", groups: int = 1) -> Array:
-    """Convolves [batch, h, w, cin] with [kh, kw, cin // groups, cout]."""
+    """Convolves (cross-correlates, as every framework does) x with kernel.
+
+    Args:
+      x: [batch, height, width, cin].
+      kernel: [kernel_height, kernel_width, cin // groups, cout].
+      strides: of height and width.
+      padding: 'SAME' or 'VALID'.
+      groups: input channels are cut into so many groups, each with its own cout // groups kernels; cin is depthwise.
+
+    Returns:
+      [batch, out_height, out_width, cout].
+    """
     strides = tuple(strides)
     pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
-    if not _on_cpu():
+    if not _use_own():
         return _xla_conv(x, kernel, strides, pads, groups)
+    if groups == x.shape[-1] == kernel.shape[-1]:
+        return _depthwise(x, kernel, strides, pads)
     return _conv(x, kernel, strides, pads, groups)
 
 
-def _xla_conv(x, kernel, strides, pads, groups):
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_DIMS, feature_group_count=groups)
+def _xla_conv(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads, groups: int = 1) -> Array:
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_NHWC, feature_group_count=groups)
+
+
+# Dense (and grouped) convolution: XLA's forward, our gradients.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -40,80 +84,178 @@ def _conv(x, kernel, strides, pads, groups):
 
 
 def _conv_fwd(x, kernel, strides, pads, groups):
-    return _conv(x, kernel, strides, pads, groups), (x, kernel)
+    return _xla_conv(x, kernel, strides, pads, groups), (x, kernel)
 
 
 def _conv_bwd(strides, pads, groups, saved, g):
     x, kernel = saved
+    # A group is a convolution of its own; XLA's weight gradient of grouped ones is slow (JAX issue 13800).
+    xs, gs = jnp.split(x, groups, -1), jnp.split(g, groups, -1)
+    shape = kernel.shape[:3] + (kernel.shape[3] // groups,)
+    dkernel = jnp.concatenate([_kernel_grad(x, g, shape, strides, pads) for x, g in zip(xs, gs, strict=True)], -1)
+    if strides != (1, 1) and groups == 1 and x.shape[-1] >= 8:
+        return _strided_input_grad(x.shape, kernel, g, strides, pads), dkernel
     _, input_vjp = jax.vjp(lambda x: _xla_conv(x, kernel, strides, pads, groups), x)
-    if groups == 1:
-        dk = _kernel_grad(x, g, kernel.shape, strides, pads)
-    else:
-        dk = jax.vjp(lambda k: _xla_conv(x, k, strides, pads, groups), kernel)[1](g)[0]
-    return *input_vjp(g), dk
+    return *input_vjp(g), dkernel
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
+def _strided_input_grad(shape, kernel, g, strides, pads):
+    """Input gradient of a strided convolution: one small dense convolution for each phase of the stride.
+
+    Input row t (counted with the padding) meets kernel rows i with i = t modulo the stride only. XLA instead convolves
+    with zeros between the gradient's pixels: 6.7 against 2.7 ms for 3x3, stride 2, 32x32x16 to 32 channels.
+    """
+    n, h, w, cin = shape
+    (sh, sw), (top, left) = strides, (pads[0][0], pads[1][0])
+    rows, cols = -(-(h + top) // sh), -(-(w + left) // sw)  # of each phase
+
+    def phase(r, c):
+        taps = kernel[r::sh, c::sw]
+        a, b = taps.shape[:2]
+        if a == 0 or b == 0:
+            return jnp.zeros((n, rows, cols, cin), g.dtype)
+        taps = taps[::-1, ::-1].transpose(0, 1, 3, 2)
+        return _xla_conv(g, taps, (1, 1), ((a - 1, rows - g.shape[1]), (b - 1, cols - g.shape[2])))
+
+    phases = jnp.stack([jnp.stack([phase(r, c) for c in range(sw)], 3) for r in range(sh)], 2)
+    return phases.reshape(n, rows * sh, cols * sw, cin)[:, top : top + h, left : left + w]
+
+
 def _kernel_grad(x, g, shape, strides, pads):
+    """Weight gradient, [kh, kw, cin, cout], of a convolution of x with output gradient g.
+
+    dk[i, j] = sum over output rows p and columns q of x[p * sh + i, q * sw + j]^T g[p, q] (x padded): for each kernel row
+    i one matrix product g^T [cout, pixels] x [pixels, kw * cin], where only the kw shifts along the width are copied. A
+    scan over a few images at a time keeps the copies in cache. For 3x3, 32x32x32 to 32: XLA 80, whole patches (kh * kw
+    copies) in the same scan 39, this 23, with _rows_of_three 21.
+    """
     kh, kw, cin, cout = shape
     n, ho, wo, _ = g.shape
     sh, sw = strides
-    toom = kh == 3 and sh == 1 and ho % 2 == 0 and cin >= 8
-    size = max(1, _CHUNK_BYTES // (4 * ho * wo * kw * cin))
-    size = max(d for d in range(1, n + 1) if n % d == 0 and d <= size)
+    of_three = kh == 3 and sh == 1 and ho % 2 == 0 and cin >= 8
+    images = _divisor(n, _PATCH_BYTES // (4 * ho * wo * kw * cin))
 
-    def one(x, g):
-        xp = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    def row(x, first, step, count):
+        return lax.slice_in_dim(x, first, first + (count - 1) * step + 1, step, axis=1)
 
-        def row(r, step, count):
-            return lax.slice_in_dim(xp, r, r + (count - 1) * step + 1, step, axis=1)
+    def patches(rows):  # [images, r, padded w, cin] to [images * r * wo, kw * cin]
+        shifted = [lax.slice_in_dim(rows, j, j + (wo - 1) * sw + 1, sw, axis=2) for j in range(kw)]
+        return jnp.concatenate(shifted, -1).reshape(-1, kw * cin)
 
-        def cols(d):
-            d = [lax.slice_in_dim(d, j, j + (wo - 1) * sw + 1, sw, axis=2) for j in range(kw)]
-            return jnp.concatenate(d, -1).reshape(-1, kw * cin)
+    def products(x, g):  # [kh or 4, cout, kw * cin]
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        if of_three:
+            x = _even_odd_rows([row(x, i, 2, ho // 2) for i in range(4)])
+            g0, g1 = row(g, 0, 2, ho // 2), row(g, 1, 2, ho // 2)
+            g = (g0, g0 + g1, g0 - g1, g1)
+            return jnp.stack([g.reshape(-1, cout).T @ patches(x) for x, g in zip(x, g, strict=True)])
+        g, taps = g.reshape(-1, cout).T, [patches(row(x, i, sh, ho)) for i in range(kh)]
+        if cin >= 8:
+            return jnp.stack([g @ tap for tap in taps])
+        # So narrow (an image's colours) that one product of all taps is better: 10 and 6 for 32x32x3 to 32.
+        return (g @ jnp.concatenate(taps, -1)).reshape(cout, kh, kw * cin).swapaxes(0, 1)
 
-        if toom:
-            d = [row(r, 2, ho // 2) for r in range(4)]
-            d = (d[0] - d[2], d[1] + d[2], d[2] - d[1], d[3] - d[1])
-            g = g.reshape(*g.shape[:1], ho // 2, 2, wo, cout)
-            g0, g1 = g[:, :, 0], g[:, :, 1]
-            e = (g0, g0 + g1, g0 - g1, g1)
-            return jnp.stack([e.reshape(-1, cout).T @ cols(d) for e, d in zip(e, d, strict=True)])
-        g = g.reshape(-1, cout)
-        if cin < 8:
-            p = jnp.concatenate([cols(row(i, sh, ho)) for i in range(kh)], -1)
-            return (g.T @ p).reshape(cout, kh, -1).transpose(1, 0, 2)
-        return jnp.stack([g.T @ cols(row(i, sh, ho)) for i in range(kh)])
-
-    xs = x.reshape(n // size, size, *x.shape[1:])
-    gs = g.reshape(n // size, size, *g.shape[1:])
-    zero = jnp.zeros((4 if toom else kh, cout, kw * cin), x.dtype)
-    m, _ = lax.scan(lambda m, xg: (m + one(*xg), None), zero, (xs, gs))
-    if toom:
-        m1, m2 = m[1] / 2, m[2] / 2
-        m = jnp.stack([m[0] + m1 + m2, m1 - m2, m1 + m2 + m[3]])
-    return m.reshape(kh, cout, kw, cin).transpose(0, 2, 3, 1)
+    steps = [a.reshape(n // images, images, *a.shape[1:]) for a in (x, g)]
+    zero = jnp.zeros((4 if of_three else kh, cout, kw * cin), x.dtype)
+    total, _ = lax.scan(lambda total, step: (total + products(*step), None), zero, steps)
+    if of_three:
+        total = _rows_of_three(total)
+    return total.reshape(kh, cout, kw, cin).transpose(0, 2, 3, 1)
 
 
-def channel_sum(x: Array) -> Array:
-    n, h, w, c = x.shape
-    if not _on_cpu():
-        return x.sum((0, 1, 2))
-    return lax.optimization_barrier(x.reshape(n, h, w * c).sum(1)).reshape(n * w, c).sum(0)
+def _even_odd_rows(d):
+    """The other half of _rows_of_three: what the four input rows of a pair of output rows are multiplied as."""
+    return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[3] - d[1]
+
+
+def _rows_of_three(m):
+    """Three kernel rows from the four products of Winograd's F(3, 2).
+
+    Output rows 2p and 2p + 1 with gradients g0, g1 see input rows d0 .. d3. Kernel row i wants d[i] g0 + d[i + 1] g1,
+    six products in all; four suffice (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, 2015):
+      m0 = (d0 - d2) g0,  m1 = (d1 + d2)(g0 + g1),  m2 = (d2 - d1)(g0 - g1),  m3 = (d3 - d1) g1,
+    rows m0 + (m1 + m2) / 2, (m1 - m2) / 2, (m1 + m2) / 2 + m3. The sums over pixels are taken before this, so it costs
+    nothing. A third fewer multiplications: 20 to 15 for 16x16x64, 16 to 12 for 8x8x128. (Along the width as well, F(3x3,
+    2x2), the products become too small to be fast: 19 and 12.)
+    """
+    half_sum, half_difference = (m[1] + m[2]) / 2, (m[1] - m[2]) / 2
+    return jnp.stack([m[0] + half_sum, half_difference, half_sum + m[3]])
+
+
+# Depthwise convolution: shifted multiply-adds, which XLA fuses into one pass. Its convolution takes 118 forward, 118 and
+# 21 backward for 3x3 on 48x48x8; this 5, 5 and 5. Strided, 24x24x32: 11, 130 and 15 against 1.6, 1.9 and 2.1.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x, kernel, strides, pads):
+    return _depthwise_fwd(x, kernel, strides, pads)[0]
+
+
+def _depthwise_fwd(x, kernel, strides, pads):
+    return _shifted_sum(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, strides), (x, kernel)
+
+
+def _depthwise_bwd(strides, pads, saved, g):
+    x, kernel = saved
+    spread = [(0, 0, 0)]
+    for size, out, k, stride, (low, _) in zip(x.shape[1:3], g.shape[1:3], kernel.shape, strides, pads, strict=False):
+        spread.append((k - 1 - low, size + low - ((out - 1) * stride + 1), stride - 1))
+    dx = _shifted_sum(lax.pad(g, jnp.zeros((), g.dtype), [*spread, (0, 0, 0)]), kernel[::-1, ::-1], (1, 1))
+    return dx, _depthwise_kernel_grad(x, g, kernel.shape, strides, pads)
+
+
+_depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
+
+
+def _shifted(x, kernel_shape, strides):
+    """The strided window of x, [..., h, w, c], under each tap of a kernel, row by row."""
+    (kh, kw), (sh, sw) = kernel_shape[:2], strides
+    ho, wo = (x.shape[-3] - kh) // sh + 1, (x.shape[-2] - kw) // sw + 1
+    for i in range(kh):
+        for j in range(kw):
+            yield x[..., i : i + (ho - 1) * sh + 1 : sh, j : j + (wo - 1) * sw + 1 : sw, :]
+
+
+def _shifted_sum(x, kernel, strides):
+    taps = kernel.reshape(-1, kernel.shape[-1])
+    return sum(tap * window for tap, window in zip(taps, _shifted(x, kernel.shape, strides), strict=True))
+
+
+def _depthwise_kernel_grad(x, g, shape, strides, pads):
+    """[kh, kw, 1, c]. Image by image, or XLA makes kh * kw slow passes over the whole batch (61 instead of 5)."""
+
+    def add(total, image):
+        x, g = image
+        windows = _shifted(jnp.pad(x, (*pads, (0, 0))), shape, strides)
+        return total + jnp.stack([(window * g).sum(0) for window in windows]), None
+
+    total, _ = lax.scan(add, jnp.zeros((shape[0] * shape[1], *g.shape[2:]), x.dtype), (x, g))
+    return total.sum(1).reshape(shape)
+
+
+# Bias and ReLU.
 
 
 @jax.custom_vjp
 def add_bias(x: Array, bias: Array) -> Array:
+    """x + bias, [batch, height, width, channels] and [channels]; the bias's gradient is one fast pass."""
     return x + bias
 
 
-add_bias.defvjp(lambda x, b: (x + b, None), lambda _, g: (g, channel_sum(g)))
+def _add_bias_bwd(_, g):
+    (dbias,) = _channel_sums(lambda g: (g,), g)
+    return g, dbias
+
+
+add_bias.defvjp(lambda x, bias: (x + bias, None), _add_bias_bwd)
 
 
 @jax.custom_vjp
 def relu(x: Array) -> Array:
+    """max(x, 0). Keeps its output for the gradient, which the next operation keeps anyway, and not its input."""
     return jnp.maximum(x, 0)
 
 
@@ -125,41 +267,67 @@ def _relu_fwd(x):
 relu.defvjp(_relu_fwd, lambda y, g: (jnp.where(y > 0, g, 0),))
 
 
+# Max-pooling.
+
+
 def max_pool(x: Array, window: int = 2) -> Array:
+    """Largest of each non-overlapping window x window square of [batch, height, width, channels].
+
+    Rows and columns that do not fill a window are dropped ('VALID'); such shapes use XLA's reduce_window. Where several
+    elements of a window are the largest, the first of them, row by row, gets the whole gradient, as in XLA.
+    """
+    if _use_own() and x.shape[1] % window == 0 and x.shape[2] % window == 0:
+        return _tiled_max_pool(x, window)
+    square = (1, window, window, 1)
+    return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, square, square, "VALID")
+
+
+def _tiles(x, k):
+    """The k * k elements of each tile, each [batch, height / k, width / k, channels], row by row."""
     n, h, w, c = x.shape
-    if h % window or w % window:
-        dims = (1, window, window, 1)
-        return lax.reduce_window(x, -jnp.inf, lax.max, dims, dims, "VALID")
-    return _pool(x, window)
+    x = x.reshape(n, h // k, k, w // k, k, c)
+    return [x[:, :, i, :, j] for i in range(k) for j in range(k)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _pool(x, k):
-    n, h, w, c = x.shape
-    return x.reshape(n, h // k, k, w // k, k, c).max((2, 4))
+def _tiled_max_pool(x, k):
+    return functools.reduce(jnp.maximum, _tiles(x, k))
 
 
-def _pool_fwd(x, k):
-    y = _pool(x, k)
-    n, h, w, c = x.shape
-    t = x.reshape(n, h // k, k, w // k, k, c)
-    which = jnp.full(y.shape, k * k - 1, jnp.uint8)
+def _tiled_max_pool_fwd(x, k):
+    tiles = _tiles(x, k)
+    y = functools.reduce(jnp.maximum, tiles)
+    which = jnp.full(y.shape, k * k - 1, jnp.int32)
     for i in reversed(range(k * k - 1)):
-        which = jnp.where(t[:, :, i // k, :, i % k] == y, jnp.uint8(i), which)
-    return y, which
+        which = jnp.where(tiles[i] == y, i, which)
+    return y, which.astype(jnp.uint8 if k < 16 else jnp.int32)
 
 
-def _pool_bwd(k, which, g):
+def _tiled_max_pool_bwd(k, which, g):
     n, h, w, c = g.shape
-    place = jnp.arange(k * k, dtype=jnp.uint8).reshape(k, 1, k, 1)
-    hit = which[:, :, None, :, None] == place
-    return (jnp.where(hit, g[:, :, None, :, None], 0).reshape(n, h * k, w * k, c),)
+    place = jnp.arange(k * k, dtype=which.dtype).reshape(k, 1, k, 1)
+    dx = jnp.where(which[:, :, None, :, None] == place, g[:, :, None, :, None], 0)
+    return (dx.reshape(n, h * k, w * k, c),)
 
 
-_pool.defvjp(_pool_fwd, _pool_bwd)
+_tiled_max_pool.defvjp(_tiled_max_pool_fwd, _tiled_max_pool_bwd)
+
+
+# Batch normalisation.
 
 
 def batch_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-5) -> tuple[Array, Array, Array]:
+    """Normalises by the statistics of the batch (Ioffe and Szegedy, 2015), as in training.
+
+    Args:
+      x: [batch, height, width, channels].
+      scale: [channels].
+      bias: [channels].
+      eps: added to the variance.
+
+    Returns:
+      (x - mean) / sqrt(var + eps) * scale + bias, and mean and var (biased), [channels], for the running averages.
+    """
     return _batch_norm(x, scale, bias, eps)
 
 
@@ -170,24 +338,51 @@ def _batch_norm(x, scale, bias, eps):
 
 def _batch_norm_fwd(x, scale, bias, eps):
     count = math.prod(x.shape[:-1])
-    mean = channel_sum(x) / count
-    var = channel_sum(jnp.square(x - mean)) / count
-    inv = lax.rsqrt(var + eps)
-    y = (x - mean) * (inv * scale) + bias
-    return (y, mean, var), (x, mean, inv, scale)
+    # Two passes: E[x^2] - E[x]^2 in one loses all digits where the mean is large, and saves 0.4 ms of 32x32x32.
+    mean = _channel_sums(lambda x: (x,), x)[0] / count
+    var = _channel_sums(lambda x: (jnp.square(x - mean),), x)[0] / count
+    inv_std = lax.rsqrt(var + eps)
+    return ((x - mean) * (inv_std * scale) + bias, mean, var), (x, mean, inv_std, scale)
 
 
 def _batch_norm_bwd(eps, saved, grads):
-    x, mean, inv, scale = saved
+    x, mean, inv_std, scale = saved
     dy, dmean, dvar = grads
     count = math.prod(x.shape[:-1])
-    dbias = channel_sum(dy)
-    dscale = channel_sum(dy * (x - mean)) * inv
-    # x's gradient is linear in dy, x - mean and 1, one coefficient a channel each.
-    a = inv * scale
-    b = (2 * dvar - a * inv * dscale) / count
+    dbias, dscale = _channel_sums(lambda dy, x: (dy, dy * (x - mean)), dy, x)
+    dscale = dscale * inv_std
+    # dx = a dy + b (x - mean) + c, all that it owes to the batch's statistics in two numbers a channel.
+    a = scale * inv_std
+    b = (2 * dvar - a * inv_std * dscale) / count
     c = (dmean - a * dbias) / count
     return a * dy + b * (x - mean) + c, dscale, dbias
 
 
 _batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
+
+
+def _channel_sums(terms: Callable[..., tuple[Array, ...]], *arrays: Array) -> list[Array]:
+    """Sums of terms(*arrays) over all but the last axis, in one pass over the arrays.
+
+    terms is elementwise, but for per-channel values that it closes over. XLA sums a plain array well, but a fused
+    expression with a scalar loop (sum and sum of squares of 32x32x32: 8 ms), and its optimization_barrier does not part
+    the two on a CPU. A scan over blocks small enough to be compiled to one vectorised loop does: 1 ms.
+    """
+    if not _use_own():
+        return [t.sum(tuple(range(t.ndim - 1))) for t in terms(*arrays)]
+    channels, pixels = arrays[0].shape[-1], math.prod(arrays[0].shape[:-1])
+    lanes = _divisor(pixels, _LANE_BYTES // (4 * channels))
+    rows = _divisor(pixels // lanes, _BLOCK_BYTES // (4 * channels * lanes))
+
+    def add(sums, blocks):
+        return [s + t.sum(0) for s, t in zip(sums, terms(*blocks), strict=True)], None
+
+    blocks = [a.reshape(-1, rows, lanes, channels) for a in arrays]
+    like = jax.eval_shape(terms, *[b[0] for b in blocks])
+    sums, _ = lax.scan(add, [jnp.zeros((lanes, channels), t.dtype) for t in like], blocks)
+    return [s.sum(0) for s in sums]
+
+
+def _divisor(n: int, limit: int) -> int:
+    """The largest divisor of n that is at most limit (1 if there is none)."""
+    return next((d for d in range(min(n, limit), 0, -1) if n % d == 0), 1)

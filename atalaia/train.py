@@ -120,6 +120,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
         state = state._replace(opt_state=optimizer.init(state.params))
     step_fn = make_step(config, run.model, optimizer)
     evaluate = make_evaluate(run.model, run.dataset.validation)
+    rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
     epoch_steps = len(train.labels) // config.batch_size
     eval_steps = max(1, round(config.eval_epochs * epoch_steps))
     order, window, since, saved = None, [], time.monotonic(), time.monotonic()
@@ -144,11 +145,13 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
                 row = _mean(jax.device_get(window))
                 _refuse_nan(run, stage, step, row)
                 row["images_per_s"] = len(window) * config.batch_size / (time.monotonic() - since)
+                row["learning_rate"] = float(rate(step - stage.first))
                 row |= evaluate(state) if look else {}
                 run.writer.write(dict(step=done, stage=stage.name, epoch=(done - stage.first) / epoch_steps) | row)
                 bar.update(0, **row)
                 window, since = [], time.monotonic()
             if save:
+                _refuse_broken_weights(run, stage, step, state)
                 meta = dict(stage=stage.name, seconds=time.monotonic() - run.clock)
                 checkpoint.save(run.manager, done, state, meta)
                 since = saved = time.monotonic()
@@ -300,6 +303,12 @@ def _refuse_nan(run, stage, step, figures):
             f"loss {run.config.loss.name!r} became NaN or infinite at step {step + 1} (stage {stage.name}): try a "
             f"smaller {stage.name}.learning_rate than {stage.config.learning_rate}, in another --workdir"
         )
+
+
+def _refuse_broken_weights(run, stage, step, state):
+    """A finite loss can have an infinite gradient; such weights are never saved."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params))):
+        _refuse_nan(run, stage, step, dict(loss=np.nan))
 
 
 def _summary(config, model, state, dataset):

@@ -1,0 +1,198 @@
+"""What a config refuses, and what a run folder remembers of it."""
+
+import errno
+import importlib.util
+import json
+import math
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from atalaia import config as configs
+from atalaia.errors import UserError
+
+RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def _config(fields=None):
+    config = configs.base()
+    config.stages = ("dense", "prune")
+    config.update_from_flattened_dict(fields or {})
+    return config
+
+
+def _numbers(tree, kind, prefix=""):
+    """Paths of all fields of a type."""
+    for name, value in tree.items():
+        if hasattr(value, "items"):
+            yield from _numbers(value, kind, f"{prefix}{name}.")
+        elif type(value) is kind:
+            yield prefix + name
+
+
+class ValidateTest(parameterized.TestCase):
+    def _refuses(self, pattern, fields):
+        with self.assertRaisesRegex(UserError, pattern):
+            configs.validate(_config(fields))
+
+    def test_the_defaults_are_right(self):
+        configs.validate(_config())
+
+    @parameterized.named_parameters(
+        ("model", "model", "resnet9", "unknown model 'resnet9'.*resnet8, student, thesis"),
+        ("data", "data.name", "mnist", "no data set is called 'mnist'.*cifar10"),
+        ("loss", "loss.name", "l2", "^loss.name: .*'l2', only cross_entropy"),
+        ("optimizer", "prune.optimizer", "lion", "^prune.optimizer: .*'lion', only adam, adamw, sgd"),
+        ("lr_schedule", "dense.lr_schedule", "step", "^dense.lr_schedule: .*'step', only constant, cosine"),
+        ("stage", "stages", ("dense", "shrink"), "^stages: .*'shrink', only dense, prune"),
+        ("prune_schedule", "prune.schedule", "linear", "^prune.schedule: .*'linear', only constant, cubic, one_shot"),
+        ("scope", "prune.scope", "layer", "^prune.scope: .*'layer', only global, uniform"),
+    )
+    def test_unknown_names_list_the_known(self, field, value, pattern):
+        self._refuses(pattern, {field: value})
+
+    @parameterized.parameters(
+        ("batch_size", 0),
+        ("log_steps", 0),
+        ("eval_epochs", 0.0),
+        ("seed", -1),  # a seed of JAX, but not of the draw of calibration images
+        ("calibration.images", 0),
+        ("loss.label_smoothing", 1.0),
+        ("augment.pad_crop", -1),
+        ("augment.noise", -0.1),
+        ("data.validation", 1.0),
+        ("data.size", -8),
+        ("dense.epochs", -1.0),
+        ("dense.epochs", math.inf),
+        ("dense.learning_rate", -0.1),
+        ("dense.momentum", -0.1),
+        ("prune.weight_decay", -1e-4),
+        ("prune.warmup", 1.0),
+        ("prune.sparsity", 1.0),
+        ("prune.sparsity", -0.1),
+        ("prune.initial_sparsity", 1.5),
+        ("prune.begin", 0.8),  # after its end, 0.7
+        ("prune.end", 1.1),
+        ("prune.every", 0),
+    )
+    def test_out_of_range(self, field, value):
+        self._refuses(f"{field.replace('.', '.*')}.*{value}", {field: value})
+
+    def test_no_number_may_be_nan(self):
+        accepted = []
+        for field in _numbers(_config(), float):
+            try:
+                configs.validate(_config({field: math.nan}))
+                accepted.append(field)
+            except UserError as error:
+                self.assertIn(field.split(".")[-1], str(error))
+        self.assertEqual(accepted, [])
+
+    @parameterized.parameters("dense", "prune")
+    def test_exactly_one_of_epochs_and_steps(self, stage):
+        self._refuses(f"^{stage}: both of epochs and steps", {f"{stage}.steps": 10})
+        self._refuses(f"^{stage}: neither of epochs and steps", {f"{stage}.epochs": 0.0})
+        configs.validate(_config({f"{stage}.steps": 10, f"{stage}.epochs": 0.0}))
+
+    @parameterized.parameters(((),), (("dense", "dense"),))
+    def test_each_stage_once(self, stages):
+        self._refuses("^stages must name each stage once", {"stages": stages})
+
+    @parameterized.parameters(
+        "conv0a", "=0.5", "conv0a=", "conv0a=half", "conv0a=1", "conv0a=-0.1", "conv0a=nan", "a=0;b"
+    )
+    def test_wrong_layers(self, layers):
+        self._refuses(
+            r"^prune.layers: '.*' is not pattern=sparsity with a sparsity in \[0, 1\)", {"prune.layers": layers}
+        )
+
+    @parameterized.parameters(("prune.pattern", "("), ("prune.layers", "conv0a=0.5; *=0.5"))
+    def test_wrong_regular_expressions(self, field, value):
+        self._refuses(f"^{field}: .* is no regular expression", {field: value})
+
+    def test_fields_of_stages_that_do_not_run_are_left_alone(self):
+        configs.validate(_config({"stages": ("dense",), "prune.sparsity": 2.0, "prune.epochs": 0.0}))
+
+    def test_an_unknown_field_names_the_nearest(self):
+        with self.assertRaisesRegex(AttributeError, "sparsity"):
+            _config().prune.sparsty = 0.5
+
+
+class RecipeTest(parameterized.TestCase):
+    @parameterized.named_parameters((path.stem, path) for path in RECIPES)
+    def test_is_valid_and_locked(self, path):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+        configs.validate(config)
+        self.assertTrue(config.is_locked)
+        self.assertEqual(set(config), set(configs.base()))
+        self.assertIn("./run.sh", module.__doc__)
+
+
+class RunFolderTest(absltest.TestCase):
+    def setUp(self):
+        self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+    def test_loads_what_was_claimed(self):
+        config = _config({"prune.sparsity": 0.9, "data.name": "lfw_faces"})
+        configs.claim(config, self.folder / "deep" / "run")
+        loaded = configs.load(self.folder / "deep" / "run")
+        self.assertEqual(json.loads(loaded.to_json()), json.loads(config.to_json()))
+        configs.validate(loaded)
+
+    def test_the_same_config_goes_on(self):
+        configs.refuse_other_run(_config(), self.folder / "new")
+        configs.claim(_config(), self.folder)
+        configs.refuse_other_run(_config(), self.folder)
+
+    def test_another_config_is_refused_by_its_fields(self):
+        configs.claim(_config(), self.folder)
+        with self.assertRaisesRegex(UserError, r"prune.sparsity=0.5 \(now 0.9\), seed=0 \(now 3\): choose another"):
+            configs.refuse_other_run(_config({"prune.sparsity": 0.9, "seed": 3}), self.folder)
+
+    def test_without_a_run(self):
+        with self.assertRaisesRegex(UserError, "holds no run.*train first"):
+            configs.load(self.folder)
+
+    def test_a_damaged_config_is_named(self):
+        configs.claim(_config(), self.folder)
+        path = self.folder / "config.json"
+        whole = path.read_text()
+        for damaged in (whole[:100], "", "[]"):
+            path.write_text(damaged)
+            with self.assertRaisesRegex(UserError, "config.json"):
+                configs.load(self.folder)
+            with self.assertRaisesRegex(UserError, "config.json"):
+                configs.refuse_other_run(_config(), self.folder)
+
+
+class WriteWholeTest(absltest.TestCase):
+    def setUp(self):
+        self.path = Path(self.enter_context(tempfile.TemporaryDirectory())) / "file"
+
+    def _files(self):
+        return {path.name: path.read_bytes() for path in self.path.parent.iterdir()}
+
+    def test_text_and_bytes(self):
+        for contents in ("ação", b"\0\xff"):
+            configs.write_whole(self.path, contents)
+            self.assertEqual(self._files(), {"file": contents if isinstance(contents, bytes) else contents.encode()})
+
+    def test_a_disk_that_fills_up_leaves_the_old_file_alone(self):
+        def fills_up(path, data):
+            with path.open("wb") as file:
+                file.write(data[:2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        self.path.write_bytes(b"old")
+        with mock.patch.object(Path, "write_bytes", fills_up), self.assertRaises(OSError):
+            configs.write_whole(self.path, "new")
+        self.assertEqual(self._files(), {"file": b"old"})
+
+
+if __name__ == "__main__":
+    absltest.main()

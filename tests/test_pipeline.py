@@ -1,0 +1,66 @@
+"""The whole pipeline once: train, prune, export, evaluate on real images, as ./run.sh demo does."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from absl.testing import absltest
+
+from atalaia import data, evaluate, export, ledger, report, tflite, train
+from configs import digits
+
+
+class PipelineTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.workdir = Path(flags.FLAGS.test_tmpdir) / "pipeline"
+        cls.config = digits.get_config()
+        cls.config.dense.epochs, cls.config.prune.epochs = 8.0, 4.0
+        cls.dataset = data.load(cls.config.data, cls.workdir)
+        train.train_and_evaluate(cls.config, cls.workdir, cls.workdir)
+        cls.path = export.export(cls.workdir, cls.workdir)
+        engines = ["jax", "tflite", "tflm"]
+        cls.scores = evaluate.evaluate(cls.config, cls.dataset, engines, cls.workdir, tflite.load(cls.path))
+
+    def test_learns_in_float_and_keeps_its_accuracy_in_int8(self):
+        self.assertGreater(self.scores["jax"]["accuracy"], 0.93)
+        for engine in ("tflite", "tflm"):
+            self.assertGreater(self.scores[engine]["accuracy"], self.scores["jax"]["accuracy"] - 0.02)
+
+    def test_evaluation_json_has_every_engine_over_the_whole_test_set(self):
+        written = json.loads((self.workdir / "evaluation.json").read_text())
+        self.assertEqual(written, self.scores)
+        self.assertEqual([row["images"] for row in written.values()], [len(self.dataset.test.labels)] * 3)
+
+    def test_pruned_weights_are_zero_in_the_file(self):
+        graph = tflite.load(self.path)
+        kernels = [t.data for t in tflite.read(graph).tensors if t.dtype == "INT8" and t.data is not None]
+        zeros = sum(np.count_nonzero(k == 0) for k in kernels)
+        self.assertGreaterEqual(zeros, 0.5 * sum(k.size for k in kernels) - len(kernels))
+
+    def test_the_ledger_follows_the_stages(self):
+        dense, prune, int8 = ledger.read(self.workdir)
+        self.assertEqual([dense["stage"], prune["stage"], int8["stage"]], ["dense", "prune", "int8"])
+        self.assertLess(prune["nonzeros"], 0.55 * dense["nonzeros"])
+        self.assertEqual(dense["float32_bytes"], 4 * dense["parameters"])
+        self.assertEqual(int8["tflite_bytes"], self.path.stat().st_size)
+        self.assertLess(int8["gzip_bytes"], int8["tflite_bytes"])
+        self.assertGreater(int8["tflm_arena_bytes"], 1000)
+
+    def test_the_report_and_the_picture_are_written(self):
+        text = report.run_summary(self.workdir)
+        self.assertIn(f"{100 * self.scores['tflm']['accuracy']:.2f}", text)
+        self.assertEqual((self.workdir / "confusion.png").read_bytes()[:4], b"\x89PNG")
+
+    def test_exporting_again_gives_the_same_file(self):
+        before = self.path.read_bytes()
+        self.assertEqual(export.export(self.workdir, self.workdir).read_bytes(), before)
+
+    def test_no_temporary_file_is_left(self):
+        self.assertEqual([p for p in self.workdir.rglob("*.part")], [])
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,243 @@
+"""Training: exact resume after kills, stages, NaN, damaged checkpoints, other configs."""
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl.testing import absltest
+
+from atalaia import checkpoint, data, losses, metrics, models, pruning, train
+from atalaia import config as configs
+from atalaia.errors import UserError
+from atalaia.models import thesis
+
+ROOT = Path(__file__).parent.parent
+
+
+# Few layers compile fast; dropout and BatchNorm are in them.
+TINY = functools.partial(thesis.Thesis, widths=(8,), hidden=64)
+
+
+def small_config(**fields):
+    """A run of seconds: dropout, augmentation, Adam's two moments and masks are all in it."""
+    c = configs.base()
+    c.model = "tiny"
+    c.batch_size = 32
+    c.log_steps = 5
+    c.augment.pad_crop = 1
+    c.augment.noise = 0.02
+    c.stages = ("dense", "prune")
+    c.prune.sparsity = 0.8
+    c.prune.every = 4
+    for stage in (c.dense, c.prune):
+        stage.epochs, stage.steps, stage.optimizer, stage.learning_rate = 0.0, 30, "adam", 1e-3
+    c.update_from_flattened_dict(fields)
+    return c
+
+
+def final_arrays(workdir):
+    """All arrays of a run's last checkpoint, by orbax alone."""
+    folder = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    return ocp.StandardCheckpointer().restore((folder / "state").absolute())
+
+
+class ResumeTest(absltest.TestCase):
+    FLAGS = (
+        "--config.model=thesis",
+        "--config.stages=('dense','prune')",
+        "--config.batch_size=32",
+        "--config.log_steps=5",
+        "--config.checkpoint_seconds=0.3",
+        "--config.dense.epochs=0",
+        "--config.dense.steps=80",
+        "--config.dense.optimizer=adam",
+        "--config.dense.learning_rate=0.001",
+        "--config.prune.epochs=0",
+        "--config.prune.steps=80",
+        "--config.prune.learning_rate=0.01",
+        "--config.prune.every=4",
+        "--config.prune.sparsity=0.8",
+        "--config.augment.noise=0.02",
+    )
+
+    def start(self, workdir):
+        command = [sys.executable, "-m", "atalaia.train", "--config=configs/digits.py", f"--workdir={workdir}"]
+        return subprocess.Popen([*command, *self.FLAGS], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def kill_at(self, workdir, step, delay):
+        """Starts or goes on, and sends SIGKILL a moment after that step was logged; False if it ended before."""
+        process = self.start(workdir)
+        while process.poll() is None and not any(row["step"] >= step for row in metrics.rows(workdir)):
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.kill()
+        process.stderr.close()
+        return process.wait() == -signal.SIGKILL
+
+    def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_one_never_stopped(self):
+        whole, killed = (Path(self.create_tempdir().full_path) / "run" for _ in range(2))
+        process = self.start(whole)
+        self.assertEqual((process.communicate()[1].decode(), process.returncode)[1], 0)
+        # System entropy: every run of this test tries other moments; they are in the message if it fails.
+        moments = sorted((random.randint(1, 155), random.random() * 0.4) for _ in range(4))
+        kills = sum(self.kill_at(killed, step, delay) for step, delay in moments)
+        self.assertGreater(kills, 1)
+        process = self.start(killed)
+        errors = process.communicate()[1].decode()
+        self.assertEqual(process.returncode, 0, errors)
+        expected, found = (jax.tree.leaves_with_path(final_arrays(w)) for w in (whole, killed))
+        self.assertEqual([p for p, _ in expected], [p for p, _ in found])
+        for (path, a), (_, b) in zip(expected, found, strict=True):
+            self.assertEqual(np.asarray(a).tobytes(), np.asarray(b).tobytes(), f"{path}, killed at {moments}")
+        ledgers = [
+            [row["nonzeros"] for row in json.loads((w / "ledger.json").read_text())["rows"]] for w in (whole, killed)
+        ]
+        self.assertEqual(*ledgers)
+        steps = [row["step"] for row in metrics.rows(killed)]
+        self.assertEqual(steps, sorted(set(steps)))
+
+    def test_ctrl_c_saves_and_says_how_to_go_on(self):
+        workdir = Path(self.create_tempdir().full_path) / "run"
+        process = self.start(workdir)
+        while not metrics.rows(workdir):
+            time.sleep(0.02)
+            self.assertIsNone(process.poll())
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate()[1].decode()
+        self.assertEqual(process.returncode, 130)
+        self.assertIn("give the same command again", errors)
+        self.assertNotIn("Traceback", errors)
+        saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+        self.assertEqual(saved, metrics.rows(workdir)[-1]["step"])
+
+
+class TrainTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = Path(self.create_tempdir().full_path) / "run"
+        self.enter_context(absltest.mock.patch.dict(models.MODELS, tiny=TINY))
+
+    def run_config(self, config):
+        return train.train_and_evaluate(config, self.workdir, self.workdir.parent)
+
+    def test_weights_are_exactly_as_sparse_as_asked_and_stay_so_in_a_stage_after_pruning(self):
+        config = small_config()
+        config.stages = ("prune", "dense")
+        self.run_config(config)
+        state = final_arrays(self.workdir)
+        for path in ("conv0b", "dense0", "logits"):
+            kernel = np.asarray(state["params"][path]["kernel"])
+            self.assertEqual(np.count_nonzero(kernel == 0), round(0.8 * kernel.size), path)
+
+    def test_learns_and_logs(self):
+        config = small_config(**{"dense.steps": 150, "dense.learning_rate": 1e-2})
+        config.stages = ("dense",)
+        result = self.run_config(config)
+        rows = metrics.rows(self.workdir)
+        self.assertGreater(result["val_accuracy"], 0.85)
+        self.assertLess(rows[-1]["loss"], rows[0]["loss"] / 2)
+        self.assertEqual(rows[-1]["step"], 150)
+        self.assertTrue(list((self.workdir / "tensorboard").glob("events.out.tfevents.*")))
+        self.assertEqual(json.loads((self.workdir / "config.json").read_text())["prune"]["sparsity"], 0.8)
+
+    def test_a_finished_run_is_left_as_it_is(self):
+        first = self.run_config(small_config())
+        before = {p: p.stat().st_mtime_ns for p in self.workdir.rglob("*") if p.name in ("train.json", "ledger.json")}
+        self.assertEqual(self.run_config(small_config()), first)
+        self.assertEqual(before, {p: p.stat().st_mtime_ns for p in before})
+
+    def test_a_damaged_checkpoint_is_replaced_by_the_one_before_with_the_same_end(self):
+        self.run_config(small_config())
+        expected = jax.tree.map(np.asarray, final_arrays(self.workdir))
+        victim = max(
+            (p for p in (self.workdir / "checkpoints/60/state").rglob("*") if p.is_file()), key=os.path.getsize
+        )
+        contents = bytearray(victim.read_bytes())
+        contents[len(contents) // 2] ^= 0xFF
+        victim.write_bytes(contents)
+        self.run_config(small_config())
+        jax.tree.map(np.testing.assert_array_equal, expected, jax.tree.map(np.asarray, final_arrays(self.workdir)))
+
+    def test_nan_stops_with_the_step_and_the_name_of_the_loss(self):
+        config = small_config(**{"dense.optimizer": "sgd", "dense.learning_rate": 1e8})
+        with self.assertRaisesRegex(UserError, r"'cross_entropy' became NaN or infinite at step \d+ \(stage dense\)"):
+            self.run_config(config)
+
+    def test_nan_is_never_saved(self):
+        config = small_config(**{"dense.optimizer": "sgd", "dense.learning_rate": 1e8, "checkpoint_seconds": 0.0})
+        with self.assertRaises(UserError):
+            self.run_config(config)
+        manager = checkpoint.open_folder(self.workdir)
+        for step in manager.all_steps():
+            params = ocp.StandardCheckpointer().restore(Path(manager.directory) / str(step) / "state")["params"]
+            self.assertTrue(all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)), step)
+
+    def test_a_folder_of_another_config_is_refused_and_named(self):
+        self.run_config(small_config(**{"dense.steps": 1, "prune.steps": 1}))
+        with self.assertRaisesRegex(UserError, r"dense.steps=1 \(now 2\)"):
+            self.run_config(small_config(**{"dense.steps": 2, "prune.steps": 1}))
+
+    def test_a_pattern_that_matches_nothing_is_refused_before_the_folder_is_made(self):
+        with self.assertRaisesRegex(UserError, "matches no parameter.*conv0a/kernel"):
+            self.run_config(small_config(**{"prune.pattern": "nothing"}))
+        self.assertFalse(self.workdir.exists())
+
+    def test_a_batch_larger_than_the_data_is_refused(self):
+        with self.assertRaisesRegex(UserError, "batch_size 5000"):
+            self.run_config(small_config(batch_size=5000))
+
+    def test_an_unfinished_run_cannot_be_loaded(self):
+        config = small_config()
+        configs.claim(config, self.workdir)
+        dataset = data.load(config.data, self.workdir)
+        with self.assertRaisesRegex(UserError, "not finished"):
+            train.load_trained(config, self.workdir, dataset)
+
+    def test_without_a_validation_split_training_still_works(self):
+        result = self.run_config(small_config(**{"data.validation": 0.0, "dense.steps": 2, "prune.steps": 2}))
+        self.assertIsNone(result["val_accuracy"])
+
+
+class EvaluateTest(absltest.TestCase):
+    def test_counts_every_validation_image_once(self):
+        config = small_config()
+        dataset = data.load(config.data, Path("unused"))
+        model = TINY(num_classes=10)
+        state = train.init_state(config, model, (8, 8, 1))
+        odd = data.Split(*(x[:137] for x in dataset.validation))  # 137 does not fill whole batches
+        variables = dict(params=state.params, batch_stats=state.batch_stats)
+        logits = model.apply(variables, data.to_float(odd.images))
+        config.loss.label_smoothing = 0.0
+        for size in (500, 50):
+            with self.subTest(size=size), absltest.mock.patch.object(train, "EVAL_BATCH", size):
+                found = train.make_evaluate(model, odd)(state)
+                expected = losses.cross_entropy(logits, odd.labels, config.loss)
+                self.assertAlmostEqual(found["val_loss"], float(expected), places=4)
+                self.assertAlmostEqual(found["val_accuracy"], np.mean(np.argmax(logits, -1) == odd.labels))
+
+
+class PlanTest(absltest.TestCase):
+    def test_epochs_and_steps(self):
+        config = small_config(**{"dense.steps": 0, "dense.epochs": 2.5})
+        plan = train.make_plan(config, images=100)  # 3 steps of 32 an epoch, the rest is left out
+        self.assertEqual([(s.name, s.first, s.end) for s in plan], [("dense", 0, 8), ("prune", 8, 38)])
+
+    def test_the_prune_stage_is_wrapped_and_the_one_before_is_not(self):
+        config = small_config()
+        state = train.init_state(config, TINY(num_classes=10), (8, 8, 1))
+        dense, prune = (train.make_optimizer(config, s, state.params) for s in train.make_plan(config, 100))
+        self.assertIsNone(pruning.masks_of(dense.init(state.params)))
+        self.assertIn("dense0/kernel", pruning.masks_of(prune.init(state.params)))
+
+
+if __name__ == "__main__":
+    absltest.main()
