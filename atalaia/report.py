@@ -14,6 +14,15 @@ from atalaia import config as configs
 from atalaia.errors import UserError
 
 MIB = 2**20
+PUBLISHED = (
+    "config.json",
+    "ledger.json",
+    "train.json",
+    "evaluation.json",
+    "evaluation.md",
+    "confusion.png",
+    "model.tflite",
+)
 
 
 def evaluation_table(details: dict) -> str:
@@ -83,6 +92,29 @@ def run_summary(workdir: Path) -> str:
     peak = max(s["peak_memory_bytes"] for s in steps.values()) / MIB
     lines.append(f"| whole | {total:.1f} | {peak:,.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def publish(workdir: Path, destination: Path) -> str:
+    """Copies a finished run's small results (config, ledger, evaluation, pictures, int8 model) and returns its table."""
+    text = run_summary(workdir)
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in PUBLISHED:
+        configs.write_whole(destination / name, (Path(workdir) / name).read_bytes())
+    configs.write_whole(destination / "table.md", text)
+    return text
+
+
+def insert(readme: Path, name: str, text: str) -> None:
+    """Replaces what stands between `<!-- name -->` and `<!-- /name -->` in a Markdown file.
+
+    Raises:
+      ValueError: the file has no such place.
+    """
+    before, opening, rest = readme.read_text().partition(f"<!-- {name} -->\n")
+    _, closing, after = rest.partition(f"<!-- /{name} -->")
+    if not (opening and closing):
+        raise ValueError(f"{readme} has no place <!-- {name} --> ... <!-- /{name} -->")
+    configs.write_whole(readme, before + opening + text.strip() + "\n" + closing + after)
 
 
 def _json(workdir, name, step):

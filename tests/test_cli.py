@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -54,15 +55,12 @@ class CommandTest(absltest.TestCase):
     def test_unexpected_argument(self):
         self._train_refuses("unexpected argument 'seed=3'.*--config.field=value", f"--config={RECIPE}", "seed=3")
 
-    def test_a_pattern_that_matches_nothing(self):
-        self._train_refuses("'conv9' matches no.*conv/kernel", f"--config={RECIPE}", "--config.prune.pattern=conv9")
-
     def test_no_workdir(self):
         self._refuses("--workdir=runs/", "train", f"--config={RECIPE}")
 
     def test_workdir_is_a_file(self):
         self.workdir.write_text("mine")
-        self._refuses(f"{self.workdir}", "train", f"--workdir={self.workdir}", f"--config={RECIPE}")
+        self._refuses(re.escape(str(self.workdir)), "train", f"--workdir={self.workdir}", f"--config={RECIPE}")
         self.assertEqual(self.workdir.read_text(), "mine")
 
     def test_workdir_of_another_config(self):
@@ -81,7 +79,7 @@ class CommandTest(absltest.TestCase):
     def test_damaged_tflite(self):
         file = self.folder / "model.tflite"
         file.write_bytes(b"\x1c\0\0\0TFL3" + bytes(range(200)))
-        self._refuses(f"{file} is damaged", "evaluate", f"--tflite={file}", f"--config={RECIPE}")
+        self._refuses(f"{re.escape(str(file))} is damaged", "evaluate", f"--tflite={file}", f"--config={RECIPE}")
         self.assertEqual([path.name for path in self.folder.iterdir()], ["model.tflite"])
 
     def test_a_sweep_with_a_wrong_value_runs_nothing(self):

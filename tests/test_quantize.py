@@ -54,7 +54,7 @@ def drawn(model, shape, seed=0):
         keys = [key.key for key in path]
         if keys[-1] == "var":
             return random.uniform(0.5, 2, leaf.shape).astype(np.float32)
-        size = np.sqrt(2 / np.prod(leaf.shape[:-1]))  # He's, of a bias 1.4
+        size = np.sqrt(2 / np.prod(leaf.shape[:-1]))  # He et al., 2015; 1.4 for a bias
         drawn = random.normal(0, size, leaf.shape).astype(np.float32)
         if keys[-2:] == ["norm", "scale"]:
             drawn[:3] = 0, -1, 1  # both signs whatever the draw
