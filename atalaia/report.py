@@ -95,7 +95,7 @@ def run_summary(workdir: Path) -> str:
 
 
 def publish(workdir: Path, destination: Path) -> str:
-    """Copies a finished run's small results (config, ledger, evaluation, pictures, int8 model) and returns its table."""
+    """Copies what is small of a finished run (`PUBLISHED`) and returns its table."""
     text = run_summary(workdir)
     destination.mkdir(parents=True, exist_ok=True)
     for name in PUBLISHED:

@@ -1,4 +1,4 @@
-"""The file runs as trained: TFLite Micro's bytes equal an integer network written here, and check() sees differences."""
+"""The file runs as trained: TFLite Micro's bytes equal an integer network written here, and check() sees changes."""
 
 import copy
 import functools
@@ -166,10 +166,12 @@ def simulate(name):
 class RescaleTest(parameterized.TestCase):
     """The yardstick itself: exact where rounding is none, and within a step of float64."""
 
-    def test_halves_and_quarters(self):
+    def test_both_roundings(self):
         x = np.array([0, 1, 2, 3, 4, -1, -2, -3, -4])
-        np.testing.assert_array_equal(rescale(x, 0.5), [0, 1, 1, 2, 2, -1, -1, -2, -2])  # ties away from zero
         np.testing.assert_array_equal(rescale(x, 4.0), 4 * x)
+        np.testing.assert_array_equal(rescale(x, 0.5), [0, 1, 1, 2, 2, 0, -1, -1, -2])  # the first: ties go up
+        # A quarter is a half, rounded, and a half of that, ties away from zero: 0.25 becomes 0.5 becomes 1.
+        np.testing.assert_array_equal(rescale(x, 0.25), [0, 1, 1, 1, 1, 0, -1, -1, -1])
 
     def test_near_float64(self):
         random = np.random.default_rng(0)
@@ -406,21 +408,21 @@ class CheckFileTest(parameterized.TestCase):
         self.graph.outputs = [self._op("ADD").outputs[0]]
         self._fails("the tensor of layer 'output'")
 
-    @parameterized.parameters("strideW", "strideH", "padding", "fusedActivationFunction", "dilationWFactor")
+    @parameterized.parameters("strideW", "strideH", "padding", "dilationWFactor", "fusedActivationFunction")
     def test_convolutions_options(self, field):
-        options = self._op("CONV_2D").builtinOptions
+        options = self._op("DEPTHWISE_CONV_2D", 1).builtinOptions
         setattr(options, field, getattr(options, field) ^ 3)
-        self._fails("'point'")
+        self._fails(f"{field} of layer 'depthwise'")
 
     @parameterized.parameters("strideW", "filterHeight", "padding")
     def test_poolings_options(self, field):
         options = self._op("MAX_POOL_2D").builtinOptions
         setattr(options, field, getattr(options, field) ^ 1)
-        self._fails("'pool'")
+        self._fails(f"{field} of layer 'pool'")
 
     def test_activation_that_cuts(self):
         self._op("FULLY_CONNECTED").builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.RELU
-        self._fails("'logits'")
+        self._fails("fusedActivationFunction of layer 'logits'")
 
 
 class FloatTest(absltest.TestCase):

@@ -8,12 +8,13 @@ import difflib
 import flax.linen as nn
 
 from atalaia.errors import UserError
-from atalaia.models import resnet, thesis
+from atalaia.models import mobilenet, resnet, thesis
 
 MODELS = {
     "thesis": thesis.Thesis,
     "student": thesis.Thesis,  # Code 2 and Code 3 of the thesis are one body; the input's size makes the difference
     "resnet8": resnet.ResNet8,
+    "mobilenetv1": mobilenet.MobileNetV1,
 }
 
 

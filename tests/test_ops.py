@@ -1,0 +1,213 @@
+"""Every operation's values and gradients against float64, and the same bytes twice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import lax
+
+from atalaia import ops
+
+
+def _random(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape)
+
+
+def _relative_error(got, want):
+    got, want = np.asarray(got, np.float64), np.asarray(want)
+    return np.abs(got - want).max() / np.abs(want).max()
+
+
+def _conv64(x, kernel, g, strides, padding, groups=1):
+    """Output, input gradient and weight gradient in numpy, one kernel tap at a time; all arguments float64."""
+    (kh, kw, cin, cout), (sh, sw) = kernel.shape, strides
+    pads = lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, padding)
+    x = np.pad(x, ((0, 0), *pads, (0, 0)))
+    ho, wo = (x.shape[1] - kh) // sh + 1, (x.shape[2] - kw) // sw + 1
+    y = np.zeros((x.shape[0], ho, wo, cout))
+    dx, dkernel = np.zeros_like(x), np.zeros_like(kernel)
+    g = _random(*y.shape, seed=7) if g is None else g
+    for i in range(kh):
+        for j in range(kw):
+            for group in range(groups):
+                at = np.s_[:, i : i + (ho - 1) * sh + 1 : sh, j : j + (wo - 1) * sw + 1 : sw]
+                at += (np.s_[group * cin : (group + 1) * cin],)
+                out = np.s_[..., group * cout // groups : (group + 1) * cout // groups]
+                y[out] += x[at] @ kernel[i, j][out]
+                dx[at] += g[out] @ kernel[i, j][out].T
+                dkernel[i, j][out] += np.tensordot(x[at], g[out], ((0, 1, 2), (0, 1, 2)))
+    (top, bottom), (left, right) = pads
+    dx = dx[:, top : dx.shape[1] - bottom, left : dx.shape[2] - right]
+    return y, dx, dkernel, g
+
+
+def _value_and_grads(f, g, *args):
+    @jax.jit
+    def run(g, *args):
+        y, vjp = jax.vjp(f, *args)
+        return y, *vjp(g)
+
+    return run(jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), g), *(jnp.asarray(a, jnp.float32) for a in args))
+
+
+class ConvTest(parameterized.TestCase):
+    def check(self, x_shape, kernel_shape, strides, padding, groups=1):
+        x, kernel = _random(*x_shape), _random(*kernel_shape)
+        y, dx, dkernel, g = _conv64(x, kernel, None, strides, padding, groups)
+
+        def conv(x, kernel):
+            return ops.conv2d(x, kernel, strides, padding, groups)
+
+        def xla(x, kernel):
+            with ops.plain_xla():
+                return ops.conv2d(x, kernel, strides, padding, groups)
+
+        got, of_xla = _value_and_grads(conv, g, x, kernel), _value_and_grads(xla, g, x, kernel)
+        for name, a, b, want in zip(("value", "dx", "dkernel"), got, of_xla, (y, dx, dkernel), strict=True):
+            self.assertEqual(a.shape, want.shape, name)
+            self.assertLessEqual(_relative_error(a, want), max(1e-5, _relative_error(b, want)), name)
+
+    @parameterized.product(size=(1, 3, 5, 9), stride=(1, 2), padding=("SAME", "VALID"), cin=(3, 8))
+    def test_kernels_strides_paddings(self, size, stride, padding, cin):
+        self.check((4, 16, 12, cin), (size, size, cin, 8), (stride, stride), padding)
+
+    @parameterized.product(size=(1, 3), stride=(1, 2, 3), padding=("SAME", "VALID"))
+    def test_odd_sizes(self, size, stride, padding):
+        self.check((5, 13, 11, 9), (size, size, 9, 7), (stride, stride), padding)
+
+    @parameterized.parameters(
+        ((2, 9, 10, 8), (3, 1, 8, 4), (1, 1)),
+        ((2, 10, 9, 8), (3, 5, 8, 4), (1, 2)),
+        ((2, 9, 10, 8), (2, 4, 8, 4), (2, 1)),
+        ((2, 9, 10, 8), (1, 3, 8, 4), (3, 2)),
+        ((1, 1, 1, 8), (3, 3, 8, 4), (1, 1)),
+        ((2, 2, 2, 8), (3, 3, 8, 4), (2, 2)),
+    )
+    def test_rectangles_and_tiny_images(self, x_shape, kernel_shape, strides):
+        self.check(x_shape, kernel_shape, strides, "SAME")
+
+    @parameterized.product(size=(1, 3, 5, 9), stride=(1, 2), padding=("SAME", "VALID"))
+    def test_depthwise(self, size, stride, padding):
+        self.check((3, 13, 12, 6), (size, size, 1, 6), (stride, stride), padding, groups=6)
+
+    @parameterized.product(groups=(2, 4), stride=(1, 2))
+    def test_groups(self, groups, stride):
+        self.check((3, 10, 11, 16), (3, 3, 16 // groups, 8), (stride, stride), "SAME", groups)
+
+    def test_depth_multiplier(self):
+        self.check((3, 10, 11, 4), (3, 3, 1, 8), (1, 1), "SAME", groups=4)
+
+    @parameterized.parameters((16, 16, 64), (32, 8, 16))
+    def test_scan_of_several_steps(self, batch, size, channels):
+        self.check((batch, 2 * size, 2 * size, channels), (3, 3, channels, channels), (1, 1), "SAME")
+
+    def test_a_prime_batch(self):
+        self.check((31, 32, 32, 16), (3, 3, 16, 8), (1, 1), "SAME")
+
+    def test_plain_xla_is_a_convolution(self):
+        def graph():
+            def f(x, kernel):  # a new function each time: the choice is made when it is traced
+                return ops.max_pool(ops.conv2d(x, kernel, groups=4))
+
+            return str(jax.make_jaxpr(f)(jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 1, 4))))
+
+        with ops.plain_xla():
+            inside = graph()
+        self.assertIn("conv_general_dilated", inside)
+        self.assertIn("reduce_window_max", inside)
+        if jax.default_backend() == "cpu":
+            self.assertNotIn("conv_general_dilated", graph())
+
+
+class PoolTest(parameterized.TestCase):
+    @parameterized.parameters((8, 8, 2), (9, 9, 3), (6, 10, 2), (9, 8, 2), (7, 7, 3))
+    def test_agrees_with_reduce_window(self, height, width, window):
+        # Few different values, so that ties are common.
+        x = np.round(_random(3, height, width, 5)).astype(np.float32)
+        g = _random(3, height // window, width // window, 5)
+
+        def reference(x):
+            square = (1, window, window, 1)
+            return lax.reduce_window(x, -jnp.inf, lax.max, square, square, "VALID")
+
+        got = _value_and_grads(lambda x: ops.max_pool(x, window), g, x)
+        want = _value_and_grads(reference, g, x)
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+
+    def test_gradient_by_hand(self):
+        x = np.array([[1, 2, 5, 5], [4, 3, 5, 0], [0, 0, -3, -1], [0, 0, -1, -2]]).reshape(1, 4, 4, 1)
+        g = np.array([[10, 20], [30, 40]]).reshape(1, 2, 2, 1)
+        want = [[0, 0, 20, 0], [10, 0, 0, 0], [30, 0, 0, 40], [0, 0, 0, 0]]
+        y, dx = _value_and_grads(ops.max_pool, g, x)
+        np.testing.assert_array_equal(y[0, :, :, 0], [[4, 5], [0, -1]])
+        np.testing.assert_array_equal(dx[0, :, :, 0], want)
+
+
+class NormTest(parameterized.TestCase):
+    @parameterized.parameters(((16, 8, 8, 32), 0.0), ((5, 7, 3, 6), 0.0), ((64, 32, 32, 8), 0.0), ((8, 9, 9, 4), 100.0))
+    def test_batch_norm(self, shape, offset):
+        x = (_random(*shape) * 3 + offset).astype(np.float32)
+        scale, bias = _random(shape[-1], seed=1), _random(shape[-1], seed=2)
+        grads = (_random(*shape, seed=3), _random(shape[-1], seed=4), _random(shape[-1], seed=5))
+
+        def reference(x, scale, bias):
+            mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+            return (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias, mean, var
+
+        got = _value_and_grads(lambda *args: ops.batch_norm(*args, 1e-3), grads, x, scale, bias)
+        with jax.enable_x64(True):
+            args = [jnp.asarray(np.asarray(a, np.float32), jnp.float64) for a in (x, scale, bias)]
+            want, vjp = jax.vjp(reference, *args)
+            want = (want, *vjp(tuple(jnp.asarray(np.asarray(g, np.float32), jnp.float64) for g in grads)))
+        # Where the mean is large, x - mean itself has lost digits: float32's 6e-8 of 100 in 3 is 2e-6.
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            self.assertLessEqual(_relative_error(a, b), 1e-5)
+
+    def test_add_bias_and_relu(self):
+        x, bias, g = _random(16, 9, 9, 12), _random(12, seed=1), _random(16, 9, 9, 12, seed=2)
+        y, dx, dbias = _value_and_grads(lambda x, b: ops.relu(ops.add_bias(x, b)), g, x, bias)
+        z = x.astype(np.float32) + bias.astype(np.float32)
+        np.testing.assert_array_equal(y, np.maximum(z, 0))
+        np.testing.assert_array_equal(dx, np.where(z > 0, g, 0).astype(np.float32))
+        self.assertLessEqual(_relative_error(dbias, np.where(z > 0, g, 0).sum((0, 1, 2))), 1e-5)
+
+
+class WholeTest(absltest.TestCase):
+    def network(self):
+        def loss(params, x):
+            k1, b1, k2, k3, k4, scale, bias = params
+            x = ops.relu(ops.add_bias(ops.conv2d(x, k1), b1))
+            x, mean, var = ops.batch_norm(x, scale, bias, 1e-3)
+            x = ops.max_pool(ops.conv2d(x, k2))
+            x = ops.conv2d(ops.conv2d(x, k3, groups=16), k4, (2, 2))
+            return jnp.square(x).mean() + 0 * (mean + var).sum()
+
+        shapes = ((3, 3, 3, 16), (16,), (3, 3, 16, 16), (3, 3, 1, 16), (1, 1, 16, 8), (16,), (16,))
+        params = [jnp.asarray(_random(*s, seed=i), jnp.float32) for i, s in enumerate(shapes)]
+        return loss, params, jnp.asarray(_random(32, 32, 32, 3), jnp.float32)
+
+    def test_same_bytes_twice(self):
+        loss, params, x = self.network()
+        grad = jax.jit(jax.grad(loss))
+        first = jax.tree.map(np.asarray, grad(params, x))
+        jax.clear_caches()  # a second process would compile again too
+        again = jax.jit(jax.grad(loss))
+        for _ in range(3):
+            for a, b in zip(first, again(params, x), strict=True):
+                self.assertEqual(a.tobytes(), np.asarray(b).tobytes())
+
+    def test_agrees_with_plain_xla(self):
+        loss, params, x = self.network()
+
+        def plain(params, x):
+            with ops.plain_xla():
+                return loss(params, x)
+
+        want = jax.jit(jax.grad(plain))(params, x)
+        for a, b in zip(jax.jit(jax.grad(loss))(params, x), want, strict=True):
+            self.assertLessEqual(_relative_error(a, np.asarray(b, np.float64)), 1e-4)
+
+
+if __name__ == "__main__":
+    absltest.main()
