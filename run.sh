@@ -72,7 +72,10 @@ word=${1:-help}
 case $word in
   demo) job configs/digits.py "$@" ;;
   faces | cifar10) job "configs/$word.py" "$@" ;;
-  run) job "${1:?error: ./run.sh run needs a config, such as configs/digits.py}" "${@:2}" ;;
+  run)
+    [ $# -gt 0 ] || { echo "error: ./run.sh run needs a config, such as configs/digits.py" >&2 && exit 2; }
+    job "$@"
+    ;;
   sweep) setup requirements.txt && .venv/bin/python -m atalaia.sweep "$@" ;;
   test) setup requirements.txt requirements-dev.txt && .venv/bin/python -m pytest "$@" ;;
   lint)

@@ -78,7 +78,7 @@ def _parse(argv: Sequence[str], known_only: bool) -> list[str]:
     with flag_errors():
         rest = flags.FLAGS(argv, known_only)
         if "config" in flags.FLAGS and flags.FLAGS["config"].present:
-            bool(flags.FLAGS.config)  # a file that could not be read shows here first
+            _ = flags.FLAGS.config.is_locked  # a file that could not be read shows here first
     if len(rest) > 1 and not known_only:
         raise UserError(f"unexpected argument {rest[1]!r}: fields of the config are set as --config.field=value")
     return rest
@@ -90,6 +90,6 @@ def _flag_message(error):
     if near:
         return f"the config has no field {near[2]!r}; did you mean {near[1]!r}?"
     if isinstance(error, KeyError | AttributeError):
-        return f"the config has no such field: {text}"
+        return "the config has no such field: " + text.strip("\"'")
     missing = re.search(r"No such file or directory: '([^']+)'", text)
     return f"no config file {missing[1]}: the recipes are in configs/" if missing else text

@@ -5,6 +5,7 @@ A recipe in configs/ starts from `base()` and changes what differs. Any field ca
 """
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -90,7 +91,9 @@ def validate(config: ConfigDict) -> None:
     _range("log_steps", config.log_steps, 1)
     _range("calibration.images", config.calibration.images, 1)
     _range("loss.label_smoothing", config.loss.label_smoothing, 0, 1)
-    if config.eval_epochs <= 0:
+    _range("seed", config.seed, 0, 2**32)
+    _range("checkpoint_seconds", config.checkpoint_seconds, 0)
+    if not 0 < config.eval_epochs < math.inf:
         raise UserError(f"eval_epochs must be above 0, not {config.eval_epochs}")
     for name in ("pad_crop", "cutout", "brightness", "contrast", "noise"):
         _range(f"augment.{name}", config.augment[name], 0)
@@ -108,11 +111,12 @@ def _validate_stage(name, stage):
     if len(given) != 1:
         which = "both" if given else "neither"
         raise UserError(f"{name}: {which} of epochs and steps given; set exactly one, the other to 0")
-    _range(f"{name}.{given[0]}", stage[given[0]], 0)
+    _range(f"{name}.{given[0]}", stage[given[0]], 0, math.inf)
     _choice(f"{name}.optimizer", stage.optimizer, optimizers.OPTIMIZERS)
     _choice(f"{name}.lr_schedule", stage.lr_schedule, optimizers.SCHEDULES)
     _range(f"{name}.warmup", stage.warmup, 0, 1)
-    for field in ("learning_rate", "momentum", "weight_decay"):
+    _range(f"{name}.momentum", stage.momentum, 0, 1)
+    for field in ("learning_rate", "weight_decay"):
         _range(f"{name}.{field}", stage[field], 0)
 
 
@@ -135,7 +139,7 @@ def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
     path = Path(workdir) / "config.json"
     if not path.exists():
         return
-    ours, theirs = _flat(json.loads(_json(config))), _flat(json.loads(path.read_text()))
+    ours, theirs = _flat(json.loads(_json(config))), _flat(_read(path))
     fields = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
     if fields:
         listed = ", ".join(f"{k}={theirs.get(k)!r} (now {ours.get(k)!r})" for k in fields[:3])
@@ -161,7 +165,17 @@ def load(workdir: Path) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run (no config.json): train first with atalaia.train --workdir={workdir}")
-    return ConfigDict(json.loads(path.read_text()))
+    return ConfigDict(_read(path))
+
+
+def _read(path):
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} is damaged: delete {path.parent} and train again, or choose another --workdir")
+    return fields
 
 
 def write_whole(path: Path, contents: str | bytes) -> None:

@@ -13,9 +13,11 @@ def message(error: BaseException) -> str | None:
     """The line for an error that a user can mend, or None for a defect of ours."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    no_space = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if no_space or "No space left on device" in str(error):  # tensorstore wraps the errno in its own exception
         return NO_SPACE
     if isinstance(error, PermissionError):
         return f"no permission for {error.filename}: choose a folder that you can write to"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is a file, where a folder is needed: choose another --workdir or --data_dir"
     return None

@@ -139,6 +139,7 @@ def main() -> None:
     needs_file = any(n != JAX for n in names)
     tflite_bytes = tflite.load(file or workdir / "model.tflite") if needs_file else None
     dataset = data.load(config.data, cli.cache())
+    workdir.mkdir(parents=True, exist_ok=True)
     evaluate(config, dataset, names, workdir, tflite_bytes, flags.FLAGS.split)
 
 
@@ -151,7 +152,6 @@ def _outside(file):
     workdir = Path(flags.FLAGS.workdir or Path(file).with_suffix(".evaluation"))
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir} is a run folder, whose results would be overwritten: give another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
     return workdir, config
 
 

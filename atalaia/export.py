@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atalaia import cli, data, layers, ledger, metrics, quantize, tflite, train
+from atalaia import cli, data, layers, ledger, metrics, ops, quantize, tflite, train
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.quantize import QLayer, QParams
@@ -115,7 +115,7 @@ def convert(model: nn.Module, network: dict[str, QLayer | QParams], input_shape:
     Raises:
       UserError: an operator stayed in floating point, or the file differs from `network`; the operator is named.
     """
-    with _quiet():
+    with _quiet(), ops.plain_xla():  # the converter knows XLA's own operations only
         data = _convert(model, network, input_shape)
     check(data, model, network)
     return data

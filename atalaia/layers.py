@@ -31,6 +31,25 @@ class Layer(nn.Module):
         return 0
 
 
+class BatchNorm(nn.Module):
+    """Normalisation by the batch's statistics in training, by their moving averages otherwise; a part of Conv."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        if not train:
+            return (x - mean.value) * (jax.lax.rsqrt(var.value + BATCH_NORM_EPSILON) * scale) + bias
+        y, batch_mean, batch_var = ops.batch_norm(x, scale, bias, BATCH_NORM_EPSILON)
+        if not self.is_initializing():
+            for average, value in ((mean, batch_mean), (var, batch_var)):
+                average.value = BATCH_NORM_MOMENTUM * average.value + (1 - BATCH_NORM_MOMENTUM) * value
+        return y
+
+
 class Conv(Layer):
     """SAME convolution with bias: `[b, h, w, c]` to `[b, ceil(h/strides), ceil(w/strides), features]`.
 
@@ -56,13 +75,13 @@ class Conv(Layer):
         groups = channels if self.depthwise else 1
         shape = (self.kernel, self.kernel, channels // groups, self.features)
         y = ops.conv2d(x, self.param("kernel", _KERNEL_INIT, shape), (self.strides, self.strides), "SAME", groups)
-        y = y + self.param("bias", nn.initializers.zeros, (self.features,))
+        y = ops.add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,)))
         if self.norm == "before":
-            y = _batch_norm(train)(y)
+            y = BatchNorm(name="norm")(y, train)
         if self.relu:
-            y = nn.relu(y)
+            y = ops.relu(y)
         if self.norm == "after":
-            y = _batch_norm(train)(y)
+            y = BatchNorm(name="norm")(y, train)
         return y
 
     def macs(self, shapes, out):
@@ -81,7 +100,7 @@ class Dense(Layer):
         del train
         y = x @ self.param("kernel", _KERNEL_INIT, (x.shape[-1], self.features))
         y = y + self.param("bias", nn.initializers.zeros, (self.features,))
-        return nn.relu(y) if self.relu else y
+        return ops.relu(y) if self.relu else y
 
     def macs(self, shapes, out):
         return shapes[0][-1] * self.features
@@ -93,7 +112,7 @@ class Add(Layer):
     relu: bool = False
 
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return nn.relu(x + y) if self.relu else x + y
+        return ops.relu(x + y) if self.relu else x + y
 
 
 class MaxPool(Layer):
@@ -130,11 +149,6 @@ class Dropout(Layer):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         return nn.Dropout(self.rate, deterministic=not train, name="drop")(x)
-
-
-def _batch_norm(train):
-    momentum, epsilon = BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON
-    return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=epsilon, name="norm")
 
 
 def interpret(model: nn.Module, rule: Callable[..., Any], x: Any) -> Any:

@@ -279,7 +279,7 @@ def max_pool(x: Array, window: int = 2) -> Array:
     if _use_own() and x.shape[1] % window == 0 and x.shape[2] % window == 0:
         return _tiled_max_pool(x, window)
     square = (1, window, window, 1)
-    return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, square, square, "VALID")
+    return lax.reduce_window(x, -jnp.inf, lax.max, square, square, "VALID")
 
 
 def _tiles(x, k):

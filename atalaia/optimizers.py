@@ -34,7 +34,7 @@ def kernels(params: dict) -> dict:
 
 
 def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
-    """The stage's learning rate by step: linear warm-up from 0, then its schedule over the rest."""
+    """The stage's learning rate by step: linear warm-up from 0 at the first, then its schedule over the rest."""
     warmup = round(config.warmup * steps)
     main = SCHEDULES[config.lr_schedule](config.learning_rate, steps - warmup)
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), main], [warmup])

@@ -54,7 +54,7 @@ class Progress:
 
     def _line(self):
         self._last = time.monotonic()
-        left = (self._total - self._done) * self._scale / self.rate if self._done > self._initial else float("nan")
+        left = (self._total - self._done) * self._scale / self.rate if self._done > self._initial else 0.0
         figures = "".join(f"  {k} {v:.4g}" for k, v in self._figures.items())
         print(
             f"{self._name}: {self._done}/{self._total}  {self.rate:.4g} {self._unit}/s  {left:.0f} s left{figures}",

@@ -42,7 +42,11 @@ def one_shot(config: ConfigDict, steps: int) -> Schedule:
 
 
 def constant(config: ConfigDict, steps: int) -> Schedule:
-    """The whole sparsity from `begin` on, masks chosen anew every `every` steps until `end`."""
+    """The whole sparsity from `begin` on, masks chosen anew every `every` steps until `end`.
+
+    Since a pruned weight is exactly zero and ranks last, the masks stay what `one_shot` chose: it is the same schedule
+    by the name that Zhu & Gupta's implementation gave it.
+    """
     begin, end = _step(config.begin, steps), _step(config.end, steps)
     return Schedule(lambda count: _between(count, begin, end, config.every), lambda count, final: final)
 
@@ -52,7 +56,7 @@ def cubic(config: ConfigDict, steps: int) -> Schedule:
     begin, end = _step(config.begin, steps), _step(config.end, steps)
 
     def sparsity(count, final):
-        progress = jnp.clip((count - begin) / max(end - begin, 1), 0.0, 1.0)
+        progress = jnp.where(count >= end, 1.0, jnp.clip((count - begin) / max(end - begin, 1), 0.0, 1.0))
         initial = min(config.initial_sparsity, final)
         return final + (initial - final) * (1.0 - progress) ** 3
 
@@ -106,12 +110,13 @@ def targets(params: dict, config: ConfigDict) -> tuple[dict[str, float], frozens
     """
     paths = [path for path, value in flatten_dict(params, sep="/").items() if jnp.ndim(value) > 1]
     rules = [*_rules(config), (config.pattern, config.sparsity)]
+    general = len(rules) - 1
     for pattern, _ in rules:
         if not any(re.search(pattern, path) for path in paths):
             raise UserError(f"pruning: pattern {pattern!r} matches no parameter; there are {', '.join(paths)}")
-    chosen = {p: next(((r, s) for r, s in rules if re.search(r, p)), None) for p in paths}
-    sparsity = {p: rule[1] for p, rule in chosen.items() if rule and rule[1] > 0}
-    shared = {p for p in sparsity if config.scope == "global" and chosen[p] == rules[-1]}
+    chosen = {p: next((i for i, (r, _) in enumerate(rules) if re.search(r, p)), None) for p in paths}
+    sparsity = {p: rules[i][1] for p, i in chosen.items() if i is not None and rules[i][1] > 0}
+    shared = {p for p in sparsity if config.scope == "global" and chosen[p] == general}
     return sparsity, frozenset(shared)
 
 
@@ -173,7 +178,7 @@ def prune(
             lambda: _choose_masks(flat, state.masks, sparsity, shared, lambda s: schedule.sparsity(state.count, s)),
             lambda: state.masks,
         )
-        updates, inner_state = inner.update(apply_masks(grads, new), state.inner, params, **extra)
+        updates, inner_state = inner.update(apply_masks(grads, new), state.inner, apply_masks(params, new), **extra)
         updates = flatten_dict(updates, sep="/")
         updates |= {path: jnp.where(mask, updates[path], -flat[path]) for path, mask in new.items()}
         return unflatten_dict(updates, sep="/"), PruneState(state.count + 1, new, inner_state)
@@ -186,7 +191,7 @@ def _choose_masks(flat, old, sparsity, shared, now):
     groups = [[path] for path in sparsity if path not in shared] + ([sorted(shared)] if shared else [])
     masks = dict(old)
     for group in groups:
-        magnitudes = jnp.concatenate([jnp.abs(flat[path] * old[path]).ravel() for path in group])
+        magnitudes = jnp.concatenate([jnp.where(old[path], jnp.abs(flat[path]), -1).ravel() for path in group])
         keep = _keep_largest(magnitudes, now(sparsity[group[0]]))
         start = 0
         for path in group:
@@ -212,7 +217,7 @@ def apply_masks(params: dict, masks: Masks) -> dict:
 
 
 def masks_of(opt_state: optax.OptState) -> Masks | None:
-    """The masks in an optimiser's state, None where nothing is pruned."""
+    """The masks in the state of a `prune` optimiser, None in that of another (what `prune` is inside of included)."""
     return opt_state.masks if isinstance(opt_state, PruneState) else None
 
 

@@ -86,7 +86,7 @@ def _check(file, overrides):
     with cli.flag_errors():
         values(["sweep", f"--config={file}", *_flags(overrides)])
         config = values.config
-        bool(config)
+        _ = config.is_locked
     configs.validate(config)
 
 

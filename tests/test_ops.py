@@ -62,14 +62,19 @@ class ConvTest(parameterized.TestCase):
             with ops.plain_xla():
                 return ops.conv2d(x, kernel, strides, padding, groups)
 
-        got, of_xla = _value_and_grads(conv, g, x, kernel), _value_and_grads(xla, g, x, kernel)
-        for name, a, b, want in zip(("value", "dx", "dkernel"), got, of_xla, (y, dx, dkernel), strict=True):
-            self.assertEqual(a.shape, want.shape, name)
-            self.assertLessEqual(_relative_error(a, want), max(1e-5, _relative_error(b, want)), name)
+        for i, (got, want) in enumerate(zip(_value_and_grads(conv, g, x, kernel), (y, dx, dkernel), strict=True)):
+            self.assertEqual(got.shape, want.shape)
+            error = _relative_error(got, want)
+            if error > 1e-5:
+                self.assertLessEqual(error, _relative_error(_value_and_grads(xla, g, x, kernel)[i], want))
 
-    @parameterized.product(size=(1, 3, 5, 9), stride=(1, 2), padding=("SAME", "VALID"), cin=(3, 8))
-    def test_kernels_strides_paddings(self, size, stride, padding, cin):
-        self.check((4, 16, 12, cin), (size, size, cin, 8), (stride, stride), padding)
+    @parameterized.product(size=(1, 3, 5, 9), stride=(1, 2), padding=("SAME", "VALID"))
+    def test_kernels_strides_paddings(self, size, stride, padding):
+        self.check((4, 16, 12, 8), (size, size, 8, 8), (stride, stride), padding)
+
+    @parameterized.product(size=(3, 5), stride=(1, 2))
+    def test_three_channels(self, size, stride):
+        self.check((4, 16, 12, 3), (size, size, 3, 8), (stride, stride), "SAME")
 
     @parameterized.product(size=(1, 3), stride=(1, 2, 3), padding=("SAME", "VALID"))
     def test_odd_sizes(self, size, stride, padding):
@@ -86,7 +91,7 @@ class ConvTest(parameterized.TestCase):
     def test_rectangles_and_tiny_images(self, x_shape, kernel_shape, strides):
         self.check(x_shape, kernel_shape, strides, "SAME")
 
-    @parameterized.product(size=(1, 3, 5, 9), stride=(1, 2), padding=("SAME", "VALID"))
+    @parameterized.product(size=(1, 3, 5), stride=(1, 2), padding=("SAME", "VALID"))
     def test_depthwise(self, size, stride, padding):
         self.check((3, 13, 12, 6), (size, size, 1, 6), (stride, stride), padding, groups=6)
 
@@ -97,12 +102,9 @@ class ConvTest(parameterized.TestCase):
     def test_depth_multiplier(self):
         self.check((3, 10, 11, 4), (3, 3, 1, 8), (1, 1), "SAME", groups=4)
 
-    @parameterized.parameters((16, 16, 64), (32, 8, 16))
-    def test_scan_of_several_steps(self, batch, size, channels):
-        self.check((batch, 2 * size, 2 * size, channels), (3, 3, channels, channels), (1, 1), "SAME")
-
-    def test_a_prime_batch(self):
-        self.check((31, 32, 32, 16), (3, 3, 16, 8), (1, 1), "SAME")
+    @parameterized.parameters(16, 31)
+    def test_scan_of_several_steps(self, batch):
+        self.check((batch, 32, 32, 32), (3, 3, 32, 8), (1, 1), "SAME")
 
     def test_plain_xla_is_a_convolution(self):
         def graph():
@@ -197,16 +199,16 @@ class WholeTest(absltest.TestCase):
             for a, b in zip(first, again(params, x), strict=True):
                 self.assertEqual(a.tobytes(), np.asarray(b).tobytes())
 
-    def test_agrees_with_plain_xla(self):
+    def test_a_network_in_float64(self):
         loss, params, x = self.network()
-
-        def plain(params, x):
-            with ops.plain_xla():
-                return loss(params, x)
-
-        want = jax.jit(jax.grad(plain))(params, x)
-        for a, b in zip(jax.jit(jax.grad(loss))(params, x), want, strict=True):
-            self.assertLessEqual(_relative_error(a, np.asarray(b, np.float64)), 1e-4)
+        got = jax.jit(jax.grad(loss))(params, x)
+        with jax.enable_x64(True), ops.plain_xla():
+            want = jax.jit(jax.grad(loss))(
+                *jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), (params, x))
+            )
+            want = jax.tree.map(np.asarray, want)
+        for a, b in zip(got, want, strict=True):
+            self.assertLessEqual(_relative_error(a, b), 1e-5)  # XLA's own float32 gradients: up to 1.6e-4
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""Scores against figures worked out by hand."""
+
+import numpy as np
+from absl.testing import absltest
+
+from atalaia import evaluate
+
+LABELS = np.array([0, 0, 1, 1, 2])
+PREDICTED = np.array([0, 1, 1, 1, 0])
+
+
+class ScoreTest(absltest.TestCase):
+    def test_accuracy_and_macro_f1(self):
+        found = evaluate.score(LABELS, PREDICTED)
+        # F1 = 2 tp / (2 tp + fp + fn): 2 / 4, 4 / 5 and 0.
+        self.assertAlmostEqual(found["f1_macro"], (0.5 + 0.8 + 0) / 3)
+        self.assertAlmostEqual(found["accuracy"], 3 / 5)
+        self.assertEqual(found["images"], 5)
+
+    def test_all_right(self):
+        self.assertEqual(evaluate.score(LABELS, LABELS), dict(accuracy=1.0, f1_macro=1.0, images=5))
+
+    def test_all_wrong(self):
+        self.assertEqual(evaluate.score(LABELS, (LABELS + 1) % 3), dict(accuracy=0.0, f1_macro=0.0, images=5))
+
+
+class PerClassTest(absltest.TestCase):
+    def test_by_hand(self):
+        found = evaluate.per_class(LABELS, PREDICTED, ("cat", "dog", "cow"))
+        self.assertEqual([row["class"] for row in found], ["cat", "dog", "cow"])
+        figures = [[row[k] for k in ("precision", "recall", "f1", "images")] for row in found]
+        np.testing.assert_allclose(figures, [[1 / 2, 1 / 2, 0.5, 2], [2 / 3, 1, 0.8, 2], [0, 0, 0, 1]])
+
+    def test_a_class_without_images_has_a_row(self):
+        found = evaluate.per_class(LABELS, PREDICTED, ("cat", "dog", "cow", "owl"))
+        self.assertEqual(found[3], {"class": "owl", "precision": 0, "recall": 0, "f1": 0, "images": 0})
+
+
+class AgreementTest(absltest.TestCase):
+    def test_by_hand(self):
+        a = np.int8([[1, 2, 0], [5, 4, 3]])
+        b = np.int8([[1, 3, 0], [4, 5, 3]])
+        real = np.float32([[0.1, 0.9, 0], [0, 0, 1]])
+        found = evaluate.agreement(dict(jax=real, tflite=a, tflm=b))
+        self.assertEqual(
+            found,
+            [
+                dict(engines=["jax", "tflite"], predictions=0.5, bytes=None),
+                dict(engines=["jax", "tflm"], predictions=0.5, bytes=None),
+                dict(engines=["tflite", "tflm"], predictions=0.5, bytes=0.5),
+            ],
+        )
+
+    def test_one_engine_agrees_with_nobody(self):
+        self.assertEmpty(evaluate.agreement(dict(tflm=np.zeros((2, 3), np.int8))))
+
+
+if __name__ == "__main__":
+    absltest.main()
