@@ -44,6 +44,12 @@ from atalaia.progress import Progress
 EVAL_BATCH = 500
 
 
+def _over_devices(*axes: str):
+    """Where an array lies: its first dimension shared out to all devices that jax sees, or all of it on each."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+
 class TrainState(NamedTuple):
     """All that changes in training: arrays only, so that a checkpoint of it is a checkpoint of the run."""
 
@@ -114,10 +120,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
 
 def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     """The steps of one stage that are left, with looks at the validation split and checkpoints on the way."""
-    config, train = run.config, jax.device_put(run.dataset.train)
+    config, train = run.config, jax.device_put(run.dataset.train, _over_devices())
     optimizer = make_optimizer(config, stage, state.params, pruning.masks_of(state.opt_state))
     if int(state.step) == stage.first:
         state = state._replace(opt_state=optimizer.init(state.params))
+    state = jax.device_put(state, _over_devices())
     step_fn = make_step(config, run.model, optimizer)
     evaluate = make_evaluate(run.model, run.dataset.validation)
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
@@ -163,7 +170,9 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
 def make_step(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation):
     """The training step: `step(state, train, order, start)` to (state, {loss, accuracy}); the old state is given up.
 
-    It takes the images that `order` (int32 `[n]`) names from `start` on, out of a data.Split on the device.
+    It takes the images that `order` (int32 `[n]`) names from `start` on, out of a data.Split on the device. The batch
+    is shared out to all devices, on which everything else is whole: BatchNorm's statistics are those of the whole batch,
+    so the result does not depend on the number of devices but for rounding.
     """
     loss_of = losses.LOSSES[config.loss.name]
 
@@ -176,6 +185,7 @@ def make_step(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTra
     @partial(jax.jit, donate_argnums=0)
     def step(state, train, order, start):
         index = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
+        index = jax.lax.with_sharding_constraint(index, _over_devices("batch"))
         labels = train.labels[index]
         images = augment.augment(
             _key(state.key, "augment", state.step), data.to_float(train.images[index]), config.augment
@@ -218,6 +228,8 @@ def make_plan(config: ConfigDict, images: int) -> list[Stage]:
     """The stages with their first and last steps, from epochs or steps and the number of training images."""
     if images < config.batch_size:
         raise UserError(f"batch_size {config.batch_size} is more than the {images} training images: make it smaller")
+    if config.batch_size % jax.device_count():
+        raise UserError(f"batch_size {config.batch_size} cannot be shared out to {jax.device_count()} devices evenly")
     plan, first = [], 0
     for name in config.stages:
         stage = config[name]

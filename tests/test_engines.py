@@ -105,8 +105,8 @@ class RunTest(parameterized.TestCase):
     @parameterized.parameters("tflite", "tflm")
     def test_an_operator_that_it_does_not_have(self, engine):
         file = schema.ModelT.InitFromPackedBuf(bytearray(self.data), 0)
-        file.operatorCodes[0].builtinCode = schema.BuiltinOperator.LSH_PROJECTION
-        file.operatorCodes[0].deprecatedBuiltinCode = schema.BuiltinOperator.LSH_PROJECTION
+        for code in file.operatorCodes:
+            code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.LSH_PROJECTION
         builder = flatbuffers.Builder(0)
         builder.Finish(file.Pack(builder), b"TFL3")
         with self.assertRaisesRegex(UserError, f"^{engine} cannot run this model: .") as caught:

@@ -207,6 +207,53 @@ class TrainTest(absltest.TestCase):
         self.assertIsNone(result["val_accuracy"])
 
 
+class DevicesTest(absltest.TestCase):
+    """The batch is shared out to all devices; simulated ones on a CPU, in processes of their own."""
+
+    PROGRAM = """
+import sys
+from functools import partial
+import jax, numpy as np
+from atalaia import config, data, models, train
+from atalaia.models import thesis
+c = config.base()
+c.batch_size = 32
+c.augment.pad_crop = 1
+model = thesis.Thesis(num_classes=10, widths=(8,), hidden=64)
+split = jax.device_put(data.load(c.data, ".").train, train._over_devices())
+state = train.init_state(c, model, (8, 8, 1))
+(stage,) = train.make_plan(c, len(split.labels))
+optimizer = train.make_optimizer(c, stage, state.params)
+state = jax.device_put(state._replace(opt_state=optimizer.init(state.params)), train._over_devices())
+step = train.make_step(c, model, optimizer)
+shared = "all-reduce" in step.lower(state, split, train._order(state.key, 0, 1295), 0).compile().as_text()
+for i in range(3):
+    state, figures = step(state, split, train._order(state.key, 0, len(split.labels)), 32 * i)
+np.savez(sys.argv[1], *jax.tree.leaves(jax.device_get((state, figures))), devices=jax.device_count(), shared=shared)
+"""
+
+    def run_on(self, devices):
+        path = Path(self.create_tempdir().full_path) / "result.npz"
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        command = [sys.executable, "-c", self.PROGRAM, str(path)]
+        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "XLA_FLAGS": flags})
+        return dict(np.load(path))
+
+    def test_two_and_four_devices_train_as_one(self):
+        one = self.run_on(1)
+        for devices in (2, 4):
+            several = self.run_on(devices)
+            self.assertEqual(several.pop("devices"), devices)
+            self.assertTrue(several.pop("shared"))
+            for name, value in several.items():
+                np.testing.assert_allclose(value, one[name], rtol=1e-3, atol=1e-5, err_msg=f"{name} on {devices}")
+
+    def test_a_batch_that_does_not_divide_is_refused(self):
+        self.enter_context(absltest.mock.patch.object(jax, "device_count", return_value=3))
+        with self.assertRaisesRegex(UserError, "32 cannot be shared out to 3 devices"):
+            train.make_plan(small_config(), 100)
+
+
 class EvaluateTest(absltest.TestCase):
     def test_counts_every_validation_image_once(self):
         config = small_config()

@@ -1,0 +1,312 @@
+"""Training speed side by side: ours against tf-keras, same network, augmentation and optimiser, data in memory.
+
+python experiments/train_speed.py [--rows=thesis:32:128,resnet8:32:128 ...] [--repeats=5]
+
+Each side runs in a process of its own and waits while another is measured; repeats alternate: ours, tf-keras with
+jit_compile off, tf-keras with it on, ours again. The ratio is of medians, ours to the faster tf-keras. Training is
+whole steps: reading from memory, flip and shifted crop, forward, backward, SGD with Nesterov momentum, accuracy. Run it
+on a quiet machine. Writes experiments/results/train_speed.json and .md, and the table in README.md.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
+RESULTS = ROOT / "experiments/results"
+
+SIDES = ("atalaia", "keras", "keras_jit")
+CLASSES = 10
+SECONDS = 4.0  # of one repeat, about
+
+_ROWS = flags.DEFINE_list(
+    "rows",
+    [
+        "thesis:32:128",
+        "resnet8:32:128",
+        "mobilenetv1:96:128",
+        "student:96:128",
+        "thesis:32:128:evaluate",
+        "thesis:32:32",
+        "thesis:32:512",
+        "resnet8:32:32",
+        "resnet8:32:512",
+        "mobilenetv1:96:32",
+    ],
+    "network:image size:batch, with :evaluate for inference over a test set.",
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Of each side and row.", lower_bound=1)
+_WORKER = flags.DEFINE_string("worker", None, "Used by the script itself: side:row.")
+
+
+def main(argv):
+    del argv
+    if _WORKER.value:
+        side, row = _WORKER.value.split(":", 1)
+        return work(side, Row(row))
+    rows = []
+    for text in _ROWS.value:
+        rows.append(measure(Row(text)))
+        print(json.dumps(rows[-1]), flush=True)
+        publish(rows)
+
+
+class Row:
+    """What is measured: a network, its image size, a batch size, training or evaluation."""
+
+    def __init__(self, text: str):
+        self.text = text
+        name, size, batch, *rest = text.split(":")
+        self.name, self.size, self.batch, self.train = name, int(size), int(batch), rest != ["evaluate"]
+
+
+def measure(row: Row) -> dict:
+    """Alternating repeats of all sides; images a second, spread, memory, and how near to the machine's peak."""
+    workers = {side: Worker(side, row) for side in SIDES}
+    start = {side: worker.read() for side, worker in workers.items()}  # one side after the other compiles
+    peak = Worker("gemm", row)
+    peak.read()
+    rates = {side: [] for side in (*SIDES, "gemm")}
+    for _ in range(_REPEATS.value):
+        for side, worker in (*workers.items(), ("gemm", peak)):
+            rates[side].append(worker.repeat()["rate"])
+    memory = {side: worker.stop()["peak_memory_bytes"] for side, worker in workers.items()}
+    peak.stop()
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    best = max(("keras", "keras_jit"), key=medians.get)
+    gflops = medians["atalaia"] * start["atalaia"]["flops_per_image"] / 1e9
+    return dict(
+        network=row.name,
+        size=row.size,
+        batch=row.batch,
+        what="train" if row.train else "evaluate",
+        repeats=_REPEATS.value,
+        atalaia_images_per_s=medians["atalaia"],
+        keras_images_per_s=medians[best],
+        keras_jit_compile=best == "keras_jit",
+        ratio=medians["atalaia"] / medians[best],
+        spread={side: [min(rates[side]), max(rates[side])] for side in ("atalaia", best)},
+        atalaia_peak_memory_bytes=memory["atalaia"],
+        keras_peak_memory_bytes=memory[best],
+        first_step_seconds=start["atalaia"]["first_step_seconds"],
+        second_start_seconds=start["atalaia"]["second_start_seconds"],
+        gflops=gflops,
+        gemm_gflops=medians["gemm"],
+        of_peak=gflops / medians["gemm"],
+    )
+
+
+class Worker:
+    """A side's process: compiles, then runs one repeat for each line it is sent."""
+
+    def __init__(self, side: str, row: Row):
+        command = [sys.executable, __file__, f"--worker={side}:{row.text}"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+        )
+
+    def read(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended: run it by hand to see why")
+        return json.loads(line)
+
+    def repeat(self) -> dict:
+        print("go", file=self.process.stdin, flush=True)
+        return self.read()
+
+    def stop(self) -> dict:
+        print("stop", file=self.process.stdin, flush=True)
+        answer = self.read()
+        self.process.wait()
+        return answer
+
+
+def work(side: str, row: Row) -> None:
+    """One process: tells what it took to start, then answers each "go" with a rate."""
+    from atalaia import metrics
+
+    run, start = dict(atalaia=ours, keras=keras, keras_jit=keras, gemm=gemm)[side](side, row)
+    per_repeat = max(1, round(SECONDS / max(_time(run, 1), 1e-3)))
+    print(json.dumps(start), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            break
+        print(json.dumps(dict(rate=per_repeat * start["per_call"] / _time(run, per_repeat))), flush=True)
+    print(json.dumps(dict(peak_memory_bytes=metrics.peak_memory_bytes())), flush=True)
+
+
+def _time(run, calls):
+    begin = time.perf_counter()
+    run(calls)
+    return time.perf_counter() - begin
+
+
+def _images(row):
+    n = 8 * row.batch if row.train else 2000
+    random = np.random.RandomState(0)
+    return random.randint(0, 256, (n, row.size, row.size, 3), np.uint8), random.randint(0, CLASSES, n).astype(np.int32)
+
+
+def ours(side, row):
+    """The step (or validation) of atalaia.train; `run(calls)` waits for the last."""
+    del side
+    import jax
+
+    folder = tempfile.TemporaryDirectory()
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    seconds = []
+    for _ in range(2):  # the second start finds what the first compiled
+        jax.clear_caches()
+        begin = time.perf_counter()
+        run, flops = _our_step(row)
+        run(1)
+        seconds.append(time.perf_counter() - begin)
+    images = row.batch if row.train else 2000
+    start = dict(per_call=images, flops_per_image=flops, first_step_seconds=seconds[0], second_start_seconds=seconds[1])
+    return run, start
+
+
+def _our_step(row):
+    import jax
+
+    from atalaia import config as configs
+    from atalaia import data, layers, models, train
+
+    config = configs.base()
+    config.batch_size = row.batch
+    config.augment.flip, config.augment.pad_crop = True, 4
+    config.dense.weight_decay, config.dense.lr_schedule, config.dense.warmup = 0.0, "constant", 0.0
+    config.dense.learning_rate = 0.01
+    model = models.create(row.name, CLASSES)
+    split = data.Split(*_images(row))
+    state = train.init_state(config, model, split.images.shape[1:])
+    rows, _ = layers.summary(model, dict(params=state.params), split.images.shape[1:])
+    macs = [r["macs"] for r in rows if r["macs"]]
+    # Forward, gradient of the weights, gradient of the input; the first layer's input needs none.
+    flops = 2 * (3 * sum(macs) - macs[0]) if row.train else 2 * sum(macs)
+    if not row.train:
+        evaluate = train.make_evaluate(model, split)
+        return lambda calls: [evaluate(state) for _ in range(calls)], flops
+    (stage,) = train.make_plan(config, len(split.labels))
+    optimizer = train.make_optimizer(config, stage, state.params)
+    step, split = train.make_step(config, model, optimizer), jax.device_put(split)
+    held = [state._replace(opt_state=optimizer.init(state.params))]
+
+    def run(calls):
+        for call in range(calls):
+            if call % 8 == 0:
+                order = train._order(held[0].key, call, len(split.labels))
+            held[0], figures = step(held[0], split, order, call % 8 * row.batch)
+        jax.block_until_ready(figures)
+
+    return run, flops
+
+
+def keras(side, row):
+    """Keras's own train function, as fit() calls it, on a tf.data pipeline from memory."""
+    import tensorflow as tf
+    from keras_networks import keras_network
+    from tf_keras import losses, optimizers
+
+    from atalaia import models
+
+    model = keras_network(models.create(row.name, CLASSES), (row.size, row.size, 3))
+    sgd = optimizers.SGD(0.01, momentum=0.9, nesterov=True)
+    loss = losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(sgd, loss, metrics=["accuracy"], jit_compile=side == "keras_jit")
+    images, labels = _images(row)
+    pairs = tf.data.Dataset.from_tensor_slices((images, labels))
+
+    def to_float(image, label):
+        return tf.cast(image, tf.float32) / 255.0, label
+
+    def augmented(image, label):
+        image = tf.image.random_flip_left_right(image)
+        image = tf.image.random_crop(tf.pad(image, ((4, 4), (4, 4), (0, 0))), image.shape)
+        return to_float(image, label)
+
+    if not row.train:
+        batches = pairs.batch(500).map(to_float, tf.data.AUTOTUNE).prefetch(2)
+        model.evaluate(batches, verbose=0)
+        return lambda calls: [model.evaluate(batches, verbose=0) for _ in range(calls)], dict(per_call=len(images))
+    pairs = pairs.shuffle(len(images)).repeat().map(augmented, tf.data.AUTOTUNE)
+    iterator = iter(pairs.batch(row.batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE))
+    step = model.make_train_function()
+
+    def run(calls):
+        for _ in range(calls):
+            logs = step(iterator)
+        float(logs["loss"])
+
+    run(2)
+    return run, dict(per_call=row.batch)
+
+
+def gemm(side, row):
+    """XLA's float32 matrix product of 2048 x 2048, in GFLOP/s: the machine's peak as we can reach it."""
+    del side, row
+    import jax
+    import jax.numpy as jnp
+
+    n = 2048
+    a = jnp.ones((n, n))
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+
+    def run(calls):
+        for _ in range(calls):
+            result = product(a)
+        result.block_until_ready()
+
+    return run, dict(per_call=2 * n**3 / 1e9)
+
+
+def publish(rows: list[dict]) -> None:
+    """Writes the rows, and their table into the README."""
+    from atalaia import report
+    from atalaia.config import write_whole
+
+    write_whole(RESULTS / "train_speed.json", json.dumps(rows, indent=2) + "\n")
+    text = table(rows)
+    write_whole(RESULTS / "train_speed.md", text)
+    report.insert(ROOT / "README.md", "train_speed", text)
+
+
+def table(rows: list[dict]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| network | images | batch | ours, images/s | tf-keras, images/s | ratio | memory, ours / tf-keras MiB "
+        "| GFLOP/s of GEMM's | first step / second start s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for r in rows:
+        ours, peer = (f"{low:.0f} to {high:.0f}" for low, high in r["spread"].values())
+        memory = [r[f"{side}_peak_memory_bytes"] / 2**20 for side in ("atalaia", "keras")]
+        cells = (
+            r["network"] + ("" if r["what"] == "train" else ", evaluation"),
+            f"{r['size']}x{r['size']}",
+            f"{r['batch']}" if r["what"] == "train" else "500",
+            f"{r['atalaia_images_per_s']:.0f} ({ours})",
+            f"{r['keras_images_per_s']:.0f} ({peer})" + (", jit" if r["keras_jit_compile"] else ""),
+            f"{r['ratio']:.2f}",
+            f"{memory[0]:.0f} / {memory[1]:.0f}",
+            f"{r['gflops']:.0f} of {r['gemm_gflops']:.0f} ({r['of_peak']:.0%})",
+            f"{r['first_step_seconds']:.1f} / {r['second_start_seconds']:.1f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    app.run(main)
