@@ -4,6 +4,7 @@ A checkpoint is the state's arrays and a small JSON beside them: the stage, its 
 The latest two are kept, and the last of each stage.
 """
 
+import errno
 import hashlib
 import shutil
 import sys
@@ -35,8 +36,14 @@ def open_folder(workdir: Path, keep: Sequence[int] = ()) -> Manager:
 
 
 def save(manager: Manager, step: int, state: Any, meta: dict) -> None:
-    """Writes `state` (a pytree of arrays) and `meta` (JSON) as the checkpoint of that step."""
+    """Writes `state` (a pytree of arrays) and `meta` (JSON) as the checkpoint of that step.
+
+    Raises:
+      OSError: no space is left; asked beforehand, since orbax would leave half a checkpoint and a page of messages.
+    """
     state = jax.device_get(state)
+    if shutil.disk_usage(manager.directory).free < 2**20 + sum(np.asarray(x).nbytes for x in jax.tree.leaves(state)):
+        raise OSError(errno.ENOSPC, "No space left on device", str(manager.directory))
     meta = {**meta, "step": step, "sha256": digest(state)}
     manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
 

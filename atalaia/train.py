@@ -171,7 +171,7 @@ def make_step(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTra
     """The training step: `step(state, train, order, start)` to (state, {loss, accuracy}); the old state is given up.
 
     It takes the images that `order` (int32 `[n]`) names from `start` on, out of a data.Split on the device. The batch
-    is shared out to all devices, on which everything else is whole: BatchNorm's statistics are those of the whole batch,
+    is shared out to all devices, on which all else is whole: BatchNorm's statistics are those of the whole batch,
     so the result does not depend on the number of devices but for rounding.
     """
     loss_of = losses.LOSSES[config.loss.name]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import test_export
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from atalaia import ledger, tflite
 from atalaia.errors import UserError
@@ -18,7 +18,7 @@ VARIABLES = dict(
 )
 
 
-class LedgerTest(absltest.TestCase):
+class LedgerTest(parameterized.TestCase):
     def setUp(self):
         self.workdir = Path(self.enter_context(tempfile.TemporaryDirectory()))
 
@@ -44,15 +44,16 @@ class LedgerTest(absltest.TestCase):
         contents = json.loads((self.workdir / "ledger.json").read_text())
         self.assertEqual(set(contents["columns"]) | {"stage"}, set(contents["rows"][0]))
 
-    def test_int8_file(self):
-        data = test_export.converted("mini")
+    @parameterized.parameters("mini", "thesis")  # the second has a RESHAPE, whose shape is no value of the network
+    def test_int8_file(self, name):
+        data = test_export.converted(name)
         ledger.add_tflite(self.workdir, data)
         (row,) = ledger.read(self.workdir)
-        layers = [q for q in test_export.network("mini")[2].values() if hasattr(q, "kernel")]
+        layers = [q for q in test_export.network(name)[2].values() if hasattr(q, "kernel")]
         values = [v for q in layers for v in (q.kernel, q.bias)]
-        # Only "first" has BatchNorm behind its ReLU: a lower and an upper bound a channel.
+        # Layers with BatchNorm behind their ReLU have a lower and an upper bound a channel.
         bounds = [v for q in layers if q.lower is not None for v in (q.lower, q.upper)]
-        self.assertLen(bounds, 2)
+        self.assertLen(bounds, dict(mini=2, thesis=12)[name])
         self.assertEqual(row["parameters"], sum(v.size for v in values + bounds))
         self.assertEqual(row["nonzeros"], sum(np.count_nonzero(v) for v in values + bounds))
         self.assertEqual((row["stage"], row["tflite_bytes"]), ("int8", len(data)))

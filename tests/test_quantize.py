@@ -224,6 +224,7 @@ class QuantizeLayerTest(absltest.TestCase):
         real = found.bias * (self.given.scale * found.weight_scale).astype(np.float64)
         np.testing.assert_allclose(real, bias, rtol=1e-6, atol=2.0**-20 / 255)
         np.testing.assert_array_equal(found.kernel, 0)
+        self.assertGreaterEqual(found.weight_scale.min(), 2.0**-20)
 
     def test_bounds_by_hand(self):
         lower, upper = np.float32([-np.inf, 1, -100]), np.float32([np.inf, 3.0, 100])
@@ -250,7 +251,7 @@ class CalibrateTest(absltest.TestCase):
         self.folded = {"conv": Folded(kernel, np.float32([0, 0.5]), False)}
 
     def test_extremes_over_all_batches(self):
-        batches = [images((4, 4, 1), n, seed) * (seed + 1) for seed, n in enumerate((3, 5, 2))]
+        batches = [images((4, 4, 1), n, n) * brightest for n, brightest in ((3, 2), (5, 3), (2, 1))]
         found = quantize.calibrate(self.model, self.folded, batches)
         self.assertEqual(set(found), {"conv"})  # pooling and flattening keep its scale
         x = np.concatenate([b.ravel() for b in batches])
