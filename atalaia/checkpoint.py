@@ -17,22 +17,27 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from atalaia.errors import UserError
+from atalaia.errors import UserError, quiet_stderr
 
 Manager = ocp.CheckpointManager
 
 
-def open_folder(workdir: Path, keep: Sequence[int] = ()) -> Manager:
-    """The checkpoints of a run folder; those of the steps in `keep` are never thrown away."""
+def open_folder(workdir: Path, keep: Sequence[int] = (), writing: bool = True) -> Manager:
+    """The checkpoints of a run folder; those of the steps in `keep` are never thrown away.
+
+    With `writing`, what a kill in the middle of a save left is removed; a reader could take a running save's files.
+    """
+    folder = (Path(workdir) / "checkpoints").absolute()
+    for left in folder.glob("*.orbax-checkpoint-tmp") if writing else ():
+        shutil.rmtree(left)
     policy = preservation_policy.AnyPreservationPolicy(
         [preservation_policy.LatestN(2), preservation_policy.CustomSteps(list(keep))]
     )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy,
         enable_async_checkpointing=False,
-        cleanup_tmp_directories=True,  # what a kill in the middle of a save left
     )
-    return ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options)
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def save(manager: Manager, step: int, state: Any, meta: dict) -> None:
@@ -44,7 +49,8 @@ def save(manager: Manager, step: int, state: Any, meta: dict) -> None:
     state = jax.device_get(state)
     if shutil.disk_usage(manager.directory).free < 2**20 + sum(np.asarray(x).nbytes for x in jax.tree.leaves(state)):
         raise OSError(errno.ENOSPC, "No space left on device", str(manager.directory))
-    meta = {**meta, "step": step, "sha256": digest(state)}
+    meta = {**meta, "step": step}
+    meta["sha256"] = digest((state, meta))
     manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
 
 
@@ -67,7 +73,8 @@ def restore(manager: Manager, template: Callable[[dict], Any], step: int | None 
     steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
     for at in steps:
         try:
-            return _read(manager, template, at)
+            with quiet_stderr(show_on_error=False):  # of a damaged file orbax's threads have much to say
+                return _read(manager, template, at)
         # A damaged file shows as nearly any exception, from JSON, zarr, zstd or tensorstore.
         except Exception as error:
             if step is not None or at == steps[-1]:
@@ -86,8 +93,8 @@ def _read(manager, template, step):
     expected = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template(meta))
     args = ocp.args.Composite(state=ocp.args.StandardRestore(expected))
     state = manager.restore(step, args=args).state
-    if digest(state) != meta["sha256"]:
-        raise ValueError("its arrays do not have the SHA-256 written beside them")
+    if digest((state, {k: v for k, v in meta.items() if k != "sha256"})) != meta["sha256"]:
+        raise ValueError("its contents do not have the SHA-256 written beside them")
     return state, meta
 
 

@@ -1,6 +1,11 @@
 """What a user did wrong, in one line that names the cause and the fix."""
 
+import contextlib
 import errno
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
 
 NO_SPACE = "no space left on the disk: free some and give the same command again, it goes on where it was"
 
@@ -21,3 +26,22 @@ def message(error: BaseException) -> str | None:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{error.filename} is a file, where a folder is needed: choose another --workdir or --data_dir"
     return None
+
+
+@contextlib.contextmanager
+def quiet_stderr(show_on_error: bool = True) -> Iterator[None]:
+    """Keeps off stderr what libraries write there from C++ and threads; shown after all where something fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            if show_on_error:
+                chatter.seek(0)
+                os.write(kept, chatter.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -7,11 +7,8 @@ TFLite converter takes as they are; so nothing is calibrated a second time. Befo
 every scale, zero point, weight and bias is compared with ours.
 """
 
-import contextlib
 import functools
 import json
-import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,10 +18,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from atalaia import cli, data, layers, ledger, metrics, ops, quantize, tflite, train
 from atalaia import config as configs
-from atalaia.errors import UserError
+from atalaia.errors import UserError, quiet_stderr
 from atalaia.quantize import QLayer, QParams
 
 
@@ -115,7 +113,7 @@ def convert(model: nn.Module, network: dict[str, QLayer | QParams], input_shape:
     Raises:
       UserError: an operator stayed in floating point, or the file differs from `network`; the operator is named.
     """
-    with _quiet(), ops.plain_xla():  # the converter knows XLA's own operations only
+    with quiet_stderr(), ops.plain_xla():  # the converter knows XLA's own operations only
         data = _convert(model, network, input_shape)
     check(data, model, network)
     return data
@@ -139,24 +137,6 @@ def _convert(model, network, input_shape):
         converter._experimental_strict_qdq = True
         converter.inference_input_type = converter.inference_output_type = tf.int8
         return converter.convert()
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keeps TensorFlow's chatter off stderr; it is shown where something fails."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as chatter:
-        os.dup2(chatter.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            chatter.seek(0)
-            os.write(kept, chatter.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -> None:
@@ -194,6 +174,7 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
         output = graph.tensors[op.outputs[0]]
         expected = network[path] if path in network else _qparams(graph.tensors[given[0]])
         _same(path, f"the {kind}'s scale and zero point", expected, _qparams(output))
+        _check_options(graph, path, op, **_pooling(layer, graph.tensors[given[0]].shape))
         return op.outputs[0]
 
     first = graph.inputs[0]
@@ -205,7 +186,8 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
 
 
 def _only_integers(graph):
-    for op in graph.operators:
+    # The operator itself before the conversions around it.
+    for op in sorted(graph.operators, key=lambda op: op.kind in ("QUANTIZE", "DEQUANTIZE")):
         for i in (*op.inputs, *op.outputs):
             if i >= 0 and graph.tensors[i].dtype not in ("INT8", "INT32"):
                 name = graph.tensors[i].name
@@ -228,6 +210,12 @@ def _check_linear(graph, take, path, layer, ours, given):
     _same(path, "the bias", ours.bias, bias.data)
     _same(path, "the bias's scale", graph.tensors[given].scale * ours.weight_scale, bias.scale)
     _same(path, "the output's scale and zero point", ours.output, _qparams(graph.tensors[op.outputs[0]]))
+    options = {}
+    if isinstance(layer, layers.Conv):
+        options = dict(strideH=layer.strides, strideW=layer.strides, dilationHFactor=1, dilationWFactor=1)
+        if layer.kernel > 1:  # otherwise the converter is free to choose
+            options["padding"] = schema.Padding.SAME
+    _check_options(graph, path, op, **options)
     for kind, bound in _bounds(ours):
         op = take(path, kind, [op.outputs[0]])
         constant = next(graph.tensors[i] for i in op.inputs if graph.tensors[i].data is not None)
@@ -235,6 +223,30 @@ def _check_linear(graph, take, path, layer, ours, given):
         for tensor in (constant, graph.tensors[op.outputs[0]]):
             _same(path, f"the {kind}'s scale and zero point", ours.output, _qparams(tensor))
     return op.outputs[0]
+
+
+def _pooling(layer, shape):
+    """The options that a pooling layer must have in the file; none for other layers."""
+    match layer:
+        case layers.MaxPool():
+            n = layer.window
+            return dict(padding=schema.Padding.VALID, filterHeight=n, filterWidth=n, strideH=n, strideW=n)
+        case layers.GlobalAvgPool():
+            return dict(padding=schema.Padding.VALID, filterHeight=shape[1], filterWidth=shape[2])
+    return {}
+
+
+def _check_options(graph, path, op, **expected):
+    """Compares an operator's options; a ReLU changes nothing where real zero is the smallest integer."""
+    found = {} if op.options is None else vars(op.options)
+    harmless = [schema.ActivationFunctionType.NONE]
+    if graph.tensors[op.outputs[0]].zero_point[0] == quantize.QMIN:
+        harmless.append(schema.ActivationFunctionType.RELU)
+    wrong = [name for name, value in expected.items() if found[name] != value]
+    if found.get("fusedActivationFunction", harmless[0]) not in harmless:
+        wrong.append("fusedActivationFunction")
+    if wrong:
+        raise UserError(f"export: the {op.kind}'s {wrong[0]} of layer {path!r} differs between JAX and the file")
 
 
 def _qparams(tensor):

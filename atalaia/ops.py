@@ -1,7 +1,7 @@
 """Convolution, pooling and normalisation whose gradients are fast on a CPU too.
 
-Models call these and know nothing of what is behind them. On a GPU or TPU that is XLA's own operation and gradient. On a
-CPU, XLA's dense forward convolution runs near the machine's matrix-product peak (250 of 260 GFLOP/s where this was
+Models call these and know nothing of what is behind them. On a GPU or TPU that is XLA's own operation and gradient. On
+a CPU, XLA's dense forward convolution runs near the machine's matrix-product peak (250 of 260 GFLOP/s where this was
 written), but its weight gradients, strided input gradients, depthwise convolutions, max-pool gradients and fused
 reductions run 2 to 30 times slower than the same arithmetic stated otherwise. So each operation here brings its own
 backward pass. Figures in comments are milliseconds at batch 128 on 2 cores.
@@ -127,10 +127,10 @@ def _strided_input_grad(shape, kernel, g, strides, pads):
 def _kernel_grad(x, g, shape, strides, pads):
     """Weight gradient, [kh, kw, cin, cout], of a convolution of x with output gradient g.
 
-    dk[i, j] = sum over output rows p and columns q of x[p * sh + i, q * sw + j]^T g[p, q] (x padded): for each kernel row
-    i one matrix product g^T [cout, pixels] x [pixels, kw * cin], where only the kw shifts along the width are copied. A
-    scan over a few images at a time keeps the copies in cache. For 3x3, 32x32x32 to 32: XLA 80, whole patches (kh * kw
-    copies) in the same scan 39, this 23, with _rows_of_three 21.
+    dk[i, j] = sum over output rows p and columns q of x[p * sh + i, q * sw + j]^T g[p, q] (x padded): for each kernel
+    row i one matrix product g^T [cout, pixels] x [pixels, kw * cin], where only the kw shifts along the width are
+    copied. A scan over a few images at a time keeps the copies in cache. For 3x3, 32x32x32 to 32: XLA 80, whole patches
+    (kh * kw copies) in the same scan 39, this 23, with _rows_of_three 21.
     """
     kh, kw, cin, cout = shape
     n, ho, wo, _ = g.shape
@@ -177,16 +177,16 @@ def _rows_of_three(m):
     Output rows 2p and 2p + 1 with gradients g0, g1 see input rows d0 .. d3. Kernel row i wants d[i] g0 + d[i + 1] g1,
     six products in all; four suffice (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, 2015):
       m0 = (d0 - d2) g0,  m1 = (d1 + d2)(g0 + g1),  m2 = (d2 - d1)(g0 - g1),  m3 = (d3 - d1) g1,
-    rows m0 + (m1 + m2) / 2, (m1 - m2) / 2, (m1 + m2) / 2 + m3. The sums over pixels are taken before this, so it costs
-    nothing. A third fewer multiplications: 20 to 15 for 16x16x64, 16 to 12 for 8x8x128. (Along the width as well, F(3x3,
-    2x2), the products become too small to be fast: 19 and 12.)
+    rows m0 + (m1 + m2) / 2, (m1 - m2) / 2, (m1 + m2) / 2 + m3. The sums over pixels are taken before, so it costs
+    nothing. A third fewer multiplications: 20 to 15 for 16x16x64, 16 to 12 for 8x8x128. (Along the width as well,
+    F(3x3, 2x2), the products become too small to be fast: 19 and 12.)
     """
     half_sum, half_difference = (m[1] + m[2]) / 2, (m[1] - m[2]) / 2
     return jnp.stack([m[0] + half_sum, half_difference, half_sum + m[3]])
 
 
-# Depthwise convolution: shifted multiply-adds, which XLA fuses into one pass. Its convolution takes 118 forward, 118 and
-# 21 backward for 3x3 on 48x48x8; this 5, 5 and 5. Strided, 24x24x32: 11, 130 and 15 against 1.6, 1.9 and 2.1.
+# Depthwise convolution: shifted multiply-adds, which XLA fuses into one pass. Its convolution takes 118 forward, 118
+# and 21 backward for 3x3 on 48x48x8; this 5, 5 and 5. Strided, 24x24x32: 11, 130 and 15 against 1.6, 1.9 and 2.1.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -18,8 +18,9 @@ from atalaia.errors import UserError
 
 QMIN, QMAX = -128, 127
 WEIGHT_QMAX = 127
-# A channel pruned away whole has no range of its own; a tiny scale would make its int32 bias overflow.
-MIN_WEIGHT_SCALE, MAX_BIAS = 2.0**-20, 2.0**24
+# A channel pruned away whole has no range of its own; a tiny scale would make its int32 bias overflow, or, from 2^23
+# on, be off by one where it passes through float32 on its way into the file.
+MIN_WEIGHT_SCALE, MAX_BIAS = 2.0**-20, 2.0**21
 
 
 class QParams(NamedTuple):
@@ -188,11 +189,14 @@ def calibrate(model: nn.Module, folded: dict[str, Folded], batches: Iterable[Any
             return y
 
         layers.interpret(model, rule, x)
+        order[:] = seen
         return seen
 
-    ranges = {}
+    ranges, order = {}, []
     for batch in batches:
-        for path, (low, high) in jax.device_get(extremes(batch)).items():
+        found = jax.device_get(extremes(batch))
+        for path in order:  # jit sorts a dict by its keys
+            low, high = found[path]
             old = ranges.get(path, (np.inf, -np.inf))
             ranges[path] = (float(np.minimum(old[0], low)), float(np.maximum(old[1], high)))
     for path, (low, high) in ranges.items():

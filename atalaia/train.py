@@ -286,7 +286,7 @@ def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> tu
     """
     model = models.create(config.model, len(dataset.class_names))
     plan = make_plan(config, len(dataset.train.labels))
-    manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan])
+    manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan], writing=False)
     if plan[-1].end not in manager.all_steps():
         raise UserError(f"the run in {workdir} is not finished: give the same atalaia.train command again")
     state, _ = restore(manager, config, plan, init_state(config, model, dataset.train.images.shape[1:]), plan[-1].end)
