@@ -316,46 +316,75 @@ _tiled_max_pool.defvjp(_tiled_max_pool_fwd, _tiled_max_pool_bwd)
 # Batch normalisation.
 
 
-def batch_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-5) -> tuple[Array, Array, Array]:
+def batch_norm(
+    x: Array, scale: Array, bias: Array, eps: float = 1e-5, *, shift: Array | None = None, relu: bool = False
+) -> tuple[Array, Array, Array]:
     """Normalises by the statistics of the batch (Ioffe and Szegedy, 2015), as in training.
+
+    shift and relu put in front what usually stands there, so that it is recomputed in each pass and not stored: with
+    u = max(x + shift, 0), or what of this is asked for, y = (u - mean) / sqrt(var + eps) * scale + bias.
 
     Args:
       x: [batch, height, width, channels].
       scale: [channels].
       bias: [channels].
       eps: added to the variance.
+      shift: [channels], the preceding convolution's bias.
+      relu: whether u is rectified.
 
     Returns:
-      (x - mean) / sqrt(var + eps) * scale + bias, and mean and var (biased), [channels], for the running averages.
+      y, and u's mean and variance (biased), [channels], for the running averages.
     """
-    return _batch_norm(x, scale, bias, eps)
+    return _batch_norm(x, shift, scale, bias, eps, relu)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _batch_norm(x, scale, bias, eps):
-    return _batch_norm_fwd(x, scale, bias, eps)[0]
+def _before_norm(x, shift, relu):
+    x = x if shift is None else x + shift
+    return jnp.maximum(x, 0) if relu else x
 
 
-def _batch_norm_fwd(x, scale, bias, eps):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _batch_norm(x, shift, scale, bias, eps, relu):
+    return _batch_norm_fwd(x, shift, scale, bias, eps, relu)[0]
+
+
+def _batch_norm_fwd(x, shift, scale, bias, eps, relu):
     count = math.prod(x.shape[:-1])
-    # Two passes: E[x^2] - E[x]^2 in one loses all digits where the mean is large, and saves 0.4 ms of 32x32x32.
-    mean = _channel_sums(lambda x: (x,), x)[0] / count
-    var = _channel_sums(lambda x: (jnp.square(x - mean),), x)[0] / count
+    # Two passes: E[u^2] - E[u]^2 in one loses all digits where the mean is large, and saves 0.4 ms of 32x32x32.
+    mean = _channel_sums(lambda x: (_before_norm(x, shift, relu),), x)[0] / count
+    var = _channel_sums(lambda x: (jnp.square(_before_norm(x, shift, relu) - mean),), x)[0] / count
     inv_std = lax.rsqrt(var + eps)
-    return ((x - mean) * (inv_std * scale) + bias, mean, var), (x, mean, inv_std, scale)
+    y = (_before_norm(x, shift, relu) - mean) * (inv_std * scale) + bias
+    return (y, mean, var), (x, shift, mean, inv_std, scale)
 
 
-def _batch_norm_bwd(eps, saved, grads):
-    x, mean, inv_std, scale = saved
+def _batch_norm_bwd(eps, relu, saved, grads):
+    x, shift, mean, inv_std, scale = saved
     dy, dmean, dvar = grads
     count = math.prod(x.shape[:-1])
-    dbias, dscale = _channel_sums(lambda dy, x: (dy, dy * (x - mean)), dy, x)
+
+    def terms(dy, x):
+        u = _before_norm(x, shift, relu)
+        sums = dy, dy * (u - mean)
+        if relu and shift is not None:
+            sums += jnp.where(u > 0, dy, 0), jnp.where(u > 0, u - mean, 0), jnp.where(u > 0, 1.0, 0.0)
+        return sums
+
+    dbias, dscale, *passed = _channel_sums(terms, dy, x)
     dscale = dscale * inv_std
-    # dx = a dy + b (x - mean) + c, all that it owes to the batch's statistics in two numbers a channel.
+    # du = a dy + d (u - mean) + e: what an element owes to the statistics takes two numbers a channel.
     a = scale * inv_std
-    b = (2 * dvar - a * inv_std * dscale) / count
-    c = (dmean - a * dbias) / count
-    return a * dy + b * (x - mean) + c, dscale, dbias
+    d = (2 * dvar - a * inv_std * dscale) / count
+    e = (dmean - a * dbias) / count
+    u = _before_norm(x, shift, relu)
+    dx = a * dy + d * (u - mean) + e
+    if relu:
+        dx = jnp.where(u > 0, dx, 0)
+    # dshift is the sum of dx, which is linear in the sums that are there already; of all du, only dmean remains.
+    dshift = None
+    if shift is not None:
+        dshift = a * passed[0] + d * passed[1] + e * passed[2] if relu else dmean
+    return dx, dshift, dscale, dbias
 
 
 _batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)

@@ -44,7 +44,7 @@ from atalaia.progress import Progress
 EVAL_BATCH = 500
 
 
-def _over_devices(*axes: str):
+def over_devices(*axes: str):
     """Where an array lies: its first dimension shared out to all devices that jax sees, or all of it on each."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
@@ -120,11 +120,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
 
 def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     """The steps of one stage that are left, with looks at the validation split and checkpoints on the way."""
-    config, train = run.config, jax.device_put(run.dataset.train, _over_devices())
+    config, train = run.config, jax.device_put(run.dataset.train, over_devices())
     optimizer = make_optimizer(config, stage, state.params, pruning.masks_of(state.opt_state))
     if int(state.step) == stage.first:
         state = state._replace(opt_state=optimizer.init(state.params))
-    state = jax.device_put(state, _over_devices())
+    state = jax.device_put(state, over_devices())
     step_fn = make_step(config, run.model, optimizer)
     evaluate = make_evaluate(run.model, run.dataset.validation)
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
@@ -138,7 +138,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
         for step in range(int(state.step), stage.end):
             epoch, place = divmod(step - stage.first, epoch_steps)
             if order is None or place == 0:
-                order = _order(state.key, stage.first + epoch, len(train.labels))
+                order = epoch_order(state.key, stage.first + epoch, len(train.labels))
             state, figures = step_fn(state, train, order, place * config.batch_size)
             window.append(figures)
             bar.update()
@@ -185,7 +185,7 @@ def make_step(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTra
     @partial(jax.jit, donate_argnums=0)
     def step(state, train, order, start):
         index = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
-        index = jax.lax.with_sharding_constraint(index, _over_devices("batch"))
+        index = jax.lax.with_sharding_constraint(index, over_devices("batch"))
         labels = train.labels[index]
         images = augment.augment(
             _key(state.key, "augment", state.step), data.to_float(train.images[index]), config.augment
@@ -299,7 +299,7 @@ def _key(key, name, step):
 
 
 @partial(jax.jit, static_argnums=2)
-def _order(key, epoch, n):
+def epoch_order(key, epoch, n):
     """The order of the n training images in an epoch."""
     return jax.random.permutation(_key(key, "order", epoch), n)
 

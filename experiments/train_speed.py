@@ -199,13 +199,14 @@ def _our_step(row):
         return lambda calls: [evaluate(state) for _ in range(calls)], flops
     (stage,) = train.make_plan(config, len(split.labels))
     optimizer = train.make_optimizer(config, stage, state.params)
-    step, split = train.make_step(config, model, optimizer), jax.device_put(split)
-    held = [state._replace(opt_state=optimizer.init(state.params))]
+    state = state._replace(opt_state=optimizer.init(state.params))
+    state, split = jax.device_put((state, split), train.over_devices())
+    step, held = train.make_step(config, model, optimizer), [state]
 
     def run(calls):
         for call in range(calls):
             if call % 8 == 0:
-                order = train._order(held[0].key, call, len(split.labels))
+                order = train.epoch_order(held[0].key, call, len(split.labels))
             held[0], figures = step(held[0], split, order, call % 8 * row.batch)
         jax.block_until_ready(figures)
 

@@ -220,15 +220,15 @@ c = config.base()
 c.batch_size = 32
 c.augment.pad_crop = 1
 model = thesis.Thesis(num_classes=10, widths=(8,), hidden=64)
-split = jax.device_put(data.load(c.data, ".").train, train._over_devices())
+split = jax.device_put(data.load(c.data, ".").train, train.over_devices())
 state = train.init_state(c, model, (8, 8, 1))
 (stage,) = train.make_plan(c, len(split.labels))
 optimizer = train.make_optimizer(c, stage, state.params)
-state = jax.device_put(state._replace(opt_state=optimizer.init(state.params)), train._over_devices())
+state = jax.device_put(state._replace(opt_state=optimizer.init(state.params)), train.over_devices())
 step = train.make_step(c, model, optimizer)
-shared = "all-reduce" in step.lower(state, split, train._order(state.key, 0, 1295), 0).compile().as_text()
+shared = "all-reduce" in step.lower(state, split, train.epoch_order(state.key, 0, 1295), 0).compile().as_text()
 for i in range(3):
-    state, figures = step(state, split, train._order(state.key, 0, len(split.labels)), 32 * i)
+    state, figures = step(state, split, train.epoch_order(state.key, 0, len(split.labels)), 32 * i)
 np.savez(sys.argv[1], *jax.tree.leaves(jax.device_get((state, figures))), devices=jax.device_count(), shared=shared)
 """
 
