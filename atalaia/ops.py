@@ -394,8 +394,8 @@ def _channel_sums(terms: Callable[..., tuple[Array, ...]], *arrays: Array) -> li
     """Sums of terms(*arrays) over all but the last axis, in one pass over the arrays.
 
     terms is elementwise, but for per-channel values that it closes over. XLA sums a plain array well, but a fused
-    expression with a scalar loop (sum and sum of squares of 32x32x32: 8 ms), and its optimization_barrier does not part
-    the two on a CPU. A scan over blocks small enough to be compiled to one vectorised loop does: 1 ms.
+    expression with a scalar loop (sum and sum of squares of 32x32x32: 8 ms), and on a CPU it drops an
+    optimization_barrier before it fuses. A scan over blocks small enough is compiled to one vectorised loop: 1 ms.
     """
     if not _use_own():
         return [t.sum(tuple(range(t.ndim - 1))) for t in terms(*arrays)]

@@ -187,13 +187,14 @@ def make_step(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTra
         index = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
         index = jax.lax.with_sharding_constraint(index, over_devices("batch"))
         labels = train.labels[index]
-        images = augment.augment(
-            _key(state.key, "augment", state.step), data.to_float(train.images[index]), config.augment
-        )
+        with jax.named_scope("images"):  # names for profiles
+            key = _key(state.key, "augment", state.step)
+            images = augment.augment(key, data.to_float(train.images[index]), config.augment)
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, (logits, batch_stats)), grads = gradient(state.params, state, images, labels)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         figures = dict(loss=loss, accuracy=jnp.mean(logits.argmax(-1) == labels))
         return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), figures
 

@@ -168,7 +168,7 @@ def ours(side, row):
     for _ in range(2):  # the second start finds what the first compiled
         jax.clear_caches()
         begin = time.perf_counter()
-        run, flops = _our_step(row)
+        run, flops, _ = our_step(row)
         run(1)
         seconds.append(time.perf_counter() - begin)
     images = row.batch if row.train else 2000
@@ -176,7 +176,8 @@ def ours(side, row):
     return run, start
 
 
-def _our_step(row):
+def our_step(row: Row):
+    """Ours, not compiled yet: `run(calls)`, the operations of one image, and `hlo()`, the compiled program's text."""
     import jax
 
     from atalaia import config as configs
@@ -196,7 +197,7 @@ def _our_step(row):
     flops = 2 * (3 * sum(macs) - macs[0]) if row.train else 2 * sum(macs)
     if not row.train:
         evaluate = train.make_evaluate(model, split)
-        return lambda calls: [evaluate(state) for _ in range(calls)], flops
+        return lambda calls: [evaluate(state) for _ in range(calls)], flops, None
     (stage,) = train.make_plan(config, len(split.labels))
     optimizer = train.make_optimizer(config, stage, state.params)
     state = state._replace(opt_state=optimizer.init(state.params))
@@ -210,7 +211,11 @@ def _our_step(row):
             held[0], figures = step(held[0], split, order, call % 8 * row.batch)
         jax.block_until_ready(figures)
 
-    return run, flops
+    def hlo():
+        order = train.epoch_order(held[0].key, 0, len(split.labels))
+        return step.lower(held[0], split, order, 0).compile().as_text()
+
+    return run, flops, hlo
 
 
 def keras(side, row):

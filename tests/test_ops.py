@@ -166,6 +166,28 @@ class NormTest(parameterized.TestCase):
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             self.assertLessEqual(_relative_error(a, b), 1e-5)
 
+    @parameterized.product(shifted=(False, True), relu=(False, True), offset=(0.0, 30.0))
+    def test_what_is_put_in_front(self, shifted, relu, offset):
+        x, g = (_random(16, 8, 7, 12) + offset).astype(np.float32), (_random(16, 8, 7, 12, seed=3), *_random(2, 12))
+        shift = _random(12, seed=6).astype(np.float32) - np.float32(offset)
+        args = (x, _random(12, seed=1), _random(12, seed=2)) + (shift,) * shifted
+
+        def own(x, scale, bias, shift=None):
+            return ops.batch_norm(x, scale, bias, 1e-3, shift=shift, relu=relu)
+
+        def reference(x, scale, bias, shift=0):
+            u = jnp.maximum(x + shift, 0) if relu else x + shift
+            mean, var = u.mean((0, 1, 2)), u.var((0, 1, 2))
+            return (u - mean) / jnp.sqrt(var + 1e-3) * scale + bias, mean, var
+
+        got = _value_and_grads(own, g, *args)
+        with jax.enable_x64(True):
+            in64 = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float32), jnp.float64), (args, tuple(g)))
+            want, vjp = jax.vjp(reference, *in64[0])
+            want = (want, *vjp(in64[1]))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            self.assertLessEqual(_relative_error(a, b), 1e-5)
+
     def test_add_bias_and_relu(self):
         x, bias, g = _random(16, 9, 9, 12), _random(12, seed=1), _random(16, 9, 9, 12, seed=2)
         y, dx, dbias = _value_and_grads(lambda x, b: ops.relu(ops.add_bias(x, b)), g, x, bias)
@@ -179,8 +201,7 @@ class WholeTest(absltest.TestCase):
     def network(self):
         def loss(params, x):
             k1, b1, k2, k3, k4, scale, bias = params
-            x = ops.relu(ops.add_bias(ops.conv2d(x, k1), b1))
-            x, mean, var = ops.batch_norm(x, scale, bias, 1e-3)
+            x, mean, var = ops.batch_norm(ops.conv2d(x, k1), scale, bias, 1e-3, shift=b1, relu=True)
             x = ops.max_pool(ops.conv2d(x, k2))
             x = ops.conv2d(ops.conv2d(x, k3, groups=16), k4, (2, 2))
             return jnp.square(x).mean() + 0 * (mean + var).sum()
