@@ -53,11 +53,11 @@ def last(workdir: Path, name: str) -> float | None:
     return next((row[name] for row in reversed(rows(workdir)) if name in row), None)
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process held at once, and beside it the largest of its finished children."""
+def peak_memory_bytes(children: int = 1) -> int:
+    """The most memory that this process held at once and, `children` times, the largest of its finished children."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss would count the process that started this one
         own = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     else:
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return 1024 * (own + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    return 1024 * (own + children * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)

@@ -62,7 +62,10 @@ class KerasTest(parameterized.TestCase):
 
     def _conv(self, x, name, features, kernel=3, strides=1, relu=True, norm=""):
         keras = self.keras.layers
-        x = keras.Conv2D(features, kernel, strides, padding="same", name=name)(x)
+        if features:
+            x = keras.Conv2D(features, kernel, strides, padding="same", name=name)(x)
+        else:
+            x = keras.DepthwiseConv2D(kernel, strides, padding="same", name=name)(x)
         after = [keras.BatchNormalization(name=f"{name}/norm")] if norm else []
         activation = [keras.ReLU()] if relu else []
         for layer in after + activation if norm == "before" else activation + after:
@@ -89,7 +92,16 @@ class KerasTest(parameterized.TestCase):
             x = keras.ReLU()(keras.Add()([x, y]))
         return keras.Dense(10, name="logits")(keras.GlobalAveragePooling2D()(x))
 
-    @parameterized.parameters("thesis", "resnet8")
+    def _mobilenetv1(self, x):
+        keras = self.keras.layers
+        x = self._conv(x, "conv", 8, strides=2, norm="before")
+        widths = (16, 32, 32, 64, 64, 128, 128, 128, 128, 128, 128, 256, 256)
+        for i, width in enumerate(widths):
+            x = self._conv(x, f"depthwise{i}", None, strides=2 if i in (1, 3, 5, 11) else 1, norm="before")
+            x = self._conv(x, f"pointwise{i}", width, 1, norm="before")
+        return keras.Dense(10, name="logits")(keras.GlobalAveragePooling2D()(x))
+
+    @parameterized.parameters("thesis", "resnet8", "mobilenetv1")
     def test_same_logits(self, name):
         inputs = self.keras.Input((32, 32, 3))
         network = self.keras.Model(inputs, getattr(self, f"_{name}")(inputs))
@@ -98,8 +110,11 @@ class KerasTest(parameterized.TestCase):
         for layer in network.layers:
             params, stats = (layers.subtree(variables[kind], layer.name) for kind in ("params", "batch_stats"))
             order = (params, "kernel"), (params, "scale"), (params, "bias"), (stats, "mean"), (stats, "var")
+            weights = [tree[key] for tree, key in order if key in tree]
+            if layer.name.startswith("depthwise") and "kernel" in params:
+                weights[0] = np.swapaxes(weights[0], 2, 3)  # Keras: [height, width, channels, multiplier]
             if layer.weights:
-                layer.set_weights([tree[key] for tree, key in order if key in tree])
+                layer.set_weights(weights)
         images = np.random.default_rng(1).uniform(size=(4, 32, 32, 3)).astype(np.float32)
         expected = network(images, training=False).numpy()
         logits = models.create(name, 10).apply(variables, images)
