@@ -46,7 +46,8 @@ def plain_xla() -> Iterator[None]:
 
 
 def _use_own() -> bool:
-    return jax.default_backend() == "cpu" and not _plain.get()
+    # Over several devices XLA shares out its own operations, but gathers the batch for our scans over it.
+    return jax.default_backend() == "cpu" and jax.device_count() == 1 and not _plain.get()
 
 
 def conv2d(x: Array, kernel: Array, strides: Sequence[int] = (1, 1), padding: str = "SAME", groups: int = 1) -> Array:
@@ -87,6 +88,7 @@ def _conv_fwd(x, kernel, strides, pads, groups):
     return _xla_conv(x, kernel, strides, pads, groups), (x, kernel)
 
 
+@jax.named_scope("convolution_gradients")
 def _conv_bwd(strides, pads, groups, saved, g):
     x, kernel = saved
     # A group is a convolution of its own; XLA's weight gradient of grouped ones is slow (JAX issue 13800).
@@ -102,6 +104,7 @@ def _conv_bwd(strides, pads, groups, saved, g):
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
+@jax.named_scope("input_gradient")
 def _strided_input_grad(shape, kernel, g, strides, pads):
     """Input gradient of a strided convolution: one small dense convolution for each phase of the stride.
 
@@ -124,6 +127,7 @@ def _strided_input_grad(shape, kernel, g, strides, pads):
     return phases.reshape(n, rows * sh, cols * sw, cin)[:, top : top + h, left : left + w]
 
 
+@jax.named_scope("weight_gradient")
 def _kernel_grad(x, g, shape, strides, pads):
     """Weight gradient, [kh, kw, cin, cout], of a convolution of x with output gradient g.
 
@@ -198,6 +202,7 @@ def _depthwise_fwd(x, kernel, strides, pads):
     return _shifted_sum(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, strides), (x, kernel)
 
 
+@jax.named_scope("convolution_gradients")
 def _depthwise_bwd(strides, pads, saved, g):
     x, kernel = saved
     spread = [(0, 0, 0)]
@@ -224,6 +229,7 @@ def _shifted_sum(x, kernel, strides):
     return sum(tap * window for tap, window in zip(taps, _shifted(x, kernel.shape, strides), strict=True))
 
 
+@jax.named_scope("weight_gradient")
 def _depthwise_kernel_grad(x, g, shape, strides, pads):
     """[kh, kw, 1, c]. Image by image, or XLA makes kh * kw slow passes over the whole batch (61 instead of 5)."""
 

@@ -27,7 +27,7 @@ PARTS = (
     ("BatchNorm", r"/norm/"),
     ("max-pool", r"/pool\d"),
     ("convolution, weight gradient", r"weight_gradient"),
-    ("convolution, input gradient", r"input_gradient"),
+    ("convolution, input gradient", r"convolution_gradients|input_gradient"),
     ("convolution, forward", r"conv_general_dilated|depthwise"),
     ("dense layers", r"dense|logits"),
     ("bias, ReLU and addition", r"conv\d?|block|pointwise|add|relu"),

@@ -1,0 +1,156 @@
+"""Ways to state an operation that were tried for atalaia/ops.py, beside XLA's own and the one that is used.
+
+python experiments/train_speed_tried.py        # writes experiments/results/train_speed_tried.json and .md
+
+Milliseconds at batch 128, medians of alternating repeats on one machine. What is slower here need not be tried again on
+such a CPU.
+"""
+
+import functools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from atalaia import ops  # noqa: E402
+from atalaia.config import write_whole  # noqa: E402
+
+RESULTS = ROOT / "experiments/results"
+BATCH, REPEATS = 128, 7
+
+
+def weight_gradient(conv, x, kernel):
+    """The gradient of a convolution's kernel, for an output gradient of ones times the output's shape."""
+    return jax.grad(lambda k: jnp.sum(jnp.square(conv(x, k))) / 2)(kernel)
+
+
+def xla_conv(x, kernel, groups=1):
+    with ops.plain_xla():
+        return ops.conv2d(x, kernel, groups=groups)
+
+
+def patches_conv(x, kernel):
+    """im2col: every 3x3 neighbourhood copied, then one matrix product; its gradients are matrix products too."""
+    n, h, w, cin = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    return (jnp.concatenate(taps, -1).reshape(-1, 9 * cin) @ kernel.reshape(9 * cin, -1)).reshape(n, h, w, -1)
+
+
+def taps_conv(x, kernel):
+    """One matrix product for each of the nine taps."""
+    n, h, w, cin = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3))
+
+
+def scanned_xla_weight_gradient(x, kernel):
+    """XLA's own weight gradient, a few images at a time."""
+    groups = x.reshape(BATCH // 4, 4, *x.shape[1:])
+    return lax.scan(lambda s, x: (s + weight_gradient(xla_conv, x, kernel), None), jnp.zeros_like(kernel), groups)[0]
+
+
+def plain_max_pool_gradient(x):
+    with ops.plain_xla():
+        return jax.grad(lambda x: jnp.sum(ops.max_pool(x)))(x)
+
+
+def plain_norm_gradient(x, scale):
+    def norm(x, scale):
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        return (x - mean) * (lax.rsqrt(var + 1e-3) * scale)
+
+    return jax.grad(lambda *a: jnp.sum(jnp.square(norm(*a))), (0, 1))(x, scale)
+
+
+def our_norm_gradient(x, scale):
+    def loss(x, scale):
+        return jnp.sum(jnp.square(ops.batch_norm(x, scale, jnp.zeros_like(scale), 1e-3)[0]))
+
+    return jax.grad(loss, (0, 1))(x, scale)
+
+
+def trials():
+    """(operation, shape, {way: (function, arguments)})."""
+
+    def random(*shape):
+        return jax.random.normal(jax.random.key(0), shape)
+
+    for size, cin, cout in ((32, 32, 32), (16, 64, 64), (8, 128, 128), (32, 16, 16), (32, 3, 32)):
+        arguments = random(BATCH, size, size, cin), random(3, 3, cin, cout)
+        shape = f"{size}x{size}, {cin} to {cout}"
+        forward = {"XLA (used)": xla_conv, "whole patches": patches_conv, "a product a tap": taps_conv}
+        yield "convolution forward", shape, {way: (f, arguments) for way, f in forward.items()}
+        gradient = {
+            "XLA": functools.partial(weight_gradient, xla_conv),
+            "ops.py (used)": functools.partial(weight_gradient, ops.conv2d),
+            "whole patches": functools.partial(weight_gradient, patches_conv),
+            "a product a tap": functools.partial(weight_gradient, taps_conv),
+        }
+        if size == 32 and cin == 16:
+            gradient["XLA, scanned by 4 images"] = scanned_xla_weight_gradient
+        yield "convolution and weight gradient", shape, {way: (f, arguments) for way, f in gradient.items()}
+    x = random(BATCH, 32, 32, 32)
+    yield (
+        "max-pool and gradient",
+        "32x32x32",
+        {
+            "XLA": (plain_max_pool_gradient, (x,)),
+            "ops.py (used)": (jax.grad(lambda x: jnp.sum(ops.max_pool(x))), (x,)),
+        },
+    )
+    yield (
+        "BatchNorm and gradient",
+        "32x32x32",
+        {
+            "XLA": (plain_norm_gradient, (x, jnp.ones(32))),
+            "ops.py (used)": (our_norm_gradient, (x, jnp.ones(32))),
+        },
+    )
+    depthwise = random(BATCH, 48, 48, 8), random(3, 3, 1, 8)
+    yield (
+        "depthwise and weight gradient",
+        "48x48x8",
+        {
+            "XLA": (functools.partial(weight_gradient, functools.partial(xla_conv, groups=8)), depthwise),
+            "ops.py (used)": (functools.partial(weight_gradient, functools.partial(ops.conv2d, groups=8)), depthwise),
+        },
+    )
+
+
+def milliseconds(ways: dict) -> dict[str, float]:
+    """Median of each way, their repeats alternating."""
+    compiled = {way: (jax.jit(f), arguments) for way, (f, arguments) in ways.items()}
+    times = {way: [] for way in ways}
+    for repeat in range(REPEATS + 1):
+        for way, (f, arguments) in compiled.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(f(*arguments))
+            if repeat:  # the first one compiles
+                times[way].append(1000 * (time.perf_counter() - begin))
+    return {way: statistics.median(t) for way, t in times.items()}
+
+
+def main() -> None:
+    rows = []
+    for operation, shape, ways in trials():
+        rows.append(dict(operation=operation, shape=shape, milliseconds=milliseconds(ways)))
+        print(rows[-1], flush=True)
+    lines = ["| operation | shape | milliseconds |", "|---|---|---|"]
+    for row in rows:
+        times = ", ".join(f"{way} {ms:.1f}" for way, ms in row["milliseconds"].items())
+        lines.append(f"| {row['operation']} | {row['shape']} | {times} |")
+    write_whole(RESULTS / "train_speed_tried.json", json.dumps(rows, indent=2) + "\n")
+    write_whole(RESULTS / "train_speed_tried.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
