@@ -47,7 +47,7 @@ def patches_conv(x, kernel):
 
 def taps_conv(x, kernel):
     """One matrix product for each of the nine taps."""
-    n, h, w, cin = x.shape
+    h, w = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3))
 
