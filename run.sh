@@ -40,11 +40,11 @@ setup() {
   local file stamp
   for file in "$@"; do
     stamp=".venv/.installed-$file"
-    if ! cat "$file" constraints.txt 2>/dev/null | cmp -s - "$stamp"; then
+    if ! cat "$file" requirements.txt constraints.txt | cmp -s - "$stamp" 2>/dev/null; then
       [ -x .venv/bin/python ] || "$(python_that_fits)" -m venv .venv
       echo "installing $file into .venv (once)" >&2
-      .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file" -c constraints.txt
-      cat "$file" constraints.txt >"$stamp"
+      .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file" -c requirements.txt -c constraints.txt
+      cat "$file" requirements.txt constraints.txt >"$stamp"
     fi
   done
 }

@@ -113,8 +113,15 @@ def convert(model: nn.Module, network: dict[str, QLayer | QParams], input_shape:
     Raises:
       UserError: an operator stayed in floating point, or the file differs from `network`; the operator is named.
     """
-    with quiet_stderr(), ops.plain_xla():  # the converter knows XLA's own operations only
-        data = _convert(model, network, input_shape)
+    try:
+        with quiet_stderr(show_on_error=False), ops.plain_xla():  # the converter knows XLA's own operations only
+            data = _convert(model, network, input_shape)
+    # TensorFlow's own types differ by what went wrong, and importing them here would cost 5 s.
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"export: TensorFlow's converter refused the network ({type(error).__name__}: {text})"
+        ) from error
     check(data, model, network)
     return data
 
