@@ -1,6 +1,9 @@
 """MLPerf Tiny's ResNet-8 on CIFAR-10: dense, then pruned while it trains on, then int8.
 
 ./run.sh cifar10
+
+47 minutes on 2 CPU cores that did other work too; 84.55 % on the test set in TFLite Micro, 95,216 bytes (one run,
+seed 0: experiments/results/cifar10).
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,8 @@
 """Faces and non-faces, 25x25 grey, 200 images of scikit-image's lfw_subset: small, no network needed.
 
 ./run.sh faces
+
+A minute on 2 CPU cores; 40 test images, so the accuracy is coarse.
 """
 
 from ml_collections import ConfigDict
