@@ -6,13 +6,13 @@ A recipe in configs/ starts from `base()` and changes what differs. Any field ca
 
 import json
 import math
-import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from atalaia import data, losses, models, optimizers, pruning
 from atalaia.errors import UserError
+from atalaia.files import write_json
 
 STAGES = ("dense", "prune")
 
@@ -139,7 +139,7 @@ def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
     path = Path(workdir) / "config.json"
     if not path.exists():
         return
-    ours, theirs = _flat(json.loads(_json(config))), _flat(_read(path))
+    ours, theirs = _flat(_plain(config)), _flat(_read(path))
     fields = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
     if fields:
         listed = ", ".join(f"{k}={theirs.get(k)!r} (now {ours.get(k)!r})" for k in fields[:3])
@@ -149,11 +149,12 @@ def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
 def claim(config: ConfigDict, workdir: Path) -> None:
     """Makes the run folder and writes its config.json."""
     Path(workdir).mkdir(parents=True, exist_ok=True)
-    write_whole(Path(workdir) / "config.json", _json(config))
+    write_json(Path(workdir) / "config.json", _plain(config))
 
 
-def _json(config):
-    return json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n"
+def _plain(config):
+    """The config as JSON's own types, to compare with what a file holds."""
+    return json.loads(config.to_json_best_effort())
 
 
 def load(workdir: Path) -> ConfigDict:
@@ -176,17 +177,6 @@ def _read(path):
     if not isinstance(fields, dict):
         raise UserError(f"{path} is damaged: delete {path.parent} and train again, or choose another --workdir")
     return fields
-
-
-def write_whole(path: Path, contents: str | bytes) -> None:
-    """Writes a file whole or not at all: beside it, then renamed."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _flat(tree, prefix=""):

@@ -9,7 +9,6 @@ at the test set once, for the model that is reported. An int8 file from elsewher
 """
 
 import itertools
-import json
 import os
 import time
 from pathlib import Path
@@ -22,8 +21,8 @@ from sklearn import metrics as sk
 
 from atalaia import cli, data, engines, metrics, report, tflite, train
 from atalaia import config as configs
-from atalaia.config import write_whole
 from atalaia.errors import UserError
+from atalaia.files import write_json, write_whole
 
 BATCH = 500
 JAX = "jax"
@@ -84,8 +83,8 @@ def evaluate(
         peak_memory_bytes=metrics.peak_memory_bytes(children=os.cpu_count()),  # engines.run starts one a core
     )
     suffix = "" if split == "test" else f"_{split}"
-    write_whole(workdir / f"evaluation{suffix}.json", json.dumps(scores, indent=2) + "\n")
-    write_whole(workdir / f"evaluation{suffix}_details.json", json.dumps(details, indent=2) + "\n")
+    write_json(workdir / f"evaluation{suffix}.json", scores)
+    write_json(workdir / f"evaluation{suffix}_details.json", details)
     text = report.evaluation_table(details)
     write_whole(workdir / f"evaluation{suffix}.md", text)
     print(text)

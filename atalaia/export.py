@@ -8,7 +8,6 @@ every scale, zero point, weight and bias is compared with ours.
 """
 
 import functools
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from ai_edge_litert import schema_py_generated as schema
 from atalaia import cli, data, layers, ledger, metrics, ops, quantize, tflite, train
 from atalaia import config as configs
 from atalaia.errors import UserError, quiet_stderr
+from atalaia.files import write_json, write_whole
 from atalaia.quantize import QLayer, QParams
 
 
@@ -292,12 +292,12 @@ def export(workdir: Path, cache: Path) -> Path:
     network = quantize.quantize_network(model, folded, ranges)
     tflite_bytes = convert(model, network, input_shape)
     path = Path(workdir) / "model.tflite"
-    configs.write_whole(path, tflite_bytes)
-    configs.write_whole(path.with_name("ranges.json"), json.dumps(ranges, indent=2) + "\n")
+    write_whole(path, tflite_bytes)
+    write_json(path.with_name("ranges.json"), ranges)
     ledger.add_tflite(workdir, tflite_bytes)
     memory = metrics.peak_memory_bytes()
     record = dict(seconds=round(time.monotonic() - start, 1), peak_memory_bytes=memory)
-    configs.write_whole(path.with_name("export.json"), json.dumps(record, indent=2) + "\n")
+    write_json(path.with_name("export.json"), record)
     return path
 
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from atalaia import tflite
-from atalaia.config import write_whole
 from atalaia.errors import UserError
+from atalaia.files import write_json
 
 COLUMNS = {
     "parameters": "values of the network, BatchNorm's moving statistics counted; in int8, weights, biases and bounds",
@@ -109,4 +109,4 @@ def _add(workdir, stage, **sizes):
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     row = {"stage": stage} | {name: sizes.get(name) for name in COLUMNS}
     rows = {old["stage"]: old for old in rows} | {stage: row}  # a stage that is run again keeps its place
-    write_whole(path, json.dumps(dict(columns=COLUMNS, rows=list(rows.values())), indent=2) + "\n")
+    write_json(path, dict(columns=COLUMNS, rows=list(rows.values())))

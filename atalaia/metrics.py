@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from atalaia.config import write_whole
+from atalaia.files import write_whole
 
 
 class Writer:

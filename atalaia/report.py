@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from atalaia import cli, ledger
-from atalaia import config as configs
 from atalaia.errors import UserError
+from atalaia.files import write_whole
 
 MIB = 2**20
 PUBLISHED = (
@@ -76,7 +76,7 @@ def confusion_picture(
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
     plt.close(figure)
-    configs.write_whole(path, picture.getvalue())
+    write_whole(path, picture.getvalue())
 
 
 def run_summary(workdir: Path) -> str:
@@ -99,8 +99,8 @@ def publish(workdir: Path, destination: Path) -> str:
     text = run_summary(workdir)
     destination.mkdir(parents=True, exist_ok=True)
     for name in PUBLISHED:
-        configs.write_whole(destination / name, (Path(workdir) / name).read_bytes())
-    configs.write_whole(destination / "table.md", text)
+        write_whole(destination / name, (Path(workdir) / name).read_bytes())
+    write_whole(destination / "table.md", text)
     return text
 
 
@@ -114,7 +114,7 @@ def insert(readme: Path, name: str, text: str) -> None:
     _, closing, after = rest.partition(f"<!-- /{name} -->")
     if not (opening and closing):
         raise ValueError(f"{readme} has no place <!-- {name} --> ... <!-- /{name} -->")
-    configs.write_whole(readme, before + opening + text.strip() + "\n" + closing + after)
+    write_whole(readme, before + opening + text.strip() + "\n" + closing + after)
 
 
 def _json(workdir, name, step):
@@ -127,7 +127,7 @@ def _json(workdir, name, step):
 def main() -> None:
     workdir = cli.workdir()
     text = run_summary(workdir)
-    configs.write_whole(workdir / "summary.md", text)
+    write_whole(workdir / "summary.md", text)
     print(text)
     print(f"written: {workdir}/summary.md")
 

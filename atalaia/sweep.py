@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from atalaia import cli, ledger
 from atalaia import config as configs
 from atalaia.errors import UserError
+from atalaia.files import write_json, write_whole
 
 
 def main() -> None:
@@ -33,8 +34,8 @@ def main() -> None:
         workdir = root / name.replace("/", "_")
         done = _run(file, overrides, workdir, rest)
         rows.append(overrides | _figures(workdir, done))
-    configs.write_whole(root / "sweep.json", json.dumps(rows, indent=2) + "\n")
-    configs.write_whole(root / "sweep.md", table(rows))
+    write_json(root / "sweep.json", rows)
+    write_whole(root / "sweep.md", table(rows))
     print(table(rows))
     print(f"written: {root}/sweep.md, sweep.json")
     if not all(row["finished"] for row in rows):

@@ -39,6 +39,7 @@ from atalaia import (
 )
 from atalaia import config as configs
 from atalaia.errors import UserError
+from atalaia.files import write_json
 from atalaia.progress import Progress
 
 EVAL_BATCH = 500
@@ -342,7 +343,7 @@ def _finish_stage(run, stage, state):
     masks = pruning.masks_of(state.opt_state)
     if masks is not None:
         reached, table = pruning.report(state.params, masks)
-        configs.write_whole(Path(run.workdir) / "sparsity.json", json.dumps(reached, indent=2) + "\n")
+        write_json(Path(run.workdir) / "sparsity.json", reached)
         print(f"sparsity after {stage.name}\n{table}", flush=True)
     ledger.add_stage(run.workdir, stage.name, variables, checkpoint.folder_bytes(run.manager, stage.end))
 
@@ -358,7 +359,7 @@ def _finish(run):
             seed=run.config.seed,
             val_accuracy=metrics.last(run.workdir, "val_accuracy"),
         )
-        configs.write_whole(path, json.dumps(summary, indent=2) + "\n")
+        write_json(path, summary)
     print(f"trained: {run.workdir} (metrics.jsonl, tensorboard, checkpoints, ledger.json)", flush=True)
     return json.loads(path.read_text())
 

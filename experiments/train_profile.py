@@ -38,11 +38,11 @@ def main() -> None:
     from train_speed import Row
 
     from atalaia import report
-    from atalaia.config import write_whole
+    from atalaia.files import write_json, write_whole
 
     profiles = {text: profile(Row(text)) for text in ROWS}
     text = table(profiles)
-    write_whole(RESULTS / "train_profile.json", json.dumps(profiles, indent=2) + "\n")
+    write_json(RESULTS / "train_profile.json", profiles)
     write_whole(RESULTS / "train_profile.md", text)
     report.insert(ROOT / "README.md", "train_profile", text)
     print(text)

@@ -280,9 +280,9 @@ def gemm(side, row):
 def publish(rows: list[dict]) -> None:
     """Writes the rows, and their table into the README."""
     from atalaia import report
-    from atalaia.config import write_whole
+    from atalaia.files import write_json, write_whole
 
-    write_whole(RESULTS / "train_speed.json", json.dumps(rows, indent=2) + "\n")
+    write_json(RESULTS / "train_speed.json", rows)
     text = table(rows)
     write_whole(RESULTS / "train_speed.md", text)
     report.insert(ROOT / "README.md", "train_speed", text)

@@ -7,7 +7,6 @@ such a CPU.
 """
 
 import functools
-import json
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from atalaia import ops  # noqa: E402
-from atalaia.config import write_whole  # noqa: E402
+from atalaia.files import write_json, write_whole  # noqa: E402
 
 RESULTS = ROOT / "experiments/results"
 BATCH, REPEATS = 128, 7
@@ -148,7 +147,7 @@ def main() -> None:
     for row in rows:
         times = ", ".join(f"{way} {ms:.1f}" for way, ms in row["milliseconds"].items())
         lines.append(f"| {row['operation']} | {row['shape']} | {times} |")
-    write_whole(RESULTS / "train_speed_tried.json", json.dumps(rows, indent=2) + "\n")
+    write_json(RESULTS / "train_speed_tried.json", rows)
     write_whole(RESULTS / "train_speed_tried.md", "\n".join(lines) + "\n")
 
 

@@ -116,8 +116,8 @@ class MessageTest(parameterized.TestCase):
         self.assertIn("no space left on the disk: free some", errors.message(error))
 
     def test_no_permission_names_the_file(self):
-        error = PermissionError(errno.EACCES, "Permission denied", "/root/run")
-        self.assertIn("no permission for /root/run: choose", errors.message(error))
+        error = PermissionError(errno.EACCES, "Permission denied", "/srv/run")
+        self.assertIn("no permission for /srv/run: choose", errors.message(error))
 
     def test_a_file_where_the_run_folder_should_be_is_named(self):
         with tempfile.NamedTemporaryFile() as file:

@@ -1,12 +1,10 @@
 """What a config refuses, and what a run folder remembers of it."""
 
-import errno
 import importlib.util
 import json
 import math
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 from absl.testing import absltest, parameterized
 
@@ -168,30 +166,6 @@ class RunFolderTest(absltest.TestCase):
                 configs.load(self.folder)
             with self.assertRaisesRegex(UserError, "config.json"):
                 configs.refuse_other_run(_config(), self.folder)
-
-
-class WriteWholeTest(absltest.TestCase):
-    def setUp(self):
-        self.path = Path(self.enter_context(tempfile.TemporaryDirectory())) / "file"
-
-    def _files(self):
-        return {path.name: path.read_bytes() for path in self.path.parent.iterdir()}
-
-    def test_text_and_bytes(self):
-        for contents in ("ação", b"\0\xff"):
-            configs.write_whole(self.path, contents)
-            self.assertEqual(self._files(), {"file": contents if isinstance(contents, bytes) else contents.encode()})
-
-    def test_a_disk_that_fills_up_leaves_the_old_file_alone(self):
-        def fills_up(path, data):
-            with path.open("wb") as file:
-                file.write(data[:2])
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        self.path.write_bytes(b"old")
-        with mock.patch.object(Path, "write_bytes", fills_up), self.assertRaises(OSError):
-            configs.write_whole(self.path, "new")
-        self.assertEqual(self._files(), {"file": b"old"})
 
 
 if __name__ == "__main__":
