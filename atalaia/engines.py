@@ -71,7 +71,9 @@ def quantize_input(data: bytes, images: np.ndarray) -> np.ndarray:
         raise UserError(f"the model takes images of {want}, the data set's are {have}: set data.size or data.grey")
     if given.dtype == "FLOAT32":
         return images.astype(np.float32) / 255
-    low, high = {"INT8": (-128, 127), "UINT8": (0, 255)}[given.dtype]
+    if given.dtype not in ("INT8", "UINT8"):
+        raise UserError(f"the model takes {given.dtype} images: only INT8, UINT8 and FLOAT32 are supported")
+    low, high = (-128, 127) if given.dtype == "INT8" else (0, 255)
     levels = np.round(np.arange(256) / 255 / float(given.scale[0])) + int(given.zero_point[0])
     return np.clip(levels, low, high).astype(given.dtype.lower())[images]
 
@@ -113,10 +115,10 @@ def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = No
 
 def _start(engine, folder, number, first, end):
     arguments = [engine, str(folder), str(number), str(first), str(end)]
+    command = [sys.executable, "-m", "atalaia.engines", *arguments]
+    root = Path(__file__).parent.parent  # where -m finds this package
     with (folder / f"{number}.err").open("w") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-m", "atalaia.engines", *arguments], stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=root)
 
 
 _LOCK = threading.Lock()
