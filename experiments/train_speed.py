@@ -52,11 +52,10 @@ def main(argv):
     if _WORKER.value:
         side, row = _WORKER.value.split(":", 1)
         return work(side, Row(row))
-    rows = []
     for text in _ROWS.value:
-        rows.append(measure(Row(text)))
-        print(json.dumps(rows[-1]), flush=True)
-        publish(rows)
+        row = measure(Row(text))
+        print(json.dumps(row), flush=True)
+        publish(row)
 
 
 class Row:
@@ -277,12 +276,15 @@ def gemm(side, row):
     return run, dict(per_call=2 * n**3 / 1e9)
 
 
-def publish(rows: list[dict]) -> None:
-    """Writes the rows, and their table into the README."""
+def publish(row: dict) -> None:
+    """Adds the row to the results, in the place of an older one of its kind, and their table to the README."""
     from atalaia import report
     from atalaia.files import write_json, write_whole
 
-    write_json(RESULTS / "train_speed.json", rows)
+    path = RESULTS / "train_speed.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = list({tuple(r[k] for k in ("network", "size", "batch", "what")): r for r in (*rows, row)}.values())
+    write_json(path, rows)
     text = table(rows)
     write_whole(RESULTS / "train_speed.md", text)
     report.insert(ROOT / "README.md", "train_speed", text)
