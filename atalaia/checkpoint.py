@@ -33,10 +33,7 @@ def open_folder(workdir: Path, keep: Sequence[int] = (), writing: bool = True) -
     policy = preservation_policy.AnyPreservationPolicy(
         [preservation_policy.LatestN(2), preservation_policy.CustomSteps(list(keep))]
     )
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        enable_async_checkpointing=False,
-    )
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
     return ocp.CheckpointManager(folder, options=options)
 
 
@@ -78,9 +75,11 @@ def restore(manager: Manager, template: Callable[[dict], Any], step: int | None 
         # A damaged file shows as nearly any exception, from JSON, zarr, zstd or tensorstore.
         except Exception as error:
             if step is not None or at == steps[-1]:
+                fix = "delete the run folder and train again"
+                if at != min(manager.all_steps(), default=at):
+                    fix = "give the same atalaia.train command again, which goes on from the one before"
                 raise UserError(
-                    f"no whole checkpoint in {manager.directory} (step {at}: {_brief(error)}): "
-                    "delete the run folder and train again"
+                    f"no whole checkpoint in {manager.directory} (step {at}: {_brief(error)}): {fix}"
                 ) from None
             print(f"checkpoint of step {at} is damaged ({_brief(error)}): using the one before", file=sys.stderr)
             shutil.rmtree(Path(manager.directory) / str(at), ignore_errors=True)

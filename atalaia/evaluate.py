@@ -136,6 +136,8 @@ def main() -> None:
     else:
         workdir, config = _outside(file)
         names = [n for n in names if n != JAX]
+    if not names:
+        raise UserError("no engine left: a .tflite file runs in tflite, xnnpack or tflm, and jax needs a run folder")
     needs_file = any(n != JAX for n in names)
     tflite_bytes = tflite.load(file or workdir / "model.tflite") if needs_file else None
     dataset = data.load(config.data, cli.cache())

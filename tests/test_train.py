@@ -164,7 +164,10 @@ class TrainTest(absltest.TestCase):
         contents = bytearray(victim.read_bytes())
         contents[len(contents) // 2] ^= 0xFF
         victim.write_bytes(contents)
-        self.run_config(small_config())
+        config = small_config()
+        with self.assertRaisesRegex(UserError, "step 60.*give the same atalaia.train command again"):
+            train.load_trained(config, self.workdir, data.load(config.data, self.workdir))
+        self.run_config(config)
         jax.tree.map(np.testing.assert_array_equal, expected, jax.tree.map(np.asarray, final_arrays(self.workdir)))
 
     def test_nan_stops_with_the_step_and_the_name_of_the_loss(self):
