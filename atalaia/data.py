@@ -94,6 +94,11 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
 
 
 def validate(config: ConfigDict) -> None:
+    """Refuses fields of `load`'s config that have no meaning, before anything is read.
+
+    Raises:
+      UserError: names the field and what is allowed.
+    """
     if config.name not in LOADERS:
         near = "".join(f", did you mean {name}?" for name in difflib.get_close_matches(config.name, LOADERS, n=1))
         raise UserError(f"no data set is called {config.name!r}{near or '.'} There are: {', '.join(LOADERS)}")

@@ -108,7 +108,7 @@ def targets(params: dict, config: ConfigDict) -> tuple[dict[str, float], frozens
     Raises:
       UserError: a pattern matches no parameter; the parameters are listed.
     """
-    paths = [path for path, value in flatten_dict(params, sep="/").items() if jnp.ndim(value) > 1]
+    paths = [path for path, value in flatten_dict(params, sep="/").items() if value.ndim > 1]
     rules = [*_rules(config), (config.pattern, config.sparsity)]
     general = len(rules) - 1
     for pattern, _ in rules:

@@ -219,8 +219,8 @@ def make_evaluate(model: nn.Module, split: data.Split) -> Callable[[TrainState],
         return jnp.sum(loss * (labels >= 0)), jnp.sum(logits.argmax(-1) == labels)
 
     def evaluate(state):
-        variables = dict(params=state.params, batch_stats=state.batch_stats)
-        loss, correct = np.sum(jax.device_get([sums(variables, x, y) for x, y in zip(images, labels, strict=True)]), 0)
+        batches = [sums(variables_of(state), x, y) for x, y in zip(images, labels, strict=True)]
+        loss, correct = np.sum(jax.device_get(batches), 0)
         return dict(val_loss=float(loss) / n, val_accuracy=float(correct) / n)
 
     return evaluate
@@ -263,10 +263,18 @@ def init_state(config: ConfigDict, model: nn.Module, input_shape: tuple[int, ...
     return TrainState(jnp.zeros([], jnp.int32), variables["params"], variables.get("batch_stats", {}), (), key)
 
 
+def variables_of(state: TrainState) -> dict:
+    """The network's part of a state, as Flax takes it."""
+    return dict(params=state.params, batch_stats=state.batch_stats)
+
+
 def restore(
     manager: checkpoint.Manager, config: ConfigDict, plan: list[Stage], state: TrainState, step: int | None = None
 ) -> tuple[TrainState, float]:
-    """The latest checkpoint, or that of `step`, and the seconds it took so far; `state` where there is none."""
+    """The latest checkpoint, or that of `step`, and the seconds it took so far; `state` where there is none.
+
+    Of `state`, only the shapes are needed where a checkpoint exists.
+    """
 
     def template(meta):
         stage = next(s for s in plan if s.name == meta["stage"])
@@ -291,8 +299,9 @@ def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> tu
     manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan], writing=False)
     if plan[-1].end not in manager.all_steps():
         raise UserError(f"the run in {workdir} is not finished: give the same atalaia.train command again")
-    state, _ = restore(manager, config, plan, init_state(config, model, dataset.train.images.shape[1:]), plan[-1].end)
-    return model, dict(params=state.params, batch_stats=state.batch_stats)
+    shapes = jax.eval_shape(lambda: init_state(config, model, dataset.train.images.shape[1:]))
+    state, _ = restore(manager, config, plan, shapes, plan[-1].end)
+    return model, variables_of(state)
 
 
 def _key(key, name, step):
@@ -326,8 +335,7 @@ def _refuse_broken_weights(run, stage, step, state):
 
 
 def _summary(config, model, state, dataset):
-    variables = dict(params=state.params, batch_stats=state.batch_stats)
-    _, table = layers.summary(model, variables, dataset.train.images.shape[1:])
+    _, table = layers.summary(model, variables_of(state), dataset.train.images.shape[1:])
     splits = ("train", "validation", "test")
     counts = ", ".join(f"{len(getattr(dataset, split).labels):,} {split}" for split in splits)
     return f"model {config.model}, data {dataset.name}: {counts} images\n{table}"
@@ -339,13 +347,12 @@ def _finish_stage(run, stage, state):
         return
     if int(state.step) != stage.end:
         state, _ = restore(run.manager, run.config, run.plan, state, stage.end)
-    variables = dict(params=state.params, batch_stats=state.batch_stats)
     masks = pruning.masks_of(state.opt_state)
     if masks is not None:
         reached, table = pruning.report(state.params, masks)
         write_json(Path(run.workdir) / "sparsity.json", reached)
         print(f"sparsity after {stage.name}\n{table}", flush=True)
-    ledger.add_stage(run.workdir, stage.name, variables, checkpoint.folder_bytes(run.manager, stage.end))
+    ledger.add_stage(run.workdir, stage.name, variables_of(state), checkpoint.folder_bytes(run.manager, stage.end))
 
 
 def _finish(run):
