@@ -97,6 +97,11 @@ def _read(manager, template, step):
     return state, meta
 
 
+def shapes(manager: Manager, step: int) -> Any:
+    """The shapes and types in the checkpoint of a step, as a pytree."""
+    return manager.item_metadata(step)["state"]
+
+
 def _brief(error):
     return " ".join(str(error).split())[:120] or type(error).__name__
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from atalaia import data, losses, models, optimizers, pruning
+from atalaia import data, losses, models, optimizers, pruning, qat
 from atalaia.errors import UserError
 from atalaia.files import write_json
 
-STAGES = ("dense", "prune")
+STAGES = ("dense", "prune", "quantize")
 
 
 def base() -> ConfigDict:
@@ -24,6 +24,7 @@ def base() -> ConfigDict:
     c.model = "resnet8"  # a name of atalaia.models.MODELS
     c.batch_size = 128
     c.stages = ("dense",)  # run in this order, each once
+    c.start_from = ""  # folder of a finished run, whose weights and masks this one begins with; "": new weights
     c.eval_epochs = 1.0  # epochs between two looks at the validation split
     c.checkpoint_seconds = 60.0  # at least this long between two checkpoints
     c.log_steps = 50  # steps between two lines of metrics.jsonl
@@ -60,8 +61,16 @@ def base() -> ConfigDict:
     c.prune.end = 0.7  # part of the stage when the sparsity is reached
     c.prune.every = 50  # steps between two changes of the masks
 
+    c.quantize = _stage(epochs=5.0)
+    c.quantize.learning_rate = 0.01
+    c.quantize.ranges = "ema"  # of activations: they follow each batch's extremes, or "learned" by gradients (LSQ)
+    c.quantize.ema_decay = 0.99  # what a step keeps of the old range
+    c.quantize.freeze = 0.5  # part of the stage after which ranges and learned scales stay as they are
+    c.quantize.scale_learning_rate = 0.002  # of learned scales: about the relative change in one step
+    c.quantize.bits = ""  # of weights by layer pattern: "dense0=4; conv=2"; 8 where none matches, 2 is ternary
+
     c.calibration = ConfigDict()
-    c.calibration.images = 1024  # training images that choose the int8 ranges
+    c.calibration.images = 1024  # training images that choose the int8 ranges, those that stage quantize begins with too
     return c.lock()
 
 
@@ -104,6 +113,10 @@ def validate(config: ConfigDict) -> None:
         _validate_stage(name, config[name])
     if "prune" in config.stages:
         pruning.validate(config.prune)
+    if "quantize" in config.stages:
+        qat.validate(config.quantize)
+        if config.stages[-1] != "quantize":
+            raise UserError(f"stages: quantize folds BatchNorm, so it must be the last, not {tuple(config.stages)}")
 
 
 def _validate_stage(name, stage):
@@ -139,7 +152,7 @@ def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
     path = Path(workdir) / "config.json"
     if not path.exists():
         return
-    ours, theirs = _flat(_plain(config)), _flat(_read(path))
+    ours, theirs = _flat(_plain(config)), _flat(_plain(base())) | _flat(_read(path))
     fields = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
     if fields:
         listed = ", ".join(f"{k}={theirs.get(k)!r} (now {ours.get(k)!r})" for k in fields[:3])
@@ -166,7 +179,7 @@ def load(workdir: Path) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run (no config.json): train first with atalaia.train --workdir={workdir}")
-    return ConfigDict(_read(path))
+    return ConfigDict(_merged(_plain(base()), _read(path)))  # a run of an older version lacks fields
 
 
 def _read(path):
@@ -177,6 +190,13 @@ def _read(path):
     if not isinstance(fields, dict):
         raise UserError(f"{path} is damaged: delete {path.parent} and train again, or choose another --workdir")
     return fields
+
+
+def _merged(defaults, given):
+    """`given` where it says something, `defaults` elsewhere."""
+    if not isinstance(defaults, dict) or not isinstance(given, dict):
+        return given
+    return defaults | {k: _merged(defaults.get(k), v) for k, v in given.items()}
 
 
 def _flat(tree, prefix=""):

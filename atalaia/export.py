@@ -1,9 +1,9 @@
 """Checkpoint to int8 .tflite, the only place that imports TensorFlow.
 
-python -m atalaia.export --workdir=runs/cifar10              # writes runs/cifar10/model.tflite
+python -m atalaia.export --workdir=runs/cifar10 [--ranges=trained]    # writes runs/cifar10/model.tflite
 
 Every quantised value is marked in JAX with a StableHLO composite "quant.fake_quant", whose scale and zero point the
-TFLite converter takes as they are; so nothing is calibrated a second time. Before the file appears, it is read back and
+TFLite converter takes as they are. Ranges are those of the stage `quantize`, or calibrated where there was none. Before the file appears, it is read back and
 every scale, zero point, weight and bias is compared with ours.
 """
 
@@ -17,9 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from ai_edge_litert import schema_py_generated as schema
 
-from atalaia import cli, data, layers, ledger, metrics, ops, quantize, tflite, train
+from atalaia import cli, data, layers, ledger, metrics, ops, quantize, simulate, tflite
 from atalaia import config as configs
 from atalaia.errors import UserError, quiet_stderr
 from atalaia.files import write_json, write_whole
@@ -37,7 +38,7 @@ def _mark(x, scale, zero_point, qmin=quantize.QMIN, axis=None):
     """fake_quant inside the composite that the converter knows; scale and zero point are constants of the file."""
     scale = np.atleast_1d(np.float32(scale))
     zero_point = np.broadcast_to(np.asarray(zero_point, np.int64), scale.shape)
-    attributes = dict(dtype="i8", scale=scale, zero_point=zero_point, narrow_range=qmin == -quantize.WEIGHT_QMAX)
+    attributes = dict(dtype="i8", scale=scale, zero_point=zero_point, narrow_range=qmin == -quantize.BITS[8])
     if axis is not None:
         attributes["quantization_dimension"] = np.int32(axis)
 
@@ -73,7 +74,7 @@ def marked_network(model: nn.Module, network: dict[str, QLayer | QParams]):
 def _linear(layer, weights, given):
     scale, output = weights.weight_scale, weights.output
     kernel = weights.kernel * scale
-    kernel = _mark(kernel, scale, 0, -quantize.WEIGHT_QMAX, axis=kernel.ndim - 1)
+    kernel = _mark(kernel, scale, 0, -quantize.BITS[8], axis=kernel.ndim - 1)
     y = quantize.linear(layer, given.x, kernel) + _bias(weights, given.q)
     if layer.relu and weights.lower is None:
         y = nn.relu(y)
@@ -146,8 +147,11 @@ def _convert(model, network, input_shape):
         return converter.convert()
 
 
-def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -> None:
+def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -> dict[str, int]:
     """Walks the file along the network's code and compares every scale, zero point, weight, bias and bound.
+
+    Returns:
+      The index of each layer's output tensor by path.
 
     Raises:
       UserError: the first difference, by layer and operator.
@@ -164,7 +168,13 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
                 return op
         raise UserError(f"export: the file has no {kind} with the inputs and weights of layer {path!r}")
 
+    places = {}
+
     def rule(path, layer, *given):  # indices of tensors flow through the network's code here
+        places[path] = place(path, layer, *given)
+        return places[path]
+
+    def place(path, layer, *given):
         if isinstance(layer, layers.Conv | layers.Dense):
             return _check_linear(graph, take, path, layer, network[path], given[0])
         kinds = {
@@ -190,6 +200,7 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
     _same("output", "the tensor", (last,), graph.outputs)
     if unseen:
         raise UserError(f"export: the file has a {unseen[0].kind} that the network does not have")
+    return places
 
 
 def _only_integers(graph):
@@ -265,56 +276,50 @@ def _same(path, what, ours, theirs):
         raise UserError(f"export: {what} of layer {path!r} differs between JAX and the file")
 
 
-def export(workdir: Path, cache: Path) -> Path:
-    """Calibrates the latest checkpoint of a finished run on training images and writes model.tflite.
+def export(workdir: Path, cache: Path, ranges: str = "auto") -> Path:
+    """Writes the integer network of a finished run as model.tflite.
 
-    Also writes ranges.json, the smallest and largest value of every layer that chose its scale, export.json and a row
-    of ledger.json.
+    Also writes ranges.json, the smallest and largest real value of every layer that has a grid of its own, export.json
+    and a row of ledger.json.
 
     Args:
       workdir: the run folder.
       cache: where data sets are kept.
+      ranges: "trained" in stage quantize, "calibrated" on training images, or "auto": trained where they are.
 
     Returns:
       The file's path.
 
     Raises:
-      UserError: the run is not finished, its ranges are broken, or the file would not equal the network.
+      UserError: the run is not finished, its ranges are missing or broken, or the file would not equal the network.
     """
     start = time.monotonic()
     config = configs.load(workdir)
     configs.validate(config)
     dataset = data.load(config.data, cache)
-    model, variables = train.load_trained(config, workdir, dataset)
-    input_shape = dataset.train.images.shape[1:]
-    folded = quantize.fold(model, variables, input_shape)
-    ranges = quantize.calibrate(model, folded, _calibration_batches(config, dataset.train.images))
-    network = quantize.quantize_network(model, folded, ranges)
-    tflite_bytes = convert(model, network, input_shape)
+    model = simulate.load(config, workdir, dataset, ranges)
+    tflite_bytes = convert(model.code, model.network, dataset.train.images.shape[1:])
     path = Path(workdir) / "model.tflite"
     write_whole(path, tflite_bytes)
-    write_json(path.with_name("ranges.json"), ranges)
+    write_json(path.with_name("ranges.json"), model.ranges)
     ledger.add_tflite(workdir, tflite_bytes)
-    memory = metrics.peak_memory_bytes()
-    record = dict(seconds=round(time.monotonic() - start, 1), peak_memory_bytes=memory)
+    record = dict(
+        ranges="trained" if model.trained else "calibrated",
+        seconds=round(time.monotonic() - start, 1),
+        peak_memory_bytes=metrics.peak_memory_bytes(),
+    )
     write_json(path.with_name("export.json"), record)
     return path
 
 
-def _calibration_batches(config, images, size=256):
-    """Training images, as they are, drawn by the run's seed."""
-    chosen = np.random.RandomState(config.seed).permutation(len(images))[: config.calibration.images]
-    for start in range(0, len(chosen), size):
-        yield data.to_float(images[np.sort(chosen[start : start + size])])
-
-
 def main() -> None:
     workdir = cli.workdir()
-    path = export(workdir, cli.cache())
+    path = export(workdir, cli.cache(), flags.FLAGS.ranges)
     print(f"{path}: {path.stat().st_size:,} bytes; every scale, zero point, weight and bias equals JAX's")
     print(ledger.table(ledger.read(workdir)))
 
 
 if __name__ == "__main__":
     cli.common_flags()
+    flags.DEFINE_enum("ranges", "auto", ["auto", "trained", "calibrated"], "Where the int8 ranges come from.")
     cli.run(main)

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from atalaia.errors import UserError
+from atalaia.rules import compile_pattern, parse
 
 Masks = dict[str, jax.Array]  # parameter's path to bool of its shape; False: pruned
 
@@ -95,7 +96,7 @@ def validate(config: ConfigDict) -> None:
     if config.every < 1:
         raise UserError(f"prune.every must be at least 1 step, not {config.every}")
     _rules(config)
-    _compile(config.pattern, "prune.pattern")
+    compile_pattern("prune.pattern", config.pattern)
 
 
 def targets(params: dict, config: ConfigDict) -> tuple[dict[str, float], frozenset[str]]:
@@ -121,26 +122,12 @@ def targets(params: dict, config: ConfigDict) -> tuple[dict[str, float], frozens
 
 
 def _rules(config):
-    """[(pattern, sparsity)] of "pattern=sparsity; pattern=sparsity"."""
-    rules = []
-    for item in filter(None, (part.strip() for part in config.layers.split(";"))):
-        pattern, _, value = item.rpartition("=")
-        try:
-            sparsity = float(value)
-        except ValueError:
-            sparsity = -1.0
-        if not pattern or not 0 <= sparsity < 1:
-            raise UserError(f"prune.layers: {item!r} is not pattern=sparsity with a sparsity in [0, 1)")
-        rules.append((_compile(pattern, "prune.layers"), sparsity))
-    return rules
+    def sparsity(text):
+        if not 0 <= float(text) < 1:
+            raise ValueError
+        return float(text)
 
-
-def _compile(pattern, field):
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{field}: {pattern!r} is no regular expression ({error})") from None
-    return pattern
+    return parse("prune.layers", config.layers, sparsity, "sparsity with a sparsity in [0, 1)")
 
 
 def prune(

@@ -3,9 +3,15 @@
 Scheme of Jacob et al., 2018 (arXiv:1712.05877), as TFLite runs it: real = scale * (integer - zero_point); weights int8
 in [-127, 127], symmetric, a scale an output channel; activations int8, one scale and zero point a tensor; biases int32
 at the scale input scale * weight scale. The input is the pixel itself: scale 1/255, zero point -128.
+
+Each number is defined once, in float32: what training sees as `fake_quant` of a value, the integer network holds as
+`quantize` of it with the same arguments.
 """
 
+import inspect
+import traceback
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,14 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atalaia import layers, ops
+from atalaia import data, layers, ops
 from atalaia.errors import UserError
 
 QMIN, QMAX = -128, 127
-WEIGHT_QMAX = 127
+BITS = {8: 127, 4: 7, 2: 1}  # of a weight, to its largest code: codes are symmetric, so 2 bits are ternary
 # A channel pruned away whole has no range of its own; a tiny scale would make its int32 bias overflow, or, from 2^23
 # on, be off by one where it passes through float32 on its way into the file.
-MIN_WEIGHT_SCALE, MAX_BIAS = 2.0**-20, 2.0**21
+MIN_SCALE, MAX_BIAS = 2.0**-20, 2.0**21
+BIAS_GRID = -(2**24), 2**24  # beyond MAX_BIAS, and exact in float32
 
 
 class QParams(NamedTuple):
@@ -31,6 +38,16 @@ class QParams(NamedTuple):
 
 
 INPUT = QParams(np.float32(1 / 255), -128)
+INT8_LAYERS = (
+    layers.Conv,
+    layers.Dense,
+    layers.Dropout,
+    layers.Add,
+    layers.MaxPool,
+    layers.GlobalAvgPool,
+    layers.Flatten,
+)
+_INSTEAD = f"build it of atalaia.layers' {', '.join(l.__name__ for l in INT8_LAYERS)} alone, ReLU as their option"
 
 
 class QLayer(NamedTuple):
@@ -77,10 +94,32 @@ def quantize(x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int
     return jnp.clip(jnp.round(x / scale) + zero_point, qmin, qmax)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def fake_quant(x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None) -> jax.Array:
-    """The real value of x's nearest grid point, float32; arguments as `quantize`."""
+    """The real value of x's nearest grid point, float32; arguments as `quantize`.
+
+    Gradients are those of LSQ (Esser et al., 2020, arXiv:1902.08153, section 2.1): x's passes straight through where x
+    lies on the grid and is 0 where x is clipped; scale's is round(x / scale) - x / scale, or the end of the grid.
+    """
     q = quantize(x, scale, zero_point, qmin, qmax, axis)
     return (q - _along(zero_point, x, axis)) * _along(scale, x, axis)
+
+
+def _fake_quant_forward(x, scale, zero_point, qmin, qmax, axis):
+    return fake_quant(x, scale, zero_point, qmin, qmax, axis), (x, scale, zero_point)
+
+
+def _fake_quant_backward(qmin, qmax, axis, kept, grad):
+    x, scale, zero_point = kept
+    steps, zero = x / _along(scale, x, axis), _along(zero_point, x, axis)
+    q = jnp.round(steps) + zero
+    inside = (q >= qmin) & (q <= qmax)
+    by_scale = grad * jnp.where(inside, q - zero - steps, jnp.clip(q, qmin, qmax) - zero)
+    others = None if axis is None or jnp.ndim(scale) == 0 else tuple(d for d in range(x.ndim) if d != axis % x.ndim)
+    return jnp.where(inside, grad, 0), by_scale.sum(others), None
+
+
+fake_quant.defvjp(_fake_quant_forward, _fake_quant_backward)
 
 
 def choose_qparams(low: float, high: float) -> QParams:
@@ -91,18 +130,88 @@ def choose_qparams(low: float, high: float) -> QParams:
     """
     if not (np.isfinite(low) and np.isfinite(high) and low <= high):
         raise ValueError(f"no int8 scale for the range [{low}, {high}]")
-    low, high = min(float(low), 0.0), max(float(high), 0.0)
-    scale = max((high - low) / (QMAX - QMIN), MIN_WEIGHT_SCALE)
-    return QParams(np.float32(scale), int(np.clip(round(QMIN - low / scale), QMIN, QMAX)))
+    scale, zero_point = qparams_of(np.float32(low), np.float32(high), np)
+    return QParams(np.float32(scale), int(zero_point))
 
 
-def fold(model: nn.Module, variables: dict, input_shape: tuple[int, ...]) -> dict[str, Folded]:
+def qparams_of(low: Any, high: Any, xp: Any = jnp) -> tuple[Any, Any]:
+    """`choose_qparams` without its check, by jax.numpy or NumPy with the same result; zero_point as float32."""
+    low, high = xp.minimum(low, np.float32(0)), xp.maximum(high, np.float32(0))
+    scale = xp.maximum((high - low) / np.float32(QMAX - QMIN), np.float32(MIN_SCALE))
+    return scale, xp.clip(xp.round(np.float32(QMIN) - low / scale), np.float32(QMIN), np.float32(QMAX))
+
+
+def output_grids(ranges: dict[str, tuple[float, float]]) -> dict[str, QParams]:
+    """Scale and zero point of every layer's output from its range, such as `calibrate` gives."""
+    return {path: choose_qparams(*found) for path, found in ranges.items()}
+
+
+def weight_scale(kernel: Any, bias: Any, input_scale: Any, qmax: int, chosen: Any = None, xp: Any = jnp) -> Any:
+    """Scale of each output channel, float32 `[out]`: its largest weight becomes qmax.
+
+    Args:
+      kernel, bias: of a layer, output channels last.
+      input_scale: of the layer's input.
+      qmax: largest code, of `BITS`.
+      chosen: scales `[out]` to take instead, such as learned ones; bounded from below in the same way.
+      xp: jax.numpy or NumPy.
+    """
+    if chosen is None:
+        chosen = xp.abs(kernel).max(tuple(range(kernel.ndim - 1))) / np.float32(qmax)
+    floor = xp.maximum(xp.abs(bias) / (input_scale * np.float32(MAX_BIAS)), np.float32(MIN_SCALE))
+    return xp.maximum(chosen, floor)
+
+
+def require_int8(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Does nothing for a network that has an int8 form.
+
+    Raises:
+      UserError: it has none; the layer or operation is named, with what to use instead.
+    """
+
+    def rule(path, layer, *inputs):
+        if not isinstance(layer, INT8_LAYERS):
+            raise UserError(f"layer {path!r} is a {type(layer).__name__}, which has no int8 form: {_INSTEAD}")
+        return layers.output_spec(layer, *inputs)
+
+    try:
+        layers.interpret(model, rule, layers.spec((1, *input_shape)))
+    except UserError:
+        raise
+    # Flax and JAX have many errors for an operation on what is no array; the network's own line says which it is.
+    except Exception as error:
+        own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == inspect.getsourcefile(type(model))]
+        where = f"{own[-1].line!r}" if own else " ".join(str(error).split())[:120]
+        raise UserError(f"the network's {where} has no int8 form: {_INSTEAD}") from None
+
+
+def grid_paths(model: nn.Module) -> list[str]:
+    """Paths of the layers whose output has a grid of its own."""
+    return _paths(model, lambda layer: not keeps_scale(layer))
+
+
+def linear_paths(model: nn.Module) -> list[str]:
+    """Paths of the layers that have weights."""
+    return _paths(model, lambda layer: isinstance(layer, layers.Conv | layers.Dense))
+
+
+def _paths(model, accept):
+    paths = []
+
+    def rule(path, layer, *inputs):
+        if accept(layer):
+            paths.append(path)
+
+    layers.interpret(model, rule, None)
+    return paths
+
+
+def fold(model: nn.Module, variables: dict) -> dict[str, Folded]:
     """Every Conv and Dense of the network by path, BatchNorm folded in (computed in float64).
 
     Args:
       model: the network.
       variables: its params and batch_stats.
-      input_shape: `(height, width, channels)`.
     """
     folded = {}
 
@@ -110,9 +219,8 @@ def fold(model: nn.Module, variables: dict, input_shape: tuple[int, ...]) -> dic
         if isinstance(layer, layers.Conv | layers.Dense):
             params, stats = (layers.subtree(variables.get(k, {}), path) for k in ("params", "batch_stats"))
             folded[path] = _fold_one(layer, params, stats)
-        return layers.output_spec(layer, *inputs)
 
-    layers.interpret(model, rule, layers.spec((1, *input_shape)))
+    layers.interpret(model, rule, None)
     return folded
 
 
@@ -142,10 +250,8 @@ def apply_layer(layer: layers.Layer, weights: Folded | None, *inputs: jax.Array)
             y = linear(layer, inputs[0], weights.kernel) + weights.bias
         case layers.Dropout():
             return inputs[0]
-        case layers.Add() | layers.MaxPool() | layers.GlobalAvgPool() | layers.Flatten():
-            return layer.clone(parent=None)(*inputs)
         case _:
-            raise NotImplementedError(f"{type(layer).__name__} has no int8 form yet: add it to atalaia/quantize.py")
+            return layer.clone(parent=None)(*inputs)
     if weights.relu:
         y = nn.relu(y)
     if weights.lower is not None:
@@ -164,6 +270,13 @@ def linear(layer: layers.Conv | layers.Dense, x: jax.Array, kernel: jax.Array) -
 def apply_folded(model: nn.Module, folded: dict[str, Folded], x: jax.Array) -> jax.Array:
     """Logits of the folded network in float32; equal to the network's own but for rounding."""
     return layers.interpret(model, lambda path, layer, *xs: apply_layer(layer, folded.get(path), *xs), x)
+
+
+def calibration_batches(images: np.ndarray, count: int, seed: int, size: int = 256) -> Iterable[jax.Array]:
+    """`count` of the uint8 training images, drawn by the run's seed, as float32 batches without augmentation."""
+    chosen = np.random.RandomState(seed).permutation(len(images))[:count]
+    for start in range(0, len(chosen), size):
+        yield data.to_float(images[np.sort(chosen[start : start + size])])
 
 
 def keeps_scale(layer: layers.Layer) -> bool:
@@ -206,46 +319,43 @@ def calibrate(model: nn.Module, folded: dict[str, Folded], batches: Iterable[Any
 
 
 def quantize_network(
-    model: nn.Module, folded: dict[str, Folded], ranges: dict[str, tuple[float, float]]
+    model: nn.Module,
+    folded: dict[str, Folded],
+    outputs: dict[str, QParams],
+    bits: dict[str, int] | None = None,
+    scales: dict[str, np.ndarray] | None = None,
 ) -> dict[str, QLayer | QParams]:
     """The integer network by path: a QLayer for each Conv and Dense, the output's QParams for each Add.
 
     Args:
-      model: the network; folded: its weights; ranges: `calibrate`'s.
+      model: the network; folded: its weights.
+      outputs: grid of every layer that chooses its own, `choose_qparams` of its range.
+      bits: of the weights by path, where not 8; scales: of the weights by path, where not from the largest weight.
     """
     network = {}
 
     def rule(path, layer, *inputs):  # QParams flow through the network's code here
         if keeps_scale(layer):
             return inputs[0]
-        output = choose_qparams(*ranges[path])
+        network[path] = outputs[path]
         if path in folded:
-            network[path] = _quantize_layer(folded[path], inputs[0], output)
-        else:
-            network[path] = output
-        return output
+            qmax, chosen = BITS[(bits or {}).get(path, 8)], (scales or {}).get(path)
+            network[path] = _quantize_layer(folded[path], inputs[0], outputs[path], qmax, chosen)
+        return outputs[path]
 
     layers.interpret(model, rule, INPUT)
     return network
 
 
-def _quantize_layer(weights, given, output):
+def _quantize_layer(weights, given, output, qmax=BITS[8], chosen=None):
     """QLayer of one Folded, from the input's and the output's QParams."""
-    kernel = weights.kernel.astype(np.float64)
-    largest = np.abs(kernel).reshape(-1, kernel.shape[-1]).max(0)
-    floor = np.maximum(np.abs(weights.bias) / (float(given.scale) * MAX_BIAS), MIN_WEIGHT_SCALE)
-    scale = np.maximum(largest / WEIGHT_QMAX, floor).astype(np.float32)
-    kernel = np.clip(np.round(kernel / scale), -WEIGHT_QMAX, WEIGHT_QMAX).astype(np.int8)
-    bias = np.round(weights.bias / (given.scale * scale).astype(np.float64)).astype(np.int32)
+    scale = weight_scale(weights.kernel, weights.bias, given.scale, qmax, chosen, np)
+    kernel = np.asarray(quantize(weights.kernel, scale, 0, -qmax, qmax, axis=-1), np.int8)
+    bias = np.asarray(quantize(weights.bias, given.scale * scale, 0, *BIAS_GRID), np.int32)
     bounds = (None, None)
     if weights.lower is not None:
-        bounds = (_bound(b, output) for b in (weights.lower, weights.upper))
+        bounds = (np.asarray(quantize(b, *output), np.int8) for b in (weights.lower, weights.upper))
     return QLayer(kernel, bias, scale, *bounds, output)
-
-
-def _bound(bound, output):
-    q = np.round(bound.astype(np.float64) / output.scale) + output.zero_point
-    return np.clip(q, QMIN, QMAX).astype(np.int8)
 
 
 def _along(value, x, axis):

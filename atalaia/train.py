@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from atalaia import (
@@ -36,6 +37,8 @@ from atalaia import (
     models,
     optimizers,
     pruning,
+    qat,
+    quantize,
 )
 from atalaia import config as configs
 from atalaia.errors import UserError
@@ -76,6 +79,7 @@ class Run(NamedTuple):
     config: ConfigDict
     workdir: Path
     model: nn.Module
+    initial: TrainState  # new weights: the shapes that checkpoints are read into
     dataset: data.Dataset
     plan: list[Stage]
     manager: checkpoint.Manager
@@ -101,17 +105,19 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     plan = make_plan(config, len(dataset.train.labels))
     model = models.create(config.model, len(dataset.class_names))
     state = init_state(config, model, dataset.train.images.shape[1:])
-    if "prune" in config.stages:
-        pruning.targets(state.params, config.prune)  # a pattern that matches nothing fails now, not after hours
+    _refuse_late_failures(config, model, state, dataset)
     configs.claim(config, workdir)
     print(_summary(config, model, state, dataset), flush=True)
 
     manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan])
-    state, seconds = restore(manager, config, plan, state)
+    if config.start_from and not manager.all_steps():
+        state = start_from(config, state)
+    initial = state
+    state, seconds = restore(manager, config, model, state)
     if state.step:
         print(f"going on from step {state.step} of {plan[-1].end}", flush=True)
     with metrics.Writer(workdir, int(state.step)) as writer, _StopSignal() as stop:
-        run = Run(config, workdir, model, dataset, plan, manager, writer, stop, time.monotonic() - seconds)
+        run = Run(config, workdir, model, initial, dataset, plan, manager, writer, stop, time.monotonic() - seconds)
         for stage in plan:
             if int(state.step) < stage.end:
                 state = run_stage(run, stage, state)
@@ -122,12 +128,16 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
 def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     """The steps of one stage that are left, with looks at the validation split and checkpoints on the way."""
     config, train = run.config, jax.device_put(run.dataset.train, over_devices())
-    optimizer = make_optimizer(config, stage, state.params, pruning.masks_of(state.opt_state))
+    masks = pruning.masks_of(state.opt_state)
+    if int(state.step) == stage.first:
+        state = _folded_state(config, run.model, state, images=run.dataset.train.images) if stage.name == "quantize" else state
+    optimizer = make_optimizer(config, stage, state.params, masks)
     if int(state.step) == stage.first:
         state = state._replace(opt_state=optimizer.init(state.params))
     state = jax.device_put(state, over_devices())
-    step_fn = make_step(config, run.model, optimizer)
-    evaluate = make_evaluate(run.model, run.dataset.validation)
+    forward = make_forward(config, run.model, stage)
+    step_fn = make_step(config, forward, optimizer)
+    evaluate = make_evaluate(forward, run.dataset.validation)
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
     epoch_steps = len(train.labels) // config.batch_size
     eval_steps = max(1, round(config.eval_epochs * epoch_steps))
@@ -160,7 +170,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
                 window, since = [], time.monotonic()
             if save:
                 _refuse_broken_weights(run, stage, step, state)
-                meta = dict(stage=stage.name, seconds=time.monotonic() - run.clock)
+                meta = dict(stage=stage.name, seconds=time.monotonic() - run.clock, masks=sorted(masks_of(state)))
                 checkpoint.save(run.manager, done, state, meta)
                 since = saved = time.monotonic()
             if stopped:
@@ -168,7 +178,25 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     return state
 
 
-def make_step(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation):
+def make_forward(config: ConfigDict, model: nn.Module, stage: Stage) -> Callable:
+    """The network in a stage: `forward(variables, images, key=None)` to (logits, batch_stats).
+
+    With a key, as in training: it draws Dropout, and the returned statistics have moved; without, inference.
+    """
+    if stage.name == "quantize":
+        return qat.make_forward(model, config.quantize, stage.end - stage.first)
+
+    def forward(variables, images, key=None):
+        if key is None:
+            return model.apply(variables, images), variables["batch_stats"]
+        rngs = dict(dropout=key)
+        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+        return logits, updated.get("batch_stats", {})
+
+    return forward
+
+
+def make_step(config: ConfigDict, forward: Callable, optimizer: optax.GradientTransformation):
     """The training step: `step(state, train, order, start)` to (state, {loss, accuracy}); the old state is given up.
 
     It takes the images that `order` (int32 `[n]`) names from `start` on, out of a data.Split on the device. The batch
@@ -179,9 +207,8 @@ def make_step(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTra
 
     def objective(params, state, images, labels):
         variables = dict(params=params, batch_stats=state.batch_stats)
-        rngs = dict(dropout=_key(state.key, "dropout", state.step))
-        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
-        return loss_of(logits, labels, config.loss), (logits, updated.get("batch_stats", {}))
+        logits, batch_stats = forward(variables, images, _key(state.key, "dropout", state.step))
+        return loss_of(logits, labels, config.loss), (logits, batch_stats)
 
     @partial(jax.jit, donate_argnums=0)
     def step(state, train, order, start):
@@ -202,7 +229,7 @@ def make_step(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTra
     return step
 
 
-def make_evaluate(model: nn.Module, split: data.Split) -> Callable[[TrainState], dict[str, float]]:
+def make_evaluate(forward: Callable, split: data.Split) -> Callable[[TrainState], dict[str, float]]:
     """`evaluate(state)` to validation loss and accuracy over a whole split; {} for an empty one."""
     n = len(split.labels)
     if n == 0:
@@ -214,7 +241,7 @@ def make_evaluate(model: nn.Module, split: data.Split) -> Callable[[TrainState],
 
     @jax.jit
     def sums(variables, images, labels):
-        logits = model.apply(variables, data.to_float(images))
+        logits, _ = forward(variables, data.to_float(images))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
         return jnp.sum(loss * (labels >= 0)), jnp.sum(logits.argmax(-1) == labels)
 
@@ -244,16 +271,16 @@ def make_plan(config: ConfigDict, images: int) -> list[Stage]:
 def make_optimizer(
     config: ConfigDict, stage: Stage, params: dict, masks: pruning.Masks | None = None
 ) -> optax.GradientTransformation:
-    """The stage's optimiser; wrapped in `prune` in the prune stage, and with its masks frozen in those after it."""
+    """The stage's optimiser; wrapped in `prune` in the prune stage, and where there are masks, which it keeps."""
     steps = stage.end - stage.first
-    inner = optimizers.create(stage.config, steps)
-    so_far = list(config.stages)[: list(config.stages).index(stage.name) + 1]
-    if "prune" not in so_far:
-        return inner
-    sparsity, shared = pruning.targets(params, config.prune)
-    pruning_now = stage.name == "prune"
-    schedule = pruning.SCHEDULES[config.prune.schedule](config.prune, steps) if pruning_now else pruning.FROZEN
-    return pruning.prune(inner, sparsity, schedule, shared, masks)
+    optimizer = optimizers.create(stage.config, steps)
+    if stage.name == "quantize":
+        optimizer = qat.make_optimizer(optimizer, stage.config, steps)
+    if stage.name == "prune":
+        sparsity, shared = pruning.targets(params, config.prune)
+        schedule = pruning.SCHEDULES[config.prune.schedule](config.prune, steps)
+        return pruning.prune(optimizer, sparsity, schedule, shared, masks)
+    return pruning.prune(optimizer, {}, masks=masks) if masks else optimizer
 
 
 def init_state(config: ConfigDict, model: nn.Module, input_shape: tuple[int, ...]) -> TrainState:
@@ -268,8 +295,13 @@ def variables_of(state: TrainState) -> dict:
     return dict(params=state.params, batch_stats=state.batch_stats)
 
 
+def masks_of(state: TrainState) -> pruning.Masks:
+    """The pruning masks of a state, {} where nothing is pruned."""
+    return pruning.masks_of(state.opt_state) or {}
+
+
 def restore(
-    manager: checkpoint.Manager, config: ConfigDict, plan: list[Stage], state: TrainState, step: int | None = None
+    manager: checkpoint.Manager, config: ConfigDict, model: nn.Module, state: TrainState, step: int | None = None
 ) -> tuple[TrainState, float]:
     """The latest checkpoint, or that of `step`, and the seconds it took so far; `state` where there is none.
 
@@ -277,9 +309,14 @@ def restore(
     """
 
     def template(meta):
-        stage = next(s for s in plan if s.name == meta["stage"])
-        optimizer = make_optimizer(config, stage, state.params)
-        return jax.eval_shape(lambda s: s._replace(opt_state=optimizer.init(s.params)), state)
+        stage = Stage(meta["stage"], config[meta["stage"]], 0, 1)
+        shaped = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state._replace(opt_state=()))
+        if stage.name == "quantize":
+            shaped = _folded_state(config, model, shaped, dict.fromkeys(quantize.grid_paths(model), (0.0, 1.0)))
+        flat = flatten_dict(shaped.params, sep="/")
+        masks = {path: np.zeros(flat[path].shape, bool) for path in meta["masks"]}
+        optimizer = make_optimizer(config, stage, shaped.params, masks)
+        return jax.eval_shape(lambda s: s._replace(opt_state=optimizer.init(s.params)), shaped)
 
     found = checkpoint.restore(manager, template, step)
     if found is None:
@@ -288,8 +325,56 @@ def restore(
     return jax.device_put(restored), meta["seconds"]
 
 
-def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> tuple[nn.Module, dict]:
-    """The network of a finished run and its params and batch_stats.
+def start_from(config: ConfigDict, state: TrainState) -> TrainState:
+    """The state of a new run: weights, statistics and masks of the finished run that config.start_from names.
+
+    Raises:
+      UserError: there is no such run, it is not finished, or it is of another network.
+    """
+    folder = Path(config.start_from)
+    source = configs.load(folder)
+    if not (folder / "train.json").is_file():
+        raise UserError(f"start_from: the run in {folder} is not finished: give its atalaia.train command again")
+    if source.stages[-1] == "quantize":
+        raise UserError(f"start_from: BatchNorm is folded away in {folder}: start from a run that ends before quantize")
+    model = models.create(source.model, 2)  # its classes do not matter here
+    manager = checkpoint.open_folder(folder, writing=False)
+    step = json.loads((folder / "train.json").read_text())["steps"]
+    theirs, ours = (
+        {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(params)}
+        for params in (checkpoint.shapes(manager, step)["params"], state.params)
+    )
+    if theirs != ours:
+        name = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
+        raise UserError(
+            f"start_from: {folder} holds a {source.model} with {name} of shape {theirs.get(name)}, "
+            f"but this run's {config.model} has {ours.get(name)}: model and classes must be the same"
+        )
+    found, _ = restore(manager, source, model, state, step)
+    return found._replace(step=state.step, key=state.key)
+
+
+def _folded_state(config, model, state, ranges=None, images=None):
+    """The state at the beginning of stage `quantize`; ranges by calibration on `images` where none are given."""
+    folded = quantize.fold(model, jax.device_get(variables_of(state)))
+    if ranges is None:
+        batches = quantize.calibration_batches(images, config.calibration.images, config.seed)
+        ranges = quantize.calibrate(model, folded, batches)
+    params, batch_stats = qat.enter(folded, ranges, config.quantize)
+    return state._replace(params=params, batch_stats=batch_stats)
+
+
+class Trained(NamedTuple):
+    """The network of a finished run: its code, its params and batch_stats, and its inference in the last stage."""
+
+    model: nn.Module
+    variables: dict
+    forward: Callable
+    stage: str
+
+
+def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> Trained:
+    """The network of a finished run.
 
     Raises:
       UserError: the run is not finished, or its checkpoint is damaged.
@@ -300,8 +385,8 @@ def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> tu
     if plan[-1].end not in manager.all_steps():
         raise UserError(f"the run in {workdir} is not finished: give the same atalaia.train command again")
     shapes = jax.eval_shape(lambda: init_state(config, model, dataset.train.images.shape[1:]))
-    state, _ = restore(manager, config, plan, shapes, plan[-1].end)
-    return model, variables_of(state)
+    state, _ = restore(manager, config, model, shapes, plan[-1].end)
+    return Trained(model, variables_of(state), make_forward(config, model, plan[-1]), plan[-1].name)
 
 
 def _key(key, name, step):
@@ -334,6 +419,15 @@ def _refuse_broken_weights(run, stage, step, state):
         _refuse_nan(run, stage, step, dict(loss=np.nan))
 
 
+def _refuse_late_failures(config, model, state, dataset):
+    """What a later stage would refuse is refused now, not after hours."""
+    if "prune" in config.stages:
+        pruning.targets(state.params, config.prune)
+    if "quantize" in config.stages:
+        quantize.require_int8(model, dataset.train.images.shape[1:])
+        qat.weight_bits(quantize.linear_paths(model), config.quantize)
+
+
 def _summary(config, model, state, dataset):
     _, table = layers.summary(model, variables_of(state), dataset.train.images.shape[1:])
     splits = ("train", "validation", "test")
@@ -346,9 +440,9 @@ def _finish_stage(run, stage, state):
     if stage.name in ledger.stages(run.workdir):
         return
     if int(state.step) != stage.end:
-        state, _ = restore(run.manager, run.config, run.plan, state, stage.end)
-    masks = pruning.masks_of(state.opt_state)
-    if masks is not None:
+        state, _ = restore(run.manager, run.config, run.model, run.initial, stage.end)
+    masks = masks_of(state)
+    if masks:
         reached, table = pruning.report(state.params, masks)
         write_json(Path(run.workdir) / "sparsity.json", reached)
         print(f"sparsity after {stage.name}\n{table}", flush=True)

@@ -26,6 +26,7 @@ RESULTS = ROOT / "experiments/results"
 
 SIDES = ("atalaia", "keras", "keras_jit", "gemm")  # the last: the matrix product that no side can beat
 CLASSES = 10
+KEY = ("cores", "vectors", "network", "size", "batch", "what")  # a row is replaced by a newer one of the same
 SECONDS = 2.0  # of one repeat, about
 
 _ROWS = flags.DEFINE_list(
@@ -86,6 +87,8 @@ def measure(row: Row) -> dict:
         size=row.size,
         batch=row.batch,
         what="train" if row.train else "evaluate",
+        cores=os.cpu_count(),
+        vectors=vectors(),
         repeats=_REPEATS.value,
         atalaia_images_per_s=medians["atalaia"],
         keras_images_per_s=medians[best],
@@ -100,6 +103,12 @@ def measure(row: Row) -> dict:
         gemm_gflops=medians["gemm"],
         of_peak=gflops / medians["gemm"],
     )
+
+
+def vectors() -> str:
+    """The widest vector instructions of this machine, on which the ratio depends most: tf-keras's oneDNN uses them."""
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    return next((name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "other")
 
 
 class Worker:
@@ -194,14 +203,14 @@ def our_step(row: Row):
     macs = [r["macs"] for r in rows if r["macs"]]
     # Forward, gradient of the weights, gradient of the input; the first layer's input needs none.
     flops = 2 * (3 * sum(macs) - macs[0]) if row.train else 2 * sum(macs)
-    if not row.train:
-        evaluate = train.make_evaluate(model, split)
-        return lambda calls: [evaluate(state) for _ in range(calls)], flops, None
     (stage,) = train.make_plan(config, len(split.labels))
+    if not row.train:
+        evaluate = train.make_evaluate(train.make_forward(config, model, stage), split)
+        return lambda calls: [evaluate(state) for _ in range(calls)], flops, None
     optimizer = train.make_optimizer(config, stage, state.params)
     state = state._replace(opt_state=optimizer.init(state.params))
     state, split = jax.device_put((state, split), train.over_devices())
-    step, held = train.make_step(config, model, optimizer), [state]
+    step, held = train.make_step(config, train.make_forward(config, model, stage), optimizer), [state]
 
     def run(calls):
         for call in range(calls):
@@ -283,7 +292,7 @@ def publish(row: dict) -> None:
 
     path = RESULTS / "train_speed.json"
     rows = json.loads(path.read_text()) if path.exists() else []
-    rows = list({tuple(r[k] for k in ("network", "size", "batch", "what")): r for r in (*rows, row)}.values())
+    rows = list({tuple(r[k] for k in KEY): r for r in (*rows, row)}.values())
     write_json(path, rows)
     text = table(rows)
     write_whole(RESULTS / "train_speed.md", text)
@@ -293,14 +302,15 @@ def publish(row: dict) -> None:
 def table(rows: list[dict]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| network | images | batch | ours, images/s | tf-keras, images/s | ratio | memory, ours / tf-keras MiB "
+        "| machine | network | images | batch | ours, images/s | tf-keras, images/s | ratio | memory, ours / tf-keras MiB "
         "| GFLOP/s of GEMM's | first step / second start s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for r in rows:
         ours, peer = (f"{low:.0f} to {high:.0f}" for low, high in r["spread"].values())
         memory = [r[f"{side}_peak_memory_bytes"] / 2**20 for side in ("atalaia", "keras")]
         cells = (
+            f"{r['cores']} cores, {r['vectors']}",
             r["network"] + ("" if r["what"] == "train" else ", evaluation"),
             f"{r['size']}x{r['size']}",
             f"{r['batch']}" if r["what"] == "train" else "500",

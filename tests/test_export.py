@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 from ai_edge_litert import schema_py_generated as schema
 from test_quantize import Mini, drawn, images
 
-from atalaia import engines, export, layers, quantize, tflite
+from atalaia import engines, export, layers, quantize, tflite, train
 from atalaia.errors import UserError
 from atalaia.models import resnet, thesis
 from atalaia.quantize import INPUT
@@ -50,8 +50,9 @@ def network(name):
     variables = drawn(model, shape)
     if name == "mini":
         variables["params"]["point"]["kernel"][..., PRUNED] = 0
-    folded = quantize.fold(model, variables, shape)
-    integers = quantize.quantize_network(model, folded, quantize.calibrate(model, folded, [images(shape, 64)]))
+    folded = quantize.fold(model, variables)
+    grids = quantize.output_grids(quantize.calibrate(model, folded, [images(shape, 64)]))
+    integers = quantize.quantize_network(model, folded, grids)
     if name == "splat":
         powers = 2 ** np.arange(4)  # bias * scale is one number for all
         last = integers["logits"]
@@ -256,9 +257,9 @@ class ConvertTest(parameterized.TestCase):
         model, shape = Splat(classes=64), (5, 5, 1)
         variables = drawn(model, shape)
         variables["params"]["logits"]["kernel"][:] = 0
-        folded = quantize.fold(model, variables, shape)
+        folded = quantize.fold(model, variables)
         ranges = quantize.calibrate(model, folded, [images(shape)])
-        export.convert(model, quantize.quantize_network(model, folded, ranges), shape)
+        export.convert(model, quantize.quantize_network(model, folded, quantize.output_grids(ranges)), shape)
 
 
 class CheckNetworkTest(parameterized.TestCase):
@@ -447,8 +448,8 @@ class WriteTest(absltest.TestCase):
         self.enter_context(mock.patch.object(export.configs, "load", return_value=config))
         self.enter_context(mock.patch.object(export.configs, "validate"))
         self.enter_context(mock.patch.object(export.data, "load", return_value=dataset))
-        trained = (model, drawn(model, shape))
-        self.enter_context(mock.patch.object(export.train, "load_trained", return_value=trained))
+        trained = train.Trained(model, drawn(model, shape), None, "dense")
+        self.enter_context(mock.patch.object(train, "load_trained", return_value=trained))
 
     def test_writes_the_file_and_what_is_said_of_it(self):
         path = export.export(self.workdir, self.workdir)

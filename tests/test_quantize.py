@@ -139,7 +139,7 @@ class FoldTest(parameterized.TestCase):
     def test_equals_the_networks_own_inference(self, model, shape):
         variables = drawn(model, shape)
         x = images(shape)
-        folded = quantize.fold(model, variables, shape)
+        folded = quantize.fold(model, variables)
         expected, found = jax.jit(lambda x: (model.apply(variables, x), quantize.apply_folded(model, folded, x)))(x)
         self.assertGreater(expected.std(), 0.01)  # the images matter
         np.testing.assert_allclose(found, expected, atol=1e-4 * jnp.abs(expected).max())
@@ -153,7 +153,7 @@ class FoldTest(parameterized.TestCase):
             batch_stats=dict(conv=dict(norm=stats)),
         )
         model = Small(norm="after", relu=True)
-        return model, quantize.fold(model, variables, (2, 2, 1))["conv"]
+        return model, quantize.fold(model, variables)["conv"]
 
     def test_positive_scale_becomes_a_lower_bound(self):
         _, found = self._small(2.0)  # 2 relu(2x + 1) + 2 = max(4x + 4, 2)
@@ -177,13 +177,30 @@ class FoldTest(parameterized.TestCase):
         found = [quantize.apply_folded(model, {"conv": folded}, x) for x in (dark, light)]
         np.testing.assert_allclose(found, [[[below] * 2], [[above] * 2]], rtol=1e-6, atol=1e-6)
 
-    def test_a_layer_without_an_int8_form_is_named(self):
+
+class RequireInt8Test(parameterized.TestCase):
+    @parameterized.named_parameters(*NETWORKS)
+    def test_our_networks_have_an_int8_form(self, model, shape):
+        quantize.require_int8(model, shape)
+
+    def test_what_has_none_is_named_with_what_to_use_instead(self):
         class Softmax(layers.Layer):
             def __call__(self, x):
                 return nn.softmax(x)
 
-        with self.assertRaisesRegex(NotImplementedError, "Softmax has no int8 form"):
-            quantize.apply_layer(Softmax(parent=None), None, np.zeros((1, 3)))
+        class Ending(nn.Module):
+            kind: str
+
+            @nn.compact
+            def __call__(self, x, train=False):
+                x = layers.Flatten(name="flatten")(x)
+                if self.kind == "layer":
+                    return Softmax(name="ending")(x)
+                return nn.Dense(3, name="foreign")(x) if self.kind == "module" else jnp.tanh(x)
+
+        for kind, named in (("layer", "'ending' is a Softmax"), ("module", "foreign"), ("operation", "tanh")):
+            with self.subTest(kind), self.assertRaisesRegex(UserError, f"{named}.*no int8 form.*atalaia.layers' Conv"):
+                quantize.require_int8(Ending(kind), (4, 4, 1))
 
 
 class QuantizeLayerTest(absltest.TestCase):
@@ -234,9 +251,9 @@ class QuantizeLayerTest(absltest.TestCase):
 
     def test_network_hands_scales_on(self):
         model, shape = Mini(), (11, 9, 2)
-        folded = quantize.fold(model, drawn(model, shape), shape)
+        folded = quantize.fold(model, drawn(model, shape))
         ranges = quantize.calibrate(model, folded, [images(shape)])
-        network = quantize.quantize_network(model, folded, ranges)
+        network = quantize.quantize_network(model, folded, quantize.output_grids(ranges))
         self.assertEqual(set(network), {"first", "depthwise", "point", "add", "logits"})
         self.assertEqual(network["add"], quantize.choose_qparams(*ranges["add"]))
         # The pooling keeps the sum's scale, so that the last biases are in steps of it.
@@ -260,7 +277,7 @@ class CalibrateTest(absltest.TestCase):
     def test_broken_weights_name_the_first_broken_layer(self):
         model, shape = resnet.ResNet8(num_classes=4, widths=(4, 8, 12)), (16, 16, 3)
         for path in ("conv", "block1s", "logits"):
-            folded = quantize.fold(model, drawn(model, shape), shape)
+            folded = quantize.fold(model, drawn(model, shape))
             folded[path].kernel[..., 0] = np.nan
             with self.subTest(path), self.assertRaisesRegex(UserError, f"'{path}'.*train again"):
                 quantize.calibrate(model, folded, [images(shape)])

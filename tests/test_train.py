@@ -228,7 +228,7 @@ state = train.init_state(c, model, (8, 8, 1))
 (stage,) = train.make_plan(c, len(split.labels))
 optimizer = train.make_optimizer(c, stage, state.params)
 state = jax.device_put(state._replace(opt_state=optimizer.init(state.params)), train.over_devices())
-step = train.make_step(c, model, optimizer)
+step = train.make_step(c, train.make_forward(c, model, stage), optimizer)
 shared = "all-reduce" in step.lower(state, split, train.epoch_order(state.key, 0, 1295), 0).compile().as_text()
 for i in range(3):
     state, figures = step(state, split, train.epoch_order(state.key, 0, len(split.labels)), 32 * i)
@@ -269,7 +269,8 @@ class EvaluateTest(absltest.TestCase):
         config.loss.label_smoothing = 0.0
         for size in (500, 50):
             with self.subTest(size=size), absltest.mock.patch.object(train, "EVAL_BATCH", size):
-                found = train.make_evaluate(model, odd)(state)
+                forward = train.make_forward(config, model, train.make_plan(config, 1000)[0])
+                found = train.make_evaluate(forward, odd)(state)
                 expected = losses.cross_entropy(logits, odd.labels, config.loss)
                 self.assertAlmostEqual(found["val_loss"], float(expected), places=4)
                 self.assertAlmostEqual(found["val_accuracy"], np.mean(np.argmax(logits, -1) == odd.labels))

@@ -1,0 +1,273 @@
+"""Quantisation-aware training, the stage `quantize`: the folded network learns on the grids that it will ship with.
+
+On entering, BatchNorm is folded once (`quantize.fold`) and the ranges begin with calibrated ones. From then on `params`
+holds by layer kernel, bias and, where BatchNorm followed ReLU, the channel's bound; learned scales lie beside them as
+logarithms. `batch_stats` holds what is not learned by gradients. Every value passes through `quantize.fake_quant`, so
+the forward pass computes the integer network's values but for rounding in float32 sums.
+
+Ranges of activations follow each batch's extremes ("ema": Jacob et al., 2018, arXiv:1712.05877, section 3.1) or are
+learned ("learned": LSQ, Esser et al., 2020, arXiv:1902.08153). Weights of 8 bits take their scale from the channel's
+largest weight; scales of 4- and 2-bit weights are always learned, from LSQ's start 2 mean|w| / sqrt(qmax).
+"""
+
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from atalaia import layers, quantize
+from atalaia.errors import UserError
+from atalaia.quantize import Folded, QLayer, QParams
+from atalaia.rules import parse
+
+RANGES = ("ema", "learned")
+SCALES = ("log_scale", "weight_log_scale")  # parameters that the scales' optimiser has
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks the fields of config.quantize that need no network.
+
+    Raises:
+      UserError: names the field, what is wrong and what is allowed.
+    """
+    if config.ranges not in RANGES:
+        raise UserError(f"quantize.ranges: there is no {config.ranges!r}, only {', '.join(RANGES)}")
+    for field in ("ema_decay", "freeze"):
+        if not 0 <= config[field] <= 1:
+            raise UserError(f"quantize.{field} must be in [0, 1], not {config[field]}")
+    if not config.scale_learning_rate >= 0:
+        raise UserError(f"quantize.scale_learning_rate must be at least 0, not {config.scale_learning_rate}")
+    _bit_rules(config)
+
+
+def _bit_rules(config):
+    def bits(text):
+        if text not in map(str, quantize.BITS):
+            raise ValueError
+        return int(text)
+
+    return parse("quantize.bits", config.bits, bits, "bits with bits of 2, 4 or 8")
+
+
+def weight_bits(paths: list[str], config: ConfigDict) -> dict[str, int]:
+    """Bits of each layer's weights by path, by the first pattern of config.bits that matches, else 8.
+
+    Raises:
+      UserError: a pattern matches no layer; the layers are listed.
+    """
+    rules = _bit_rules(config)
+    for pattern, _ in rules:
+        if not any(re.search(pattern, path) for path in paths):
+            raise UserError(f"quantize.bits: pattern {pattern!r} matches no layer; there are {', '.join(paths)}")
+    return {path: next((bits for pattern, bits in rules if re.search(pattern, path)), 8) for path in paths}
+
+
+def enter(folded: dict[str, Folded], ranges: dict[str, tuple[float, float]], config: ConfigDict) -> tuple[dict, dict]:
+    """The stage's first params and batch_stats.
+
+    Args:
+      folded: the network's weights; ranges: `quantize.calibrate`'s; config: fields of config.quantize.
+
+    Raises:
+      UserError: a pattern of config.bits matches no layer.
+    """
+    params, stats = {}, {"steps": np.int32(0)}
+    for path, bits in weight_bits(list(folded), config).items():
+        weights = folded[path]
+        params |= {f"{path}/kernel": weights.kernel, f"{path}/bias": weights.bias}
+        if weights.lower is not None:
+            capped = np.isfinite(weights.upper)  # the bound is from above
+            params[f"{path}/bound"] = np.where(capped, weights.upper, weights.lower)
+            stats[f"{path}/capped"] = capped
+        if bits < 8:
+            params[f"{path}/weight_log_scale"] = np.log(_first_scale(weights.kernel, quantize.BITS[bits]))
+    for path, (low, high) in ranges.items():
+        grid = quantize.choose_qparams(low, high)
+        if config.ranges == "learned":
+            params[f"{path}/log_scale"] = np.log(grid.scale)
+            stats[f"{path}/zero_point"] = np.float32(grid.zero_point)
+        else:
+            stats |= {f"{path}/low": np.float32(low), f"{path}/high": np.float32(high)}
+    return tuple(jax.tree.map(jnp.asarray, unflatten_dict(tree, sep="/")) for tree in (params, stats))
+
+
+def _first_scale(kernel, qmax):
+    """LSQ's start (section 2.2) over the weights of a channel that are not pruned."""
+    others = tuple(range(kernel.ndim - 1))
+    mean = np.abs(kernel).sum(others) / np.maximum((kernel != 0).sum(others), 1)
+    return np.maximum(2 * mean / np.sqrt(qmax), quantize.MIN_SCALE).astype(np.float32)
+
+
+def make_forward(model: nn.Module, config: ConfigDict, steps: int) -> Callable:
+    """`forward(variables, images, key=None)` to (logits, batch_stats): with a key as in training, else in inference.
+
+    Args:
+      model: the network's code; config: fields of config.quantize; steps: of the stage.
+    """
+    freeze = _freeze_step(config, steps)
+
+    def forward(variables, images, key=None):
+        new = dict(flatten_dict(variables["batch_stats"], sep="/"))
+
+        def grid(path, y):
+            """The output's grid; in training, its range first moves towards the batch's extremes."""
+            if f"{path}/low" not in new:
+                return _grid(variables, path)
+            if key is not None:
+                keep = jnp.where(new["steps"] < freeze, config.ema_decay, 1.0)
+                for name, seen in (("low", y.min()), ("high", y.max())):
+                    old = new[f"{path}/{name}"]
+                    new[f"{path}/{name}"] = keep * old + (1 - keep) * jax.lax.stop_gradient(seen)
+            return quantize.qparams_of(new[f"{path}/low"], new[f"{path}/high"])
+
+        logits = run(model, variables, images, config, grid, key)
+        if key is not None:
+            new["steps"] = new["steps"] + 1
+        return logits, unflatten_dict(new, sep="/")
+
+    return forward
+
+
+def run(model, variables, images, config, grid=None, key=None, see=lambda path, codes: None):
+    """Logits of the fake-quantised network, float32 `[batch, classes]`.
+
+    Args:
+      model, variables, config: the network, its params and batch_stats in this stage, fields of config.quantize.
+      images: float32 `[batch, height, width, channels]` in [0, 1].
+      grid: `grid(path, y)` gives the grid of a layer's output; by default the one that is kept.
+      key: of Dropout, in training.
+      see: `see(path, (y, scale, zero_point))` is told each layer's output on its grid.
+    """
+    grid = grid or (lambda path, y: _grid(variables, path))
+    bits = weight_bits(_linear_paths(variables), config)
+
+    def rule(path, layer, *values):  # (real values on their grid, scale, zero point) flow through the network's code
+        x, *q = values[0]
+        if isinstance(layer, layers.Dropout):
+            if key is not None:
+                x = _dropout(key, path, layer.rate, x)
+            return (x, *q)
+        if quantize.keeps_scale(layer):
+            y = quantize.apply_layer(layer, None, x)
+            y = quantize.fake_quant(y, *q) if isinstance(layer, layers.GlobalAvgPool) else y
+        else:
+            weights = _fake_weights(layer, variables, path, q[0], bits[path]) if path in bits else None
+            y = quantize.apply_layer(layer, weights, *(value[0] for value in values))
+            q = grid(path, y)
+            y = quantize.fake_quant(y, *q)
+        see(path, (y, *q))
+        return (y, *q)
+
+    given = [jnp.float32(v) for v in quantize.INPUT]
+    return layers.interpret(model, rule, (quantize.fake_quant(images, *given), *given))[0]
+
+
+def _linear_paths(variables):
+    return [path.removesuffix("/kernel") for path in flatten_dict(variables["params"], sep="/") if path.endswith("/kernel")]
+
+
+def _fake_weights(layer, variables, path, input_scale, bits):
+    """Folded weights of a layer on their grids."""
+    weights = _folded_layer(layer, variables, path)
+    scale = _weight_scale(variables, path, weights, input_scale, bits)
+    qmax = quantize.BITS[bits]
+    kernel = quantize.fake_quant(weights.kernel, scale, jnp.zeros_like(scale), -qmax, qmax, weights.kernel.ndim - 1)
+    step = jax.lax.stop_gradient(input_scale * scale)
+    bias = quantize.fake_quant(weights.bias, step, jnp.zeros_like(step), *quantize.BIAS_GRID, 0)
+    return weights._replace(kernel=kernel, bias=bias)
+
+
+def _weight_scale(variables, path, weights, input_scale, bits):
+    learned = layers.subtree(variables["params"], path).get("weight_log_scale")
+    stopped = jax.lax.stop_gradient((weights.kernel, weights.bias, input_scale))
+    return quantize.weight_scale(*stopped, quantize.BITS[bits], None if learned is None else jnp.exp(learned))
+
+
+def _folded_layer(layer, variables, path):
+    params, stats = (layers.subtree(variables[k], path) for k in ("params", "batch_stats"))
+    if "bound" not in params:
+        return Folded(params["kernel"], params["bias"], layer.relu)
+    bound, capped = params["bound"], stats["capped"]
+    lower, upper = jnp.where(capped, -jnp.inf, bound), jnp.where(capped, bound, jnp.inf)
+    return Folded(params["kernel"], params["bias"], False, lower, upper)
+
+
+def _grid(variables, path):
+    params, stats = (layers.subtree(variables[k], path) for k in ("params", "batch_stats"))
+    if "log_scale" in params:
+        return jnp.exp(params["log_scale"]), stats["zero_point"]
+    return quantize.qparams_of(stats["low"], stats["high"])
+
+
+def _dropout(key, path, rate, x):
+    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def make_optimizer(
+    inner: optax.GradientTransformation, config: ConfigDict, steps: int
+) -> optax.GradientTransformation:
+    """`inner` for the weights; Adam for the logarithms of scales, so that a step is a relative change, then frozen."""
+    freeze = _freeze_step(config, steps)
+    scales = optax.chain(
+        optax.adam(config.scale_learning_rate),
+        optax.scale_by_schedule(lambda count: jnp.where(count < freeze, 1.0, 0.0)),
+    )
+
+    def labels(params):
+        return jax.tree.map_with_path(lambda path, _: "scales" if path[-1].key in SCALES else "weights", params)
+
+    return optax.partition({"weights": inner, "scales": scales}, labels)
+
+
+def _freeze_step(config, steps):
+    return round(config.freeze * steps)
+
+
+def integers(model: nn.Module, variables: dict, config: ConfigDict) -> dict[str, QLayer | QParams]:
+    """The integer network of the trained values: what training's forward pass stands for.
+
+    Raises:
+      UserError: a range or a weight is not finite; the layer is named.
+    """
+    folded, outputs, scales = {}, {}, {}
+    paths = _linear_paths(variables)
+
+    def rule(path, layer, *inputs):
+        if quantize.keeps_scale(layer):
+            return None
+        scale, zero_point = (np.asarray(v) for v in _grid(variables, path))
+        if not (np.isfinite(scale) and np.isfinite(zero_point) and scale > 0):
+            raise UserError(f"layer {path!r} has no finite trained range: train the quantize stage again")
+        outputs[path] = QParams(np.float32(scale), int(zero_point))
+        if path in paths:
+            folded[path] = jax.tree.map(np.asarray, _folded_layer(layer, variables, path))
+            learned = layers.subtree(variables["params"], path).get("weight_log_scale")
+            if learned is not None:
+                scales[path] = np.asarray(jnp.exp(learned))
+            if not all(np.isfinite(v).all() for v in (folded[path].kernel, folded[path].bias)):
+                raise UserError(f"layer {path!r} has weights that are not finite: train the quantize stage again")
+        return None
+
+    layers.interpret(model, rule, None)
+    return quantize.quantize_network(model, folded, outputs, weight_bits(paths, config), scales)
+
+
+def forward_codes(model: nn.Module, variables: dict, images: Any, config: ConfigDict) -> dict[str, jax.Array]:
+    """Each layer's output in the forward pass of training as the integers it stands for, int8, by path."""
+    seen = {}
+
+    def see(path, output):
+        y, scale, zero_point = output
+        seen[path] = (jnp.round(y / scale) + zero_point).astype(jnp.int8)
+
+    run(model, variables, images, config, see=see)
+    return seen
