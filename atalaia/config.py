@@ -70,7 +70,9 @@ def base() -> ConfigDict:
     c.quantize.bits = ""  # of weights by layer pattern: "dense0=4; conv=2"; 8 where none matches, 2 is ternary
 
     c.calibration = ConfigDict()
-    c.calibration.images = 1024  # training images that choose the int8 ranges, those that stage quantize begins with too
+    c.calibration.images = (
+        1024  # training images that choose the int8 ranges, those that stage quantize begins with too
+    )
     return c.lock()
 
 

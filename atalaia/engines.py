@@ -58,6 +58,62 @@ ENGINES: dict[str, Callable[[bytes], Callable[[np.ndarray], np.ndarray]]] = {
 }
 
 
+def run_tensors(engine: str, data: bytes, images: np.ndarray, tensors: list[int]) -> list[np.ndarray]:
+    """Tensors inside the network, each `[n, ...]`, by their indices in a .tflite file; other arguments as `run`.
+
+    Of "tflite" and "tflm" only: XNNPACK keeps nothing between the operators that it runs as one. It runs in this process, one image after the other: for a few images.
+
+    Raises:
+      UserError: the engine cannot run this model.
+    """
+    given, found = quantize_input(data, images), [[] for _ in tensors]
+    try:
+        invoke = TENSORS[engine](data)
+        for image in given:
+            for values, value in zip(found, invoke(image[None], tensors), strict=True):
+                values.append(np.array(value))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{engine} cannot run this model: {' '.join(str(error).split())[:200]}") from None
+    return [np.concatenate(values) for values in found]
+
+
+def _litert_tensors(data):
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=data,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+        num_threads=1,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    given = interpreter.get_input_details()[0]["index"]
+
+    def invoke(image, tensors):
+        interpreter.set_tensor(given, image)
+        interpreter.invoke()
+        return [interpreter.get_tensor(i) for i in tensors]
+
+    return invoke
+
+
+def _tflm_tensors(data):
+    from tflite_micro.python.tflite_micro import runtime
+
+    keep = runtime.InterpreterConfig.kPreserveAllTensors
+    interpreter = runtime.Interpreter.from_bytes(data, intrepreter_config=keep)  # so it is spelt there
+
+    def invoke(image, tensors):
+        interpreter.set_input(image, 0)
+        interpreter.invoke()
+        return [interpreter.GetTensor(i, 0)["tensor_data"] for i in tensors]
+
+    return invoke
+
+
+TENSORS = {"tflite": _litert_tensors, "tflm": _tflm_tensors}
+
+
 def quantize_input(data: bytes, images: np.ndarray) -> np.ndarray:
     """uint8 images `[n, h, w, c]` as a model's input: pixel / 255 on the input's grid (pixel - 128 for our own models).
 

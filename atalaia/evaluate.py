@@ -1,7 +1,11 @@
 """The same test images through every engine: accuracy, macro F1, and how far the engines agree.
 
-python -m atalaia.evaluate --workdir=runs/cifar10 [--engines=jax,tflite,tflm]
+python -m atalaia.evaluate --workdir=runs/cifar10 [--engines=jax,jax_int,tflite,tflm] [--layers]
 python -m atalaia.evaluate --tflite=FILE --config=configs/cifar10.py [--workdir=where/results/go]
+
+`jax` is the network as it was trained (in fake quantisation after stage `quantize`), `jax_int` the integer network of
+simulate.py, computed from the checkpoint without the file; the other engines run the file. With --layers, every layer's
+bytes of a hundred images are compared with jax_int's, and the first layer that differs is named (layers.json).
 
 Writes evaluation.json (engine to {accuracy, f1_macro, images}), evaluation.md (per class, agreement) and confusion.png.
 A split is used whole, always. Choose with --split=validation, which writes evaluation_validation.json and so on; look
@@ -11,6 +15,7 @@ at the test set once, for the model that is reported. An int8 file from elsewher
 import itertools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,20 +24,30 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from sklearn import metrics as sk
 
-from atalaia import cli, data, engines, metrics, report, tflite, train
+from atalaia import cli, data, engines, export, metrics, qat, report, simulate, tflite, train
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
 BATCH = 500
-JAX = "jax"
+LAYER_IMAGES = 100  # images of --layers
 
 
 def jax_logits(config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray) -> np.ndarray:
     """float32 logits `[n, classes]` of a finished run's network on uint8 images."""
-    model, variables = train.load_trained(config, workdir, dataset)
-    apply = jax.jit(lambda images: model.apply(variables, data.to_float(images)))
+    run = train.load_trained(config, workdir, dataset)
+    apply = jax.jit(lambda images: run.forward(run.variables, data.to_float(images))[0])
     return np.concatenate([np.asarray(apply(images[i : i + BATCH])) for i in range(0, len(images), BATCH)])
+
+
+def jax_int_logits(config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray) -> np.ndarray:
+    """int8 logits `[n, classes]` of a finished run's integer network on uint8 images."""
+    model = simulate.load(config, workdir, dataset)
+    return simulate.logits(model.code, model.network, images)
+
+
+# Engines that compute from the checkpoint; those of engines.ENGINES run the .tflite file.
+JAX: dict[str, Callable] = {"jax": jax_logits, "jax_int": jax_int_logits}
 
 
 def evaluate(
@@ -48,9 +63,9 @@ def evaluate(
     Args:
       config: the run's config.
       dataset: whose images are used.
-      names: of the engines, "jax" or those of engines.ENGINES.
+      names: of the engines, of JAX or engines.ENGINES.
       workdir: the run folder.
-      tflite_bytes: the int8 file; None where only "jax" is asked for.
+      tflite_bytes: the int8 file; None where only those of JAX are asked for.
       split: "test" or "validation".
 
     Raises:
@@ -63,8 +78,8 @@ def evaluate(
     start = time.monotonic()
     for name in names:
         begin = time.monotonic()
-        if name == JAX:
-            outputs[name] = jax_logits(config, workdir, dataset, images)
+        if name in JAX:
+            outputs[name] = JAX[name](config, workdir, dataset, images)
         else:
             outputs[name] = engines.run(name, tflite_bytes, images)
         seconds[name] = round(time.monotonic() - begin, 1)
@@ -94,6 +109,43 @@ def evaluate(
     )
     print(f"written: {workdir}/evaluation{suffix}.json, .md and confusion{suffix}.png")
     return scores
+
+
+def compare_layers(
+    config: ConfigDict, dataset: data.Dataset, names: list[str], workdir: Path, tflite_bytes: bytes, images: np.ndarray
+) -> list[dict]:
+    """Part of each layer's output bytes that equal the integer network's, by engine; written to layers.json.
+
+    In a run with stage `quantize`, "training" is the forward pass of training; `predictions_changed` says in which part
+    of the images the integer network's class is another than that one's.
+
+    Args:
+      config, dataset, workdir, tflite_bytes: of the run.
+      names: of engines.ENGINES.
+      images: uint8 `[n, height, width, channels]`.
+    """
+    model = simulate.load(config, workdir, dataset)
+    places = export.check(tflite_bytes, model.code, model.network)
+    exact = simulate.layer_outputs(model.code, model.network, images)
+    found = {name: engines.run_tensors(name, tflite_bytes, images, [places[path] for path in exact]) for name in names}
+    found = {name: dict(zip(exact, tensors, strict=True)) for name, tensors in found.items()}
+    if model.trained:
+        run = train.load_trained(config, workdir, dataset)
+        training = qat.forward_codes(run.model, run.variables, data.to_float(images), config.quantize)
+        found = {"training": training} | found
+    rows = [
+        dict(layer=path) | {name: float(np.mean(codes[path].reshape(q.shape) == q)) for name, codes in found.items()}
+        for path, q in exact.items()
+    ]
+    last = list(exact)[-1]
+    changed = {
+        name: float(np.mean(codes[last].reshape(exact[last].shape).argmax(1) != exact[last].argmax(1)))
+        for name, codes in found.items()
+    }
+    first = {name: next((r["layer"] for r in rows if r[name] < 1), None) for name in found}
+    write_json(workdir / "layers.json", dict(images=len(images), rows=rows, first=first, predictions_changed=changed))
+    print(report.layers_table(rows, first, changed))
+    return rows
 
 
 def score(labels: np.ndarray, predicted: np.ndarray) -> dict:
@@ -126,7 +178,7 @@ def agreement(outputs: dict[str, np.ndarray]) -> list[dict]:
 
 def main() -> None:
     names = flags.FLAGS.engines
-    allowed = [JAX, *engines.ENGINES]
+    allowed = [*JAX, *engines.ENGINES]
     if unknown := [n for n in names if n not in allowed]:
         raise UserError(f"unknown engine {unknown[0]!r}: there are {', '.join(allowed)}")
     file = flags.FLAGS.tflite
@@ -135,14 +187,22 @@ def main() -> None:
         config = configs.load(workdir)
     else:
         workdir, config = _outside(file)
-        names = [n for n in names if n != JAX]
+        names = [n for n in names if n not in JAX]
     if not names:
         raise UserError("no engine left: a .tflite file runs in tflite, xnnpack or tflm, and jax needs a run folder")
-    needs_file = any(n != JAX for n in names)
+    if flags.FLAGS.layers:
+        if file:
+            raise UserError("--layers compares a run's own file with its integers: give --workdir, not --tflite")
+        names = [n for n in names if n in engines.TENSORS]  # the others keep nothing between layers
+    needs_file = flags.FLAGS.layers or any(n not in JAX for n in names)
     tflite_bytes = tflite.load(file or workdir / "model.tflite") if needs_file else None
     dataset = data.load(config.data, cli.cache())
     workdir.mkdir(parents=True, exist_ok=True)
-    evaluate(config, dataset, names, workdir, tflite_bytes, flags.FLAGS.split)
+    if flags.FLAGS.layers:
+        images = getattr(dataset, flags.FLAGS.split).images[:LAYER_IMAGES]
+        compare_layers(config, dataset, names, workdir, tflite_bytes, images)
+    else:
+        evaluate(config, dataset, names, workdir, tflite_bytes, flags.FLAGS.split)
 
 
 def _outside(file):
@@ -159,7 +219,10 @@ def _outside(file):
 
 if __name__ == "__main__":
     cli.common_flags()
-    flags.DEFINE_list("engines", [JAX, "tflite", "tflm"], "Of jax, tflite, xnnpack, tflm; several by commas.")
+    flags.DEFINE_list(
+        "engines", ["jax", "jax_int", "tflite", "tflm"], "Of jax, jax_int, tflite, xnnpack, tflm; by commas."
+    )
+    flags.DEFINE_bool("layers", False, "Compare every layer's bytes, and name the first that differs.")
     flags.DEFINE_enum("split", "test", ["test", "validation"], "The images to use.")
     flags.DEFINE_string("tflite", None, "An int8 .tflite file instead of a run's; needs --config for the data set.")
     config_flags.DEFINE_config_file("config", help_string="With --tflite: the experiment that names the data set.")

@@ -157,12 +157,14 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
             return (x, *q)
         if quantize.keeps_scale(layer):
             y = quantize.apply_layer(layer, None, x)
-            y = quantize.fake_quant(y, *q) if isinstance(layer, layers.GlobalAvgPool) else y
+            y = _fake_mean(x, y, *q) if isinstance(layer, layers.GlobalAvgPool) else y
         else:
-            weights = _fake_weights(layer, variables, path, q[0], bits[path]) if path in bits else None
+            weights, step = (None, None)
+            if path in bits:
+                weights, step = _fake_weights(layer, variables, path, q[0], bits[path])
             y = quantize.apply_layer(layer, weights, *(value[0] for value in values))
             q = grid(path, y)
-            y = quantize.fake_quant(y, *q)
+            y = quantize.fake_quant(y, *q, step=step)
         see(path, (y, *q))
         return (y, *q)
 
@@ -171,18 +173,26 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
 
 
 def _linear_paths(variables):
-    return [path.removesuffix("/kernel") for path in flatten_dict(variables["params"], sep="/") if path.endswith("/kernel")]
+    return [
+        path.removesuffix("/kernel") for path in flatten_dict(variables["params"], sep="/") if path.endswith("/kernel")
+    ]
 
 
 def _fake_weights(layer, variables, path, input_scale, bits):
-    """Folded weights of a layer on their grids."""
+    """Folded weights of a layer on their grids, and the step of its accumulators by channel."""
     weights = _folded_layer(layer, variables, path)
     scale = _weight_scale(variables, path, weights, input_scale, bits)
     qmax = quantize.BITS[bits]
     kernel = quantize.fake_quant(weights.kernel, scale, jnp.zeros_like(scale), -qmax, qmax, weights.kernel.ndim - 1)
     step = jax.lax.stop_gradient(input_scale * scale)
     bias = quantize.fake_quant(weights.bias, step, jnp.zeros_like(step), *quantize.BIAS_GRID, 0)
-    return weights._replace(kernel=kernel, bias=bias)
+    return weights._replace(kernel=kernel, bias=bias), step
+
+
+def _fake_mean(x, mean, scale, zero_point):
+    """The mean on the grid, rounded as in integers; gradients pass straight through."""
+    codes = quantize.mean_codes(jnp.round(x / scale) + zero_point)
+    return mean + jax.lax.stop_gradient((codes - zero_point) * scale - mean)
 
 
 def _weight_scale(variables, path, weights, input_scale, bits):
@@ -212,9 +222,7 @@ def _dropout(key, path, rate, x):
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
-def make_optimizer(
-    inner: optax.GradientTransformation, config: ConfigDict, steps: int
-) -> optax.GradientTransformation:
+def make_optimizer(inner: optax.GradientTransformation, config: ConfigDict, steps: int) -> optax.GradientTransformation:
     """`inner` for the weights; Adam for the logarithms of scales, so that a step is a relative change, then frozen."""
     freeze = _freeze_step(config, steps)
     scales = optax.chain(
@@ -261,13 +269,21 @@ def integers(model: nn.Module, variables: dict, config: ConfigDict) -> dict[str,
     return quantize.quantize_network(model, folded, outputs, weight_bits(paths, config), scales)
 
 
-def forward_codes(model: nn.Module, variables: dict, images: Any, config: ConfigDict) -> dict[str, jax.Array]:
+def forward_codes(model: nn.Module, variables: dict, images: Any, config: ConfigDict) -> dict[str, np.ndarray]:
     """Each layer's output in the forward pass of training as the integers it stands for, int8, by path."""
-    seen = {}
+    order = []
 
-    def see(path, output):
-        y, scale, zero_point = output
-        seen[path] = (jnp.round(y / scale) + zero_point).astype(jnp.int8)
+    @jax.jit
+    def codes(images):
+        seen = {}
 
-    run(model, variables, images, config, see=see)
-    return seen
+        def see(path, output):
+            y, scale, zero_point = output
+            seen[path] = (jnp.round(y / scale) + zero_point).astype(jnp.int8)
+
+        run(model, variables, images, config, see=see)
+        order[:] = seen
+        return seen
+
+    found = jax.device_get(codes(images))
+    return {path: found[path] for path in order}  # jit sorts a dict by its keys

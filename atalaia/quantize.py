@@ -80,7 +80,9 @@ class Folded(NamedTuple):
     upper: np.ndarray | None = None
 
 
-def quantize(x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None) -> jax.Array:
+def quantize(
+    x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None, step: Any = None
+) -> jax.Array:
     """Nearest integer of the grid, as float32: clip(round(x / scale) + zero_point, qmin, qmax); ties to even.
 
     Args:
@@ -89,24 +91,39 @@ def quantize(x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int
       zero_point: integers of scale's shape.
       qmin, qmax: bounds of the grid.
       axis: x's dimension of the channels where scale is `[channels]`.
+      step: where x is an accumulator's real value, the accumulator's step, `[]` or `[channels of x's last dimension]`:
+        rounded as TFLite rescales it, first to 2^-n of the grid, n by the size of step / scale, then halves away from 0.
     """
     scale, zero_point = _along(scale, x, axis), _along(zero_point, x, axis)
-    return jnp.clip(jnp.round(x / scale) + zero_point, qmin, qmax)
+    steps = x / scale
+    if step is None:
+        rounded = jnp.round(steps)
+    else:
+        finer = jnp.exp2(jnp.maximum(-jnp.frexp(step / scale)[1], 0).astype(jnp.float32))
+        rounded = jnp.round(steps * finer) / finer
+        rounded = jnp.sign(rounded) * jnp.floor(jnp.abs(rounded) + 0.5)
+    return jnp.clip(rounded + zero_point, qmin, qmax)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def fake_quant(x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None) -> jax.Array:
+def fake_quant(
+    x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None, step: Any = None
+) -> jax.Array:
     """The real value of x's nearest grid point, float32; arguments as `quantize`.
 
     Gradients are those of LSQ (Esser et al., 2020, arXiv:1902.08153, section 2.1): x's passes straight through where x
     lies on the grid and is 0 where x is clipped; scale's is round(x / scale) - x / scale, or the end of the grid.
     """
-    q = quantize(x, scale, zero_point, qmin, qmax, axis)
+    return _fake_quant(x, scale, zero_point, step, qmin, qmax, axis)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _fake_quant(x, scale, zero_point, step, qmin, qmax, axis):
+    q = quantize(x, scale, zero_point, qmin, qmax, axis, step)
     return (q - _along(zero_point, x, axis)) * _along(scale, x, axis)
 
 
-def _fake_quant_forward(x, scale, zero_point, qmin, qmax, axis):
-    return fake_quant(x, scale, zero_point, qmin, qmax, axis), (x, scale, zero_point)
+def _fake_quant_forward(x, scale, zero_point, step, qmin, qmax, axis):
+    return _fake_quant(x, scale, zero_point, step, qmin, qmax, axis), (x, scale, zero_point)
 
 
 def _fake_quant_backward(qmin, qmax, axis, kept, grad):
@@ -116,10 +133,17 @@ def _fake_quant_backward(qmin, qmax, axis, kept, grad):
     inside = (q >= qmin) & (q <= qmax)
     by_scale = grad * jnp.where(inside, q - zero - steps, jnp.clip(q, qmin, qmax) - zero)
     others = None if axis is None or jnp.ndim(scale) == 0 else tuple(d for d in range(x.ndim) if d != axis % x.ndim)
-    return jnp.where(inside, grad, 0), by_scale.sum(others), None
+    return jnp.where(inside, grad, 0), by_scale.sum(others), None, None
 
 
-fake_quant.defvjp(_fake_quant_forward, _fake_quant_backward)
+_fake_quant.defvjp(_fake_quant_forward, _fake_quant_backward)
+
+
+def mean_codes(q: jax.Array) -> jax.Array:
+    """Mean over height and width of integers `[b, h, w, c]`, halves away from zero, as AVERAGE_POOL_2D; same type."""
+    count = q.shape[1] * q.shape[2]
+    total = q.sum((1, 2), keepdims=True)
+    return jnp.sign(total) * ((jnp.abs(total) + count // 2) // count)
 
 
 def choose_qparams(low: float, high: float) -> QParams:

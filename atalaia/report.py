@@ -50,6 +50,17 @@ def _engines_table(details):
     return lines
 
 
+def layers_table(rows: list[dict], first: dict[str, str | None], changed: dict[str, float]) -> str:
+    """Part of each layer's bytes that equal the integer network's, and the first layer that differs, in Markdown."""
+    names = list(first)
+    lines = ["| layer, bytes equal to jax_int % | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    lines += [f"| {row['layer']} | " + " | ".join(f"{100 * row[n]:.3f}" for n in names) + " |" for row in rows]
+    for name in names:
+        where = f"first differs in layer {first[name]}" if first[name] else "equal in every layer"
+        lines.append(f"\n{name}: {where}; another class in {100 * changed[name]:.2f} % of the images")
+    return "\n".join(lines)
+
+
 def confusion_picture(
     path: Path, labels: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...], title: str
 ) -> None:

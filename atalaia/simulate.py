@@ -85,8 +85,16 @@ def logits(model: nn.Module, network: dict[str, QLayer | QParams], images: np.nd
 
 def layer_outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> dict[str, np.ndarray]:
     """int8 output of every layer by path, of uint8 images `[n, height, width, channels]`."""
+    order = []
+
+    def run(x):
+        seen = outputs(model, network, x)[1]
+        order[:] = seen
+        return seen
+
     with jax.enable_x64(True):
-        return jax.device_get(jax.jit(lambda x: outputs(model, network, x)[1])(images))
+        found = jax.device_get(jax.jit(run)(images))
+    return {path: found[path] for path in order}  # jit sorts a dict by its keys
 
 
 def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.Array) -> tuple[Any, dict]:
@@ -103,7 +111,7 @@ def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.
             case layers.MaxPool():
                 y = Integers(_max_pool(layer, x), grid)
             case layers.GlobalAvgPool():
-                y = Integers(_mean(x), grid)
+                y = Integers(_saturate(quantize.mean_codes(x.astype(jnp.int32))), grid)
             case layers.Flatten():
                 y = Integers(x.reshape(x.shape[0], -1), grid)
             case layers.Dropout():
@@ -197,10 +205,3 @@ def _max_pool(layer, x):
     height, width = (size // n for size in x.shape[1:3])
     x = x[:, : height * n, : width * n]
     return x.reshape(len(x), height, n, width, n, -1).max((2, 4))
-
-
-def _mean(x):
-    """AVERAGE_POOL_2D over the whole image: halves away from zero."""
-    total, count = x.astype(jnp.int32).sum((1, 2), keepdims=True), x.shape[1] * x.shape[2]
-    half = count // 2
-    return _saturate(jnp.where(total > 0, (total + half) // count, -((half - total) // count)))

@@ -130,7 +130,11 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     config, train = run.config, jax.device_put(run.dataset.train, over_devices())
     masks = pruning.masks_of(state.opt_state)
     if int(state.step) == stage.first:
-        state = _folded_state(config, run.model, state, images=run.dataset.train.images) if stage.name == "quantize" else state
+        state = (
+            _folded_state(config, run.model, state, images=run.dataset.train.images)
+            if stage.name == "quantize"
+            else state
+        )
     optimizer = make_optimizer(config, stage, state.params, masks)
     if int(state.step) == stage.first:
         state = state._replace(opt_state=optimizer.init(state.params))
