@@ -61,7 +61,8 @@ ENGINES: dict[str, Callable[[bytes], Callable[[np.ndarray], np.ndarray]]] = {
 def run_tensors(engine: str, data: bytes, images: np.ndarray, tensors: list[int]) -> list[np.ndarray]:
     """Tensors inside the network, each `[n, ...]`, by their indices in a .tflite file; other arguments as `run`.
 
-    Of "tflite" and "tflm" only: XNNPACK keeps nothing between the operators that it runs as one. It runs in this process, one image after the other: for a few images.
+    Of "tflite" and "tflm" only: XNNPACK keeps nothing between the operators that it runs as one. It
+    runs in this process, one image after the other: for a few images.
 
     Raises:
       UserError: the engine cannot run this model.

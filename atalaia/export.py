@@ -3,8 +3,8 @@
 python -m atalaia.export --workdir=runs/cifar10 [--ranges=trained]    # writes runs/cifar10/model.tflite
 
 Every quantised value is marked in JAX with a StableHLO composite "quant.fake_quant", whose scale and zero point the
-TFLite converter takes as they are. Ranges are those of the stage `quantize`, or calibrated where there was none. Before the file appears, it is read back and
-every scale, zero point, weight and bias is compared with ours.
+TFLite converter takes as they are. Ranges are those of the stage `quantize`, or calibrated where there was none.
+Before the file appears, it is read back and every scale, zero point, weight and bias is compared with ours.
 """
 
 import functools

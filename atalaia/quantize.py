@@ -47,7 +47,9 @@ INT8_LAYERS = (
     layers.GlobalAvgPool,
     layers.Flatten,
 )
-_INSTEAD = f"build it of atalaia.layers' {', '.join(l.__name__ for l in INT8_LAYERS)} alone, ReLU as their option"
+_INSTEAD = (
+    f"build it of atalaia.layers' {', '.join(layer.__name__ for layer in INT8_LAYERS)} alone, ReLU as their option"
+)
 
 
 class QLayer(NamedTuple):
@@ -92,7 +94,7 @@ def quantize(
       qmin, qmax: bounds of the grid.
       axis: x's dimension of the channels where scale is `[channels]`.
       step: where x is an accumulator's real value, the accumulator's step, `[]` or `[channels of x's last dimension]`:
-        rounded as TFLite rescales it, first to 2^-n of the grid, n by the size of step / scale, then halves away from 0.
+        rounded as TFLite rescales it, first to 2^-n of the grid, n by step / scale, then halves away from zero.
     """
     scale, zero_point = _along(scale, x, axis), _along(zero_point, x, axis)
     steps = x / scale
@@ -170,20 +172,22 @@ def output_grids(ranges: dict[str, tuple[float, float]]) -> dict[str, QParams]:
     return {path: choose_qparams(*found) for path, found in ranges.items()}
 
 
-def weight_scale(kernel: Any, bias: Any, input_scale: Any, qmax: int, chosen: Any = None, xp: Any = jnp) -> Any:
-    """Scale of each output channel, float32 `[out]`: its largest weight becomes qmax.
+def weight_scale(kernel: Any, bias: Any, input_scale: Any, qmax: int, chosen: Any = None) -> jax.Array:
+    """Scale of each output channel, float32 `[out]`: its largest weight becomes about qmax.
+
+    Scales have bfloat16's precision, 8 bits: the weights are learned, or rounded, on whatever grid there is, and two
+    bytes a channel less are to be downloaded.
 
     Args:
       kernel, bias: of a layer, output channels last.
       input_scale: of the layer's input.
       qmax: largest code, of `BITS`.
       chosen: scales `[out]` to take instead, such as learned ones; bounded from below in the same way.
-      xp: jax.numpy or NumPy.
     """
     if chosen is None:
-        chosen = xp.abs(kernel).max(tuple(range(kernel.ndim - 1))) / np.float32(qmax)
-    floor = xp.maximum(xp.abs(bias) / (input_scale * np.float32(MAX_BIAS)), np.float32(MIN_SCALE))
-    return xp.maximum(chosen, floor)
+        chosen = jnp.abs(kernel).max(tuple(range(kernel.ndim - 1))) / np.float32(qmax)
+    floor = jnp.maximum(jnp.abs(bias) / (input_scale * np.float32(MAX_BIAS)), np.float32(MIN_SCALE))
+    return jax.lax.reduce_precision(jnp.maximum(chosen, floor), exponent_bits=8, mantissa_bits=7)
 
 
 def require_int8(model: nn.Module, input_shape: tuple[int, ...]) -> None:
@@ -373,7 +377,7 @@ def quantize_network(
 
 def _quantize_layer(weights, given, output, qmax=BITS[8], chosen=None):
     """QLayer of one Folded, from the input's and the output's QParams."""
-    scale = weight_scale(weights.kernel, weights.bias, given.scale, qmax, chosen, np)
+    scale = np.asarray(weight_scale(weights.kernel, weights.bias, given.scale, qmax, chosen))
     kernel = np.asarray(quantize(weights.kernel, scale, 0, -qmax, qmax, axis=-1), np.int8)
     bias = np.asarray(quantize(weights.bias, given.scale * scale, 0, *BIAS_GRID), np.int32)
     bounds = (None, None)

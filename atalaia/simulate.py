@@ -5,7 +5,6 @@ point of gemmlowp): int32 accumulators, then a rescaling by a 31-bit mantissa an
 file is never read here, so that equality with what runs from it means something.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,7 +175,7 @@ def _multiplier(real):
 
 
 def _rescale(x, mantissa, shift):
-    """TFLite's MultiplyByQuantizedMultiplier: x * mantissa * 2^(shift - 31), rounded to 31 bits and then to integers."""
+    """TFLite's MultiplyByQuantizedMultiplier: x * mantissa * 2^(shift - 31), rounded to 31 bits, then to integers."""
     product = (x.astype(jnp.int64) << np.maximum(shift, 0)) * mantissa
     nudged = product + jnp.where(product >= 0, 1 << 30, 1 - (1 << 30))
     high = jnp.where(nudged >= 0, nudged >> 31, -(-nudged >> 31))  # C++ divides towards zero

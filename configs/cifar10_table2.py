@@ -1,14 +1,20 @@
-"""The thesis's network on CIFAR-10 (its Table 2), the float network from which the other rows start.
+"""The thesis's network on CIFAR-10 (its Table 2): `:dense`, and what starts from it, `:pruned`, `:small` and others.
 
-./run.sh table2
+./run.sh table2                                                  # every row, then the tables
+python -m atalaia.train --config=configs/cifar10_table2.py:small --workdir=runs/table2/small
+
+A row starts from the finished run in runs/table2 that `start_from` names. About an hour on 2 cores for :dense, 10 to 25
+minutes for each of the others; figures: experiments/results/table2.md.
 """
 
 from ml_collections import ConfigDict
 
 from atalaia import config
 
+DENSE, PRUNE, QUANTIZE = 25.0, 4.0, 2.0  # epochs
 
-def get_config() -> ConfigDict:
+
+def get_config(row: str = "dense") -> ConfigDict:
     c = config.base()
     c.model = "thesis"
     c.data.name = "cifar10"
@@ -16,7 +22,64 @@ def get_config() -> ConfigDict:
     c.augment.flip = True
     c.augment.pad_crop = 4
     c.loss.label_smoothing = 0.1
-    c.dense.epochs = 25.0
+    c.dense.epochs = DENSE
     c.dense.learning_rate = 0.1
     c.dense.warmup = 0.2
+    c.prune.epochs = PRUNE
+    c.prune.learning_rate = 0.03
+    c.prune.end = 0.6
+    c.quantize.epochs = QUANTIZE
+    c.quantize.learning_rate = 0.005
+    ROWS[row](c)
     return c
+
+
+def dense(c):
+    c.stages = ("dense",)
+
+
+def dense_more(c):
+    """The float network given the epochs that :small has in all."""
+    c.start_from = "runs/table2/dense"
+    c.stages = ("dense",)
+    c.dense.epochs = PRUNE + QUANTIZE
+    c.dense.learning_rate = c.prune.learning_rate
+    c.dense.warmup = c.prune.warmup
+
+
+def dense_little_more(c):
+    """The float network given the epochs that :dense_int8 has in all."""
+    dense_more(c)
+    c.dense.epochs = QUANTIZE
+    c.dense.learning_rate = c.quantize.learning_rate
+
+
+def dense_int8(c):
+    c.start_from = "runs/table2/dense"
+    c.stages = ("quantize",)
+
+
+def pruned(c):
+    c.start_from = "runs/table2/dense"
+    c.stages = ("prune",)
+    c.prune.layers = "conv0a=0.4; conv0b=0.75; conv=0.85; logits=0.8"
+    c.prune.sparsity = 0.99
+
+
+def small(c):
+    """What :pruned becomes on the int8 grids."""
+    pruned(c)
+    c.start_from = "runs/table2/pruned"
+    c.stages = ("quantize",)
+
+
+def smallest(c):
+    """At or above the thesis's accuracy, as few bytes as that takes."""
+    pruned(c)
+    c.stages = ("prune", "quantize")
+    c.prune.layers = "conv0a=0.5; conv0b=0.85; conv=0.94; logits=0.9"
+    c.prune.sparsity = 0.996
+    c.quantize.bits = "conv0a=8; .=4"
+
+
+ROWS = {f.__name__: f for f in (dense, dense_more, dense_little_more, dense_int8, pruned, small, smallest)}

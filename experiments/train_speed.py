@@ -302,8 +302,8 @@ def publish(row: dict) -> None:
 def table(rows: list[dict]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| machine | network | images | batch | ours, images/s | tf-keras, images/s | ratio | memory, ours / tf-keras MiB "
-        "| GFLOP/s of GEMM's | first step / second start s |",
+        "| machine | network | images | batch | ours, images/s | tf-keras, images/s | ratio "
+        "| memory, ours / tf-keras MiB | GFLOP/s of GEMM's | first step / second start s |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for r in rows:

@@ -220,13 +220,25 @@ class QuantizeLayerTest(absltest.TestCase):
         self.assertLessEqual(error.max(), 0.50001)
 
     def test_each_channels_largest_weight_is_127(self):
-        found = self._layer([[1.0, -3.0], [-2.0, 1.0]], np.zeros(2))
-        np.testing.assert_allclose(found.weight_scale, np.float32([2 / 127, 3 / 127]))
-        np.testing.assert_array_equal(found.kernel, [[64, -127], [-127, 42]])  # 63.5 is a tie, 42.3
+        found = self._layer(np.array([[63.5, -127], [-127, 42.3]]) * [1 / 64, 1 / 32], np.zeros(2))
+        np.testing.assert_array_equal(found.weight_scale, [1 / 64, 1 / 32])
+        np.testing.assert_array_equal(found.kernel, [[64, -127], [-127, 42]])  # 63.5 is a tie
+
+    def test_scales_have_eight_bits(self):
+        found = self._layer(np.random.default_rng(0).normal(0, 1, (9, 50)), np.zeros(50))
+        self.assertTrue(np.all(found.weight_scale.view(np.uint32) & 0xFFFF == 0))
+        self.assertBetween(np.abs(found.kernel).max(0).min(), 126, 127)
+
+    def test_codes_of_fewer_bits(self):
+        kernel = np.random.default_rng(0).normal(0, 1, (9, 50)).astype(np.float32)
+        for bits, largest in ((4, 7), (2, 1)):
+            weights = Folded(kernel, np.zeros(50, np.float32), False)
+            found = quantize._quantize_layer(weights, self.given, self.output, quantize.BITS[bits])
+            np.testing.assert_array_equal(np.abs(found.kernel).max(0), largest)
 
     def test_biases_by_hand(self):
-        found = self._layer([[1.27, 2.54]], [1.0, -1.0])
-        np.testing.assert_array_equal(found.bias, [255 * 100, -255 * 50])
+        found = self._layer([[127 / 128, 127 / 64]], [1.0, -1.0])
+        np.testing.assert_array_equal(found.bias, [255 * 128, -255 * 64])
 
     def test_zeros_stay_zeros(self):
         kernel = np.random.default_rng(0).normal(0, 1, (3, 3, 4, 8)).astype(np.float32)
