@@ -196,8 +196,6 @@ def _linear_places(data) -> Iterator[tuple]:
 
 _TOP, _SHIFT, _ONE = 1 << 24, 16, 1 << 16
 _RATES = [max(_ONE * 2 // (2 * n + 3), _ONE // 160) for n in range(255)]  # near 1 / (n + 1.5): a running mean
-    max(_ONE * 2 // (2 * n + 3), _ONE // 160) for n in range(255)
-]  # near 1 / (n + 1.5): the mean of what was seen
 
 
 class _Bits:
