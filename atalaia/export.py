@@ -1,6 +1,6 @@
 """Checkpoint to int8 .tflite, the only place that imports TensorFlow.
 
-python -m atalaia.export --workdir=runs/cifar10 [--ranges=trained]    # writes runs/cifar10/model.tflite
+python -m atalaia.export --workdir=runs/cifar10 [--ranges=trained]    # model.tflite and model.atl
 
 Every quantised value is marked in JAX with a StableHLO composite "quant.fake_quant", whose scale and zero point the
 TFLite converter takes as they are. Ranges are those of the stage `quantize`, or calibrated where there was none.
@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from ai_edge_litert import schema_py_generated as schema
 
-from atalaia import cli, data, layers, ledger, metrics, ops, quantize, simulate, tflite
+from atalaia import cli, data, layers, ledger, metrics, ops, pack, quantize, simulate, tflite
 from atalaia import config as configs
 from atalaia.errors import UserError, quiet_stderr
 from atalaia.files import write_json, write_whole
@@ -277,7 +277,7 @@ def _same(path, what, ours, theirs):
 
 
 def export(workdir: Path, cache: Path, ranges: str = "auto") -> Path:
-    """Writes the integer network of a finished run as model.tflite.
+    """Writes the integer network of a finished run as model.tflite, and packed as model.atl.
 
     Also writes ranges.json, the smallest and largest real value of every layer that has a grid of its own, export.json
     and a row of ledger.json.
@@ -301,6 +301,7 @@ def export(workdir: Path, cache: Path, ranges: str = "auto") -> Path:
     tflite_bytes = convert(model.code, model.network, dataset.train.images.shape[1:])
     path = Path(workdir) / "model.tflite"
     write_whole(path, tflite_bytes)
+    write_whole(path.with_suffix(".atl"), pack.pack(tflite_bytes))
     write_json(path.with_name("ranges.json"), model.ranges)
     ledger.add_tflite(workdir, tflite_bytes)
     record = dict(

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from atalaia import tflite
+from atalaia import pack, tflite
 from atalaia.errors import UserError
 from atalaia.files import write_json
 
@@ -22,6 +22,8 @@ COLUMNS = {
     "checkpoint_bytes": "files of the checkpoint: weights, optimiser's state and masks, as orbax compresses them",
     "tflite_bytes": "the .tflite file",
     "gzip_bytes": "gzip -9 of the .tflite file; of the float32 values where there is no such file",
+    "download_bytes": "model.atl, from which alone the .tflite file is restored; its checksum and all else counted",
+    "flash_bytes": "code and constants of the generated C",
     "tflm_arena_bytes": "working memory that TFLite Micro takes for it (recorded by its interpreter on this machine)",
 }
 
@@ -53,6 +55,7 @@ def add_tflite(workdir: Path, data: bytes) -> None:
         nonzeros=sum(int(np.count_nonzero(c)) for c in constants),
         tflite_bytes=len(data),
         gzip_bytes=gzip_bytes(data),
+        download_bytes=len(pack.pack(data)),
         tflm_arena_bytes=tflm_arena_bytes(data),
     )
 

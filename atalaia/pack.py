@@ -7,12 +7,13 @@ python -m atalaia.pack --unpack=FILE.atl --out=FILE.tflite
 Weights are coded value by value with an adaptive binary range coder (the carry-less form of Martin, 1979, with LZMA's
 normalisation): is the weight zero, given how full its output's and its input's weights were so far; its sign; its
 size, by a binary tree. So zeros cost what they tell. Scales of biases are computed again from the two scales they are
-products of. All else goes through LZMA. Layout: b"ATL1", 8 bytes of BLAKE2b of the .tflite file, the length of the LZMA
-stream (LEB128), that stream, the range coder's bytes.
+products of. All else goes through LZMA. Layout: b"ATL1", CRC-32 of all that follows, 8 bytes of BLAKE2b of the .tflite
+file, the length of the LZMA stream (LEB128), that stream, the range coder's bytes.
 """
 
 import hashlib
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from atalaia import cli, tflite
 from atalaia.errors import UserError
 from atalaia.files import write_whole
 
-MAGIC, DIGEST = b"ATL1", 8
+MAGIC, CRC, DIGEST = b"ATL1", 4, 8
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}]
 WEIGHTS, WORDS, PRODUCT = range(3)  # kinds of what is cut out of the file
 
@@ -65,7 +66,8 @@ def pack(data: bytes) -> bytes:
     rest.append(data[place:])
     plain = b"".join([_leb128(numbers), *words, *rest])
     stream = lzma.compress(plain, lzma.FORMAT_RAW, filters=_LZMA)
-    return b"".join([MAGIC, _digest(data), _leb128([len(stream)]), stream, encoder.finish()])
+    body = b"".join([_digest(data), _leb128([len(stream)]), stream, encoder.finish()])
+    return MAGIC + zlib.crc32(body).to_bytes(CRC) + body
 
 
 def unpack(packed: bytes) -> bytes:
@@ -76,14 +78,16 @@ def unpack(packed: bytes) -> bytes:
     """
     if packed[: len(MAGIC)] != MAGIC:
         raise UserError(f"it is no .atl file: it does not begin with {MAGIC.decode()}")
-    digest = packed[len(MAGIC) : len(MAGIC) + DIGEST]
-    try:
-        data = _unpack(packed[len(MAGIC) + DIGEST :])
-    # Altered bytes can show as any error of LZMA, or as sizes that do not fit together.
-    except Exception as error:
-        raise UserError(f"it is truncated or altered ({type(error).__name__}): download it again") from None
-    if _digest(data) != digest:
+    crc, body = packed[len(MAGIC) : len(MAGIC) + CRC], packed[len(MAGIC) + CRC :]
+    if zlib.crc32(body).to_bytes(CRC) != crc:
         raise UserError("it is truncated or altered (its checksum differs): download it again")
+    try:
+        data = _unpack(body[DIGEST:])
+    # What does not fit together shows as any error of LZMA or of sizes.
+    except Exception as error:
+        raise UserError(f"it was not written by atalaia.pack ({type(error).__name__})") from None
+    if _digest(data) != body[:DIGEST]:
+        raise UserError("what it restores is not what was packed: pack the .tflite file again")
     return data
 
 

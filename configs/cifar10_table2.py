@@ -25,11 +25,6 @@ def get_config(row: str = "dense") -> ConfigDict:
     c.dense.epochs = DENSE
     c.dense.learning_rate = 0.1
     c.dense.warmup = 0.2
-    c.prune.epochs = PRUNE
-    c.prune.learning_rate = 0.03
-    c.prune.end = 0.6
-    c.quantize.epochs = QUANTIZE
-    c.quantize.learning_rate = 0.005
     ROWS[row](c)
     return c
 
@@ -41,45 +36,56 @@ def dense(c):
 def dense_more(c):
     """The float network given the epochs that :small has in all."""
     c.start_from = "runs/table2/dense"
-    c.stages = ("dense",)
     c.dense.epochs = PRUNE + QUANTIZE
-    c.dense.learning_rate = c.prune.learning_rate
-    c.dense.warmup = c.prune.warmup
+    c.dense.learning_rate = 0.03
+    c.dense.warmup = 0.05
 
 
 def dense_little_more(c):
     """The float network given the epochs that :dense_int8 has in all."""
     dense_more(c)
     c.dense.epochs = QUANTIZE
-    c.dense.learning_rate = c.quantize.learning_rate
+    c.dense.learning_rate = 0.005
 
 
 def dense_int8(c):
     c.start_from = "runs/table2/dense"
-    c.stages = ("quantize",)
+    _quantize(c)
 
 
 def pruned(c):
     c.start_from = "runs/table2/dense"
-    c.stages = ("prune",)
-    c.prune.layers = "conv0a=0.4; conv0b=0.75; conv=0.85; logits=0.8"
-    c.prune.sparsity = 0.99
+    _prune(c, "conv0a=0.4; conv0b=0.75; conv=0.85; logits=0.8", 0.99)
 
 
 def small(c):
     """What :pruned becomes on the int8 grids."""
-    pruned(c)
     c.start_from = "runs/table2/pruned"
-    c.stages = ("quantize",)
+    _quantize(c)
 
 
 def smallest(c):
     """At or above the thesis's accuracy, as few bytes as that takes."""
-    pruned(c)
+    c.start_from = "runs/table2/dense"
+    _prune(c, "conv0a=0.5; conv0b=0.85; conv=0.94; logits=0.9", 0.996)
+    _quantize(c)
     c.stages = ("prune", "quantize")
-    c.prune.layers = "conv0a=0.5; conv0b=0.85; conv=0.94; logits=0.9"
-    c.prune.sparsity = 0.996
     c.quantize.bits = "conv0a=8; .=4"
+
+
+def _prune(c, layers, others):
+    c.stages = ("prune",)
+    c.prune.epochs = PRUNE
+    c.prune.learning_rate = 0.03
+    c.prune.end = 0.6
+    c.prune.layers = layers
+    c.prune.sparsity = others
+
+
+def _quantize(c):
+    c.stages = ("quantize",)
+    c.quantize.epochs = QUANTIZE
+    c.quantize.learning_rate = 0.005
 
 
 ROWS = {f.__name__: f for f in (dense, dense_more, dense_little_more, dense_int8, pruned, small, smallest)}
