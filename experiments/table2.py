@@ -24,14 +24,14 @@ SMALL = 100_000  # bytes of a model that is kept beside the table
 
 # The order is that in which rows start from each other.
 ROWS = {
-    "dense": "dense float",
-    "dense_more": "dense float, the epochs of the small ones",
-    "dense_little_more": "dense float, the epochs of dense int8",
-    "dense_int8": "dense, int8 trained",
+    "dense": "dense float; int8 calibrated",
     "pruned": "pruned float; int8 calibrated",
     "small": "pruned, int8 trained",
-    "smallest": "pruned further, int8 and 4 bits trained",
+    "smallest": "pruned further, 4 bits trained",
+    "dense_more": "dense float, trained on",
+    "dense_int8": "dense, int8 trained",
 }
+FLOAT_ONLY = ("dense_more",)  # what others are measured against: trained and evaluated in JAX alone
 # What the thesis reports for the same steps: accuracy %, and megabytes with what they are (THESIS, Table 2).
 THESIS = {
     "dense float": (85.91, "28 MB: float32 weights and Adam's two moments"),
@@ -59,53 +59,60 @@ def folder(row: str, seed: int) -> Path:
 
 def run(row: str, seed: int) -> dict:
     """Trains, exports and evaluates a row where that is not done, and returns its figures."""
-    from atalaia import config as configs
-
     workdir = folder(row, seed)
     source = {"small": "pruned"}.get(row, "dense")
     start = [f"--config.start_from={folder(source, seed)}"] if row != "dense" and seed else []
     _module("train", workdir, f"--config={CONFIG}:{row}", f"--config.seed={seed}", *start)
-    if not (ROOT / workdir / "model.atl").is_file():
-        _module("export", workdir)
-    for split in ("validation", "test"):
-        name = "evaluation" if split == "test" else "evaluation_validation"
-        if not (ROOT / workdir / f"{name}.json").is_file():
-            engines = "jax,jax_int,tflite,xnnpack,tflm" if split == "test" else "jax,jax_int"
-            _module("evaluate", workdir, f"--split={split}", f"--engines={engines}")
-    layers = ROOT / workdir / "layers.json"
-    if not layers.is_file():
-        _module("evaluate", workdir, "--layers", "--split=validation")
-
-    def read(name):
-        return json.loads((ROOT / workdir / name).read_text())
-
-    config, ledger = configs.load(ROOT / workdir), read("ledger.json")["rows"]
-    agreement = {
-        tuple(r["engines"]): dict(predictions=r["predictions"], bytes=r["bytes"])
-        for r in read("evaluation_details.json")["agreement"]
-    }
-    compared = read("layers.json")
-    if (ROOT / workdir / "model.tflite").stat().st_size < SMALL:
-        keep(workdir / "model.tflite", row)
-    if (ROOT / workdir / "model.atl").stat().st_size < SMALL:
-        keep(workdir / "model.atl", row)
-    return dict(
+    record = dict(
         row=row,
         seed=seed,
         epochs=_epochs(row),
         command=f"python -m atalaia.train --config={CONFIG}:{row} --workdir={workdir} --config.seed={seed}",
         sparsity=_sparsity(workdir),
-        bits=config.quantize.bits if "quantize" in config.stages else "",
-        ranges=read("export.json")["ranges"],
-        validation=read("evaluation_validation.json"),
-        test=read("evaluation.json"),
-        bytes_equal={engine: agreement["jax_int", engine] for engine in ("tflite", "xnnpack", "tflm")},
-        forward_bytes_equal=min((r["training"] for r in compared["rows"] if "training" in r), default=None),
-        forward_predictions_changed=compared["predictions_changed"].get("training"),
+        seconds=_read(workdir, "train.json")["seconds"],
+    )
+    if row in FLOAT_ONLY:
+        evaluations = {split: _evaluated(workdir, split, "jax") for split in ("validation", "test")}
+        return record | evaluations | dict(float_sizes=_read(workdir, "ledger.json")["rows"][-1])
+    if not (ROOT / workdir / "model.atl").is_file():
+        _module("export", workdir)
+    for file in ("model.tflite", "model.atl"):
+        if (ROOT / workdir / file).stat().st_size < SMALL:
+            keep(workdir / file, row)
+    validation = _evaluated(workdir, "validation", "jax,jax_int,tflite,xnnpack")
+    agreement = _agreement(workdir, "evaluation_validation_details.json")
+    test = _evaluated(workdir, "test", "jax,jax_int,tflm")
+    if not (ROOT / workdir / "layers.json").is_file():
+        _module("evaluate", workdir, "--layers", "--split=validation")
+    layers, ledger = _read(workdir, "layers.json"), _read(workdir, "ledger.json")["rows"]
+    return record | dict(
+        ranges=_read(workdir, "export.json")["ranges"],
+        validation=validation,
+        test=test,
+        equal=agreement | _agreement(workdir, "evaluation_details.json"),
+        forward_bytes_equal=min((r["training"] for r in layers["rows"] if "training" in r), default=None),
+        forward_predictions_changed=layers["predictions_changed"].get("training"),
         float_sizes=ledger[-2],
         int8_sizes=ledger[-1],
-        seconds=read("train.json")["seconds"],
     )
+
+
+def _evaluated(workdir, split, engines):
+    """The scores of a split, which is looked at once."""
+    name = "evaluation.json" if split == "test" else f"evaluation_{split}.json"
+    if not (ROOT / workdir / name).is_file():
+        _module("evaluate", workdir, f"--split={split}", f"--engines={engines}")
+    return _read(workdir, name)
+
+
+def _agreement(workdir, name):
+    """Equality of each engine with the integer network, by engine."""
+    rows = [r for r in _read(workdir, name)["agreement"] if r["engines"][0] == "jax_int"]
+    return {r["engines"][1]: dict(predictions=r["predictions"], bytes=r["bytes"]) for r in rows}
+
+
+def _read(workdir, name):
+    return json.loads((ROOT / workdir / name).read_text())
 
 
 def keep(path: Path, row: str) -> None:
@@ -155,51 +162,64 @@ def publish(row: dict) -> None:
 
 
 def tables(rows: list[dict]) -> str:
-    """Accuracy, sizes and equality in Markdown, medians over the seeds that ran."""
-    lines = [
-        "| row | epochs | zeros % | float JAX % | int JAX % | TFLM % | F1 (TFLM) % | seeds |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    """Accuracy, sizes and equality in Markdown; of several seeds the median, the smallest and the largest."""
     groups = {name: [r for r in rows if r["row"] == name] for name in ROWS}
     groups = {name: found for name, found in groups.items() if found}
+    integer = {name: found[0] for name, found in groups.items() if name not in FLOAT_ONLY}
+    return "\n".join([*_accuracies(groups), "", *_sizes(groups), "", *_equality(integer)]) + "\n"
+
+
+def _accuracies(groups):
+    yield "| row, whole test set | epochs | zeros % | float JAX % | int JAX % | TFLM % | F1 (TFLM) % | seeds |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for name, found in groups.items():
-        cells = [_percent(found, lambda r, e=e: r["test"][e]["accuracy"]) for e in ("jax", "jax_int", "tflm")]
-        cells.append(_percent(found, lambda r: r["test"]["tflm"]["f1_macro"]))
-        first = found[0]
-        lines.append(
-            f"| {ROWS[name]} ({first['ranges']} ranges) | {first['epochs']:g} | {100 * first['sparsity']:.1f} | "
-            + " | ".join(cells)
-            + f" | {len(found)} |"
-        )
+        cells = [_percent(found, engine, "accuracy") for engine in ("jax", "jax_int", "tflm")]
+        cells.append(_percent(found, "tflm", "f1_macro"))
+        figures = f"{found[0]['epochs']:g} | {100 * found[0]['sparsity']:.1f} | {' | '.join(cells)} | {len(found)}"
+        yield f"| {ROWS[name]} | {figures} |"
     for name, (accuracy, _) in THESIS.items():
-        lines.append(f"| *thesis: {name}* | | | {accuracy} | | | | 1 |")
-    lines += [
-        "",
+        yield f"| *thesis: {name}* | | | {accuracy} | | | | 1 |"
+
+
+def _sizes(groups):
+    yield (
         "| row, bytes | float32 | checkpoint | .tflite | gzip -9 | download (model.atl) | flash of compiled C "
-        "| TFLM's arena |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+        "| TFLM's arena |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for name, found in groups.items():
-        both = found[0]["float_sizes"] | {k: v for k, v in found[0]["int8_sizes"].items() if v is not None}
-        names = ("float32", "checkpoint", "tflite", "gzip", "download", "flash", "tflm_arena")
-        cells = [both.get(f"{n}_bytes") for n in names]
-        both["float32_bytes"] = found[0]["float_sizes"]["float32_bytes"]
-        lines.append(f"| {ROWS[name]} | " + " | ".join("-" if c is None else f"{c:,}" for c in cells) + " |")
+        sizes = found[0]["float_sizes"]
+        cells = [sizes["float32_bytes"], sizes["checkpoint_bytes"]]
+        names = ("tflite", "gzip", "download", "flash", "tflm_arena")
+        cells += [found[0].get("int8_sizes", {}).get(f"{n}_bytes") for n in names]
+        yield f"| {ROWS[name]} | " + " | ".join("-" if c is None else f"{c:,}" for c in cells) + " |"
     for name, (_, size) in THESIS.items():
-        lines.append(f"| *thesis: {name}* | {size} | | | | | | |")
-    lines += [
-        "",
-        "| row, integer JAX against | TFLM: bytes % | TFLite reference: bytes % (same class %) | XNNPACK: bytes % "
-        "(same class %) | forward pass of training: bytes of the worst layer % |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, found in groups.items():
-        equal, forward = found[0]["bytes_equal"], found[0]["forward_bytes_equal"]
-        cells = [f"{100 * equal[e]['bytes']:.3f} ({100 * equal[e]['predictions']:.2f})" for e in ("tflite", "xnnpack")]
-        cells.append("-" if forward is None else f"{100 * forward:.3f}")
-        worst = min(r["bytes_equal"]["tflm"]["bytes"] for r in found)
-        lines.append(f"| {ROWS[name]} | {100 * worst:.4f} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        yield f"| *thesis: {name}* | {size} | | | | | | |"
+
+
+def _equality(integer):
+    yield (
+        "| bytes of the logits equal to integer JAX's %, in brackets same class % | TFLM, test set "
+        "| TFLite reference, validation | XNNPACK, validation | forward pass of training, worst layer |"
+    )
+    yield "|---|---:|---:|---:|---:|"
+    for name, row in integer.items():
+        cells = [
+            f"{100 * row['equal'][e]['bytes']:.4g} ({100 * row['equal'][e]['predictions']:.4g})"
+            for e in ("tflm", "tflite", "xnnpack")
+        ]
+        forward = row["forward_bytes_equal"]
+        changed = (
+            "-" if forward is None else f"{100 * forward:.3f} ({100 - 100 * row['forward_predictions_changed']:.4g})"
+        )
+        yield f"| {ROWS[name]} | {' | '.join(cells)} | {changed} |"
+
+
+def _percent(rows, engine, figure):
+    values = [100 * r["test"][engine][figure] for r in rows if engine in r["test"]]
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else "-"
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def _percent(rows, of):
@@ -221,7 +241,7 @@ def picture(rows: list[dict], path: Path) -> None:
     from atalaia.files import write_whole
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for row in rows:
+    for row in [r for r in rows if "int8_sizes" in r]:
         size, accuracy = row["int8_sizes"]["download_bytes"] / 1000, 100 * row["validation"]["jax_int"]["accuracy"]
         axes.plot(size, accuracy, "o", color="tab:blue")
         axes.annotate(row["row"], (size, accuracy), xytext=(5, 4), textcoords="offset points", fontsize=8)
