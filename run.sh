@@ -12,6 +12,7 @@ usage: ./run.sh WORD [--config.FIELD=VALUE ...]
   demo      the whole job on the embedded default (scikit-learn's digits), about a minute, no network
   faces     the same on scikit-image's faces and non-faces, no network
   cifar10   the same on CIFAR-10 (downloads 140 to 170 MB once), under an hour on 2 cores
+  table2    the thesis's Table 2: every row of configs/cifar10_table2.py, its tables and picture; some hours on 2 cores
   run FILE  the same on any config, such as configs/folder.py --config.data.path=FOLDER for your own images
   sweep FILE --config.FIELD=A,B ...   every combination, one run folder each, one table (on the validation split)
   test      the test suite
@@ -78,6 +79,7 @@ case $word in
     [ $# -gt 0 ] || { echo "error: ./run.sh run needs a config, such as configs/digits.py" >&2 && exit 2; }
     job "$@"
     ;;
+  table2) setup requirements.txt && .venv/bin/python experiments/table2.py "$@" ;;
   sweep) setup requirements.txt && .venv/bin/python -m atalaia.sweep "$@" ;;
   test) setup requirements.txt requirements-dev.txt && .venv/bin/python -m pytest "$@" ;;
   lint)
