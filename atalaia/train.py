@@ -318,7 +318,7 @@ def restore(
         if stage.name == "quantize":
             shaped = _folded_state(config, model, shaped, dict.fromkeys(quantize.grid_paths(model), (0.0, 1.0)))
         flat = flatten_dict(shaped.params, sep="/")
-        masks = {path: np.zeros(flat[path].shape, bool) for path in meta["masks"]}
+        masks = {path: np.zeros(flat[path].shape, bool) for path in meta.get("masks", ())}
         optimizer = make_optimizer(config, stage, shaped.params, masks)
         return jax.eval_shape(lambda s: s._replace(opt_state=optimizer.init(s.params)), shaped)
 
