@@ -1,0 +1,130 @@
+"""Where each tensor lies in the arena: lifetimes, tensors that share their bytes, and offsets."""
+
+import random
+from typing import NamedTuple
+
+from atalaia.codegen.graph import Graph, Step
+
+ALIGN = 4
+_IN_PLACE = (
+    "add",
+    "sub",
+    "mul",
+    "maximum",
+    "minimum",
+    "lookup",
+)  # value i of the output needs value i of the first input
+
+
+class Plan(NamedTuple):
+    """Offsets in the arena.
+
+    tensors: by number; windows: of each step's scratch rows, None where it has none; arena: bytes.
+    bound: bytes that live at once in the fullest step, below which no placement can be; layers: those bytes by step.
+    """
+
+    tensors: dict[int, int]
+    windows: list[int | None]
+    arena: int
+    bound: int
+    layers: list[int]
+
+
+class _Block(NamedTuple):
+    size: int
+    first: int
+    last: int
+    key: tuple
+
+
+def plan(graph: Graph) -> Plan:
+    """The smallest arena that was found; proven smallest where `arena == bound`."""
+    uses = _lifetimes(graph)
+    shared = {}  # a tensor to the one in whose bytes it lies
+
+    def home(i):
+        while i in shared:
+            i = shared[i]
+        return i
+
+    for at, step in enumerate(graph.steps):
+        if step.kind in _IN_PLACE or _worth_in_place(step, graph):
+            given = step.inputs[0]
+            if uses[given][1] == at and given not in graph.outputs and step.inputs.count(given) == 1:
+                shared[step.output] = given
+    windows = [_window_bytes(step, step.output in shared) for step in graph.steps]
+    blocks = {}
+    for i, (first, last) in uses.items():
+        root = home(i)
+        size, begin, end = graph.sizes[i], first, last
+        if root in blocks:
+            old = blocks[root]
+            size, begin, end = max(size, old.size), min(begin, old.first), max(end, old.last)
+        blocks[root] = _Block(size, begin, end, ("tensor", root))
+    every = [b._replace(size=-(-b.size // ALIGN) * ALIGN) for b in blocks.values()]
+    every += [_Block(-(-n // ALIGN) * ALIGN, at, at, ("window", at)) for at, n in enumerate(windows) if n]
+    layers = [sum(b.size for b in every if b.first <= at <= b.last) for at in range(len(graph.steps))]
+    offsets, arena = _place(every, max(layers))
+    tensors = {i: offsets["tensor", home(i)] for i in uses}
+    return Plan(tensors, [offsets.get(("window", at)) for at in range(len(windows))], arena, max(layers), layers)
+
+
+def _lifetimes(graph):
+    """First and last step of each tensor in the arena."""
+    uses = {}
+    for at, step in enumerate(graph.steps):
+        inside = [] if step.kind == "flip_in" else list(step.inputs)
+        inside += [] if step.kind == "flip_out" else [step.output]
+        for i in inside:
+            uses[i] = (uses.get(i, (at, at))[0], at)
+    return uses
+
+
+def in_place_is_safe(step: Step) -> bool:
+    """Whether a convolution may write its rows over its input: each row is in the window before it is written over."""
+    v = step.values
+    in_row, out_row = v["in_w"] * v["in_c"], v["out_w"] * v["out_c"]
+    needed = min(v["in_h"], (v["out_h"] - 1) * v["stride_h"] - v["pad_top"] + v["kernel_h"])
+    for y in range(v["out_h"]):
+        read = min(y * v["stride_h"] - v["pad_top"] + v["kernel_h"], v["in_h"])
+        if read < needed and (y + 1) * out_row > read * in_row:
+            return False
+    return True
+
+
+def _worth_in_place(step, graph):
+    """A convolution that is safe to run in place, where that takes fewer bytes than an output of its own."""
+    if step.kind not in ("conv", "depthwise") or not in_place_is_safe(step):
+        return False
+    return _window_bytes(step, True) - _window_bytes(step, False) < graph.sizes[step.output]
+
+
+def _window_bytes(step, in_place):
+    """Bytes of the rows that a convolution copies; 0 where it can read them where they lie."""
+    if step.kind not in ("conv", "depthwise"):
+        return 0
+    v = step.values
+    width = (v["out_w"] - 1) * v["stride_w"] + v["kernel_w"]
+    direct = v["kernel_h"] == 1 and not v["pad_top"] and not v["pad_left"] and width <= v["in_w"]
+    return 0 if direct and not in_place else v["kernel_h"] * width * v["in_c"]
+
+
+def _place(blocks, bound, tries=300):
+    """Offsets by key, and the arena: first fit, largest first, then in other orders until the bound is reached."""
+    best, order, draw = None, sorted(blocks, key=lambda b: -b.size), random.Random(0)
+    for _ in range(tries):
+        offsets, placed = {}, []
+        for block in order:
+            offset = 0
+            for other_offset, other in sorted(placed, key=lambda p: p[0]):
+                if other.first <= block.last and block.first <= other.last and offset + block.size > other_offset:
+                    offset = max(offset, other_offset + other.size)
+            offsets[block.key] = offset
+            placed.append((offset, block))
+        arena = max((o + b.size for o, b in placed), default=0)
+        if best is None or arena < best[1]:
+            best = offsets, arena
+        if best[1] <= bound:
+            break
+        order = draw.sample(blocks, len(blocks))
+    return best

@@ -1,0 +1,57 @@
+/* Convolutions and matrix products (a matrix product is a convolution of one pixel). Inside, an activation is its int8
+ * value + 128, so that no load needs a sign; the input's zero point lies in the bias. */
+typedef struct conv {
+    const void *weights;      /* as the row function has them */
+    const uint16_t *counts;   /* sparse: weights that are not zero, by output and kernel row */
+    const int32_t *bias, *multiplier;
+    const int8_t *shift;
+    const uint8_t *low, *high; /* bounds by output channel, or NULL */
+    uint16_t in_h, in_w, in_c, out_h, out_w, out_c, kernel_h, kernel_w;
+    uint8_t stride_h, stride_w, pad_top, pad_left;
+    uint8_t in_zero, out_zero, out_low, out_high;
+    void (*row)(const struct conv *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out);
+} conv_t;
+
+static inline uint8_t conv_output(const conv_t *c, int o, int32_t total)
+{
+    int32_t y = rescale(total, c->multiplier[o], c->shift[o]) + c->out_zero;
+    y = clamp(y, c->out_low, c->out_high);
+    return c->low ? clamp(y, c->low[o], c->high[o]) : (uint8_t)y;
+}
+
+/* One input row as the kernel sees it, with zero points at both ends. */
+static void conv_fill(const conv_t *c, const uint8_t *in, int y, uint8_t *to, uint32_t row_bytes)
+{
+    uint32_t left = (uint32_t)c->pad_left * c->in_c, have = (uint32_t)c->in_w * c->in_c;
+    if (y < 0 || y >= c->in_h) {
+        memset(to, c->in_zero, row_bytes);
+        return;
+    }
+    if (have > row_bytes - left)
+        have = row_bytes - left;
+    memset(to, c->in_zero, left);
+    memcpy(to + left, in + (uint32_t)y * c->in_w * c->in_c, have);
+    memset(to + left + have, c->in_zero, row_bytes - left - have);
+}
+
+/* `window` holds kernel_h rows; without one, rows are read where they lie (kernels of one row, no padding). */
+static void conv(const conv_t *c, const uint8_t *in, uint8_t *out, uint8_t *window)
+{
+    uint32_t row_bytes = ((uint32_t)(c->out_w - 1) * c->stride_w + c->kernel_w) * c->in_c;
+    int next = -c->pad_top; /* the first input row that is not in the window yet */
+    for (int y = 0; y < c->out_h; y++) {
+        int top = y * c->stride_h - c->pad_top;
+        if (!window) {
+            c->row(c, in + (uint32_t)top * c->in_w * c->in_c, row_bytes, out);
+        } else {
+            int keep = y ? next - top : 0;
+            if (keep > 0)
+                memmove(window, window + (uint32_t)(c->kernel_h - keep) * row_bytes, (uint32_t)keep * row_bytes);
+            for (int k = keep > 0 ? keep : 0; k < c->kernel_h; k++)
+                conv_fill(c, in, top + k, window + (uint32_t)k * row_bytes, row_bytes);
+            next = top + c->kernel_h;
+            c->row(c, window, row_bytes, out);
+        }
+        out += (uint32_t)c->out_w * c->out_c;
+    }
+}

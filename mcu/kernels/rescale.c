@@ -1,0 +1,30 @@
+/* x * multiplier * 2^(shift - 31), rounded to 31 bits and then to integers: TFLite's MultiplyByQuantizedMultiplier. */
+static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
+{
+    int right = shift > 0 ? 0 : -shift;
+    int32_t high, mask = (int32_t)(((uint32_t)1 << right) - 1);
+    x = (int32_t)((uint32_t)x << (shift > 0 ? shift : 0));
+#if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
+    {   /* no instruction for the high half of a product: from halves of 16 bits */
+        int32_t x_high = x >> 16, m_high = multiplier >> 16;
+        uint32_t x_low = (uint32_t)x & 0xFFFF, m_low = (uint32_t)multiplier & 0xFFFF;
+        uint32_t low = x_low * m_low;
+        int32_t cross = x_high * (int32_t)m_low + (int32_t)(low >> 16); /* above -2^31 + 2^15, below 2^31 */
+        uint32_t cross2 = x_low * (uint32_t)m_high;                     /* below 2^31 */
+        uint32_t middle = ((uint32_t)cross & 0xFFFF) + (cross2 & 0xFFFF);
+        int32_t top = x_high * m_high + (cross >> 16) + (int32_t)(cross2 >> 16) + (int32_t)(middle >> 16);
+        uint32_t bottom = middle << 16 | (low & 0xFFFF);
+        uint32_t nudged = bottom + ((uint32_t)1 << 30);
+        top += nudged < bottom;
+        high = (int32_t)((uint32_t)top << 1 | nudged >> 31);
+    }
+#else
+    high = (int32_t)(((int64_t)x * multiplier + ((int64_t)1 << 30)) >> 31);
+#endif
+    return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0));
+}
+
+static inline uint8_t clamp(int32_t x, int32_t low, int32_t high)
+{
+    return (uint8_t)(x < low ? low : x > high ? high : x);
+}
