@@ -97,9 +97,12 @@ def _read(manager, template, step):
     return state, meta
 
 
-def shapes(manager: Manager, step: int) -> Any:
-    """The shapes and types in the checkpoint of a step, as a pytree."""
-    return manager.item_metadata(step)["state"]
+def parameter_shapes(manager: Manager, step: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter in the checkpoint of a step, by path, whatever network it is of."""
+    with quiet_stderr(show_on_error=False), ocp.StandardCheckpointer() as reader:
+        found = reader.restore(Path(manager.directory) / str(step) / "state")
+    params = found["params"] if isinstance(found, dict) else found.params
+    return {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(params)}
 
 
 def _brief(error):

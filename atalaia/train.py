@@ -344,10 +344,8 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
     model = models.create(source.model, 2)  # its classes do not matter here
     manager = checkpoint.open_folder(folder, writing=False)
     step = json.loads((folder / "train.json").read_text())["steps"]
-    theirs, ours = (
-        {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(params)}
-        for params in (checkpoint.shapes(manager, step)["params"], state.params)
-    )
+    theirs = checkpoint.parameter_shapes(manager, step)
+    ours = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(state.params)}
     if theirs != ours:
         name = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
         raise UserError(
