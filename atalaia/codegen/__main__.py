@@ -8,6 +8,9 @@ the validation split of the config, or random bytes by a fixed seed; golden outp
 """
 
 import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -139,40 +142,57 @@ def _inputs(tflite_bytes, model, lowered, images, samples):
 
 
 def golden_outputs(tflite_bytes: bytes, model: tflite.Model, lowered: graph.Graph, inputs: np.ndarray) -> np.ndarray:
-    """int8 `[samples, bytes of all outputs]` by TFLite Micro.
+    """int8 `[samples, bytes of all outputs]` by TFLite Micro, in a process of its own: a damaged file can crash it.
 
     Raises:
       UserError: TFLite Micro cannot run the model.
     """
-    from tflite_micro.python.tflite_micro import runtime
+    parts, start = {}, 0
+    for number, i in enumerate(lowered.inputs):
+        part = inputs[:, start : start + lowered.sizes[i]].reshape(-1, *lowered.shapes[i])
+        start += lowered.sizes[i]
+        if model.tensors[model.inputs[number]].dtype == "FLOAT32":
+            part = (part.astype(np.float32) - model.tensors[i].zero_point[0]) * model.tensors[i].scale[0]
+        parts[f"input{number}"] = part
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.tflite").write_bytes(tflite_bytes)
+        np.savez(Path(folder) / "inputs.npz", **parts)
+        command = [sys.executable, "-c", _GOLDEN, folder, str(len(lowered.outputs))]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        except subprocess.TimeoutExpired:
+            raise UserError("TFLite Micro did not finish within 10 minutes, so there are no golden outputs") from None
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["it crashed"])[-1][:200]
+            raise UserError(f"TFLite Micro cannot run this model, so there are no golden outputs: {reason}")
+        with np.load(Path(folder) / "outputs.npz") as found:
+            answers = [_as_int8(found[f"output{n}"], model.tensors[i]) for n, i in enumerate(lowered.outputs)]
+    return np.concatenate([a.reshape(len(inputs), -1) for a in answers], 1)
 
-    try:
-        interpreter = runtime.Interpreter.from_bytes(tflite_bytes)
-        found = []
-        for sample in inputs:
-            start = 0
-            for number, i in enumerate(lowered.inputs):
-                part = sample[start : start + lowered.sizes[i]].reshape(lowered.shapes[i])
-                start += lowered.sizes[i]
-                given = model.tensors[model.inputs[number]]
-                if given.dtype == "FLOAT32":
-                    grid = model.tensors[i]
-                    part = ((part.astype(np.float32) - grid.zero_point[0]) * grid.scale[0]).astype(np.float32)
-                interpreter.set_input(part, number)
-            interpreter.invoke()
-            answers = [_as_int8(interpreter.get_output(n), model, i) for n, i in enumerate(lowered.outputs)]
-            found.append(np.concatenate([a.ravel() for a in answers]))
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"TFLite Micro cannot run this model, so there are no golden outputs: {reason}") from None
-    return np.stack(found).astype(np.int8)
+
+_GOLDEN = """
+import sys
+import numpy as np
+from tflite_micro.python.tflite_micro import runtime
+
+folder, outputs = sys.argv[1], int(sys.argv[2])
+interpreter = runtime.Interpreter.from_file(folder + "/model.tflite")
+inputs = np.load(folder + "/inputs.npz")
+found = [[] for _ in range(outputs)]
+for sample in zip(*(inputs[f"input{n}"] for n in range(len(inputs)))):
+    for number, value in enumerate(sample):
+        interpreter.set_input(value, number)
+    interpreter.invoke()
+    for number in range(outputs):
+        found[number].append(interpreter.get_output(number).copy())
+np.savez(folder + "/outputs.npz", **{f"output{n}": np.stack(v) for n, v in enumerate(found)})
+"""
 
 
-def _as_int8(answer, model, i):
+def _as_int8(answer, tensor):
     if answer.dtype == np.int8:
         return answer
-    grid = model.tensors[i]
-    return np.clip(np.round(answer / grid.scale[0]) + grid.zero_point[0], -128, 127).astype(np.int8)
+    return np.clip(np.round(answer / tensor.scale[0]) + tensor.zero_point[0], -128, 127).astype(np.int8)
 
 
 def main() -> None:

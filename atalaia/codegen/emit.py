@@ -11,7 +11,21 @@ from atalaia.codegen.memory import Plan
 KERNELS = Path(__file__).parents[2] / "mcu/kernels"
 # Kernels in an order in which each finds what it calls.
 _FILES = (
-    *("rescale", "flip", "lookup", "pool", "elementwise", "add", "mul", "maximum", "minimum"),
+    *(
+        "rescale",
+        "flip",
+        "lookup",
+        "softmax",
+        "copy",
+        "pad",
+        "mean",
+        "pool",
+        "elementwise",
+        "add",
+        "mul",
+        "maximum",
+        "minimum",
+    ),
     *("conv", "conv_dense", "conv_sparse", "depthwise"),
 )
 _CONV = (
@@ -57,7 +71,11 @@ def _sparse_kernels(calls):
 def _constants(number, call):
     """Arrays and the parameter struct of a step, under a line that says what it is."""
     step, v = call.step, call.step.values
-    parts = [f"/* step {number}: {_describe(call)} */"] if call.kernel != "flip" else []
+    parts = (
+        [f"/* step {number}: {_describe(call)} */"]
+        if call.arrays or "zero" in v or "b_inner" in v or "channels" in v
+        else []
+    )
     for name, (kind, values) in call.arrays.items():
         parts.append(f"static const {kind} s{number}_{name}[{max(values.size, 1)}] = {{\n{_numbers(values)}}};")
 
@@ -70,6 +88,8 @@ def _constants(number, call):
         struct("conv_t", arrays | {f: int(v[f]) for f in _CONV} | {"row": call.kernel})
     elif step.kind in ("max_pool", "mean_pool"):
         struct("pool_t", {f: int(v[f]) for f in _POOL})
+    elif step.kind in ("pad", "mean"):
+        struct(f"{step.kind}_t", {f: int(x) for f, x in v.items()})
     elif "b_inner" in v:
         struct("pair_t", {f: int(x) for f, x in v.items() if f != "constant"})
     return parts
@@ -104,6 +124,15 @@ def _statement(number, call, graph, plan):
             return f"    lookup(s{number}_table, {graph.sizes[step.output]}, {place[step.inputs[0]]}, {out});"
         case "max_pool" | "mean_pool":
             return f"    pool(&s{number}, {place[step.inputs[0]]}, {out}, {int(step.kind == 'mean_pool')});"
+        case "softmax":
+            sizes = f"{step.values['rows']}, {step.values['size']}"
+            return f"    softmax(s{number}_table, {sizes}, {place[step.inputs[0]]}, {out});"
+        case "copy":
+            v = step.values
+            sizes = ", ".join(str(v[k]) for k in ("rows", "block", "from_stride", "to_stride"))
+            return f"    copy({place[step.inputs[0]]}, {out} + {v['to_start']}, {sizes});"
+        case "pad" | "mean":
+            return f"    {step.kind}(&s{number}, {place[step.inputs[0]]}, {out});"
     second = f"s{number}_constant" if "constant" in step.values else place[step.inputs[1]]
     last = f", {int(step.kind == 'sub')}" if call.kernel == "add" else ""
     return f"    {call.kernel}(&s{number}, {place[step.inputs[0]]}, {second}, {out}{last});"

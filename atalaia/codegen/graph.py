@@ -11,15 +11,19 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from atalaia import tflite
+from atalaia.codegen import fixed_point, single
+from atalaia.codegen.fixed_point import quantize_multiplier
 from atalaia.errors import UserError
 
+LARGEST = 1 << 14  # a height, width or number of channels is below this
 OFFSET = 128  # of an activation inside the program against int8
 
 
 class Step(NamedTuple):
     """One call of a kernel.
 
-    kind: conv, depthwise, max_pool, mean_pool, add, sub, mul, maximum, minimum, lookup, flip_in or flip_out.
+    kind: conv, depthwise, max_pool, mean_pool, add, sub, mul, maximum, minimum, lookup, softmax, copy, pad, flip_in or
+    flip_out.
     op: what it stands for in the file; place: the operator's number there.
     inputs, output: tensors by number; constants are in `values`.
     values: parameters of the kernel; macs: multiply-accumulates of the dense form.
@@ -84,9 +88,16 @@ class _Lowering:
                 continue
             if op.kind not in _OPS:
                 raise UserError(f"operator {place} is {op.kind}, which is not supported: there are {', '.join(_OPS)}")
-            for i in op.outputs:
-                self._activation(i, place, op.kind)
-            _OPS[op.kind](self, place, op)
+            try:
+                for i in op.outputs:
+                    self._activation(i, place, op.kind)
+                _OPS[op.kind](self, place, op)
+            except UserError:
+                raise
+            # Tensors and options of a damaged file can miss anything.
+            except Exception as error:
+                reason = type(error).__name__
+                raise UserError(f"{op.kind} (operator {place}): its contents do not fit together ({reason})") from None
         for i in outputs:
             self._step("flip_out", "output", -1, (self.root(i),), i, {})
         numbers = {i for s in self.steps for i in (*s.inputs, s.output)}
@@ -181,7 +192,11 @@ class _Lowering:
 
     def fully_connected(self, place, op):
         kernel = self._weights(place, op)
-        if kernel.ndim != 2 or math.prod(self.tensors[op.inputs[0]].shape) % kernel.shape[1]:
+        if (
+            kernel.ndim != 2
+            or max(kernel.shape) >= 4 * LARGEST
+            or math.prod(self.tensors[op.inputs[0]].shape) % kernel.shape[1]
+        ):
             raise UserError(f"FULLY_CONNECTED (operator {place}): its weights do not fit its input")
         rows = math.prod(self.tensors[op.inputs[0]].shape) // kernel.shape[1]
         values = dict(in_h=1, in_w=rows, out_h=1, out_w=rows, in_c=kernel.shape[1])
@@ -258,9 +273,10 @@ class _Lowering:
 
     def _image(self, i, place, op):
         shape = self.tensors[i].shape
-        if len(shape) != 4 or shape[0] != 1:
+        if len(shape) != 4 or shape[0] != 1 or max(shape) >= LARGEST:
             raise UserError(
-                f"{op.kind} (operator {place}) has input {shape}: only [1, height, width, channels] is supported"
+                f"{op.kind} (operator {place}) has input {shape}: only [1, height, width, channels] below {LARGEST:,} "
+                "is supported"
             )
         return shape
 
@@ -269,7 +285,7 @@ class _Lowering:
         options = op.options
         strides = (options.strideH, options.strideW)
         same = options.padding == schema.Padding.SAME
-        if min(strides) < 1 or max(strides) > 255 or min(kernel) < 1:
+        if min(strides) < 1 or max(strides) > 255 or min(kernel) < 1 or max(*kernel, *size, *out_shape) >= LARGEST:
             raise UserError(f"{op.kind} (operator {place}) has strides {strides} and kernel {tuple(kernel)}")
         out = [-(-n // s) if same else (n - k) // s + 1 for n, k, s in zip(size, kernel, strides, strict=True)]
         if tuple(out) != tuple(out_shape[1:3]) or min(out) < 1:
@@ -287,6 +303,8 @@ class _Lowering:
             "pad_top",
             "pad_left",
         )
+        if max(pads) > 255:
+            raise UserError(f"{op.kind} (operator {place}) needs a padding of {max(pads)}: at most 255 is supported")
         return dict(zip(names, (*size, *out, *kernel, *strides, *pads), strict=True))
 
     # Pooling, pairs, and functions of one value.
@@ -349,15 +367,75 @@ class _Lowering:
             raise UserError(f"RESHAPE (operator {place}) changes the scale")
         self.alias[op.outputs[0]] = op.inputs[0]
 
-    def relu(self, place, op):
-        """RELU and RELU6: a rescaling with bounds, by table."""
+    def unary(self, place, op):
+        """A function of one value: the table of its 256 results, as TFLite Micro gives them."""
         given, out = op.inputs[0], op.outputs[0]
-        (s_in, z_in), (s_out, z_out) = self.grid(given), self.grid(out)
-        multiplier, shift = quantize_multiplier([s_in / s_out])
-        low, high = self.bounds(out, getattr(schema.ActivationFunctionType, op.kind))
-        codes = rescale(np.arange(256) - z_in, multiplier[0], shift[0]) + z_out
-        table = np.clip(codes, low, high).astype(np.uint8)
+        if len(op.inputs) != 1 or self.tensors[given].data is not None:
+            raise UserError(f"{op.kind} (operator {place}) has {len(op.inputs)} inputs, or a constant one")
+        self._activation(given, place, op.kind)
+        answers = single.run(op, [self.tensors[given]], self.tensors[out], [np.arange(-128, 128).astype(np.int8)])
+        table = (answers.astype(np.int16) + OFFSET).astype(np.uint8)
         self._step("lookup", op.kind, place, (self.root(given),), out, dict(table=table))
+
+    # Softmax, and operators that only move values.
+
+    def softmax(self, place, op):
+        given, out = op.inputs[0], op.outputs[0]
+        scale, zero = self.grid(out)
+        if scale != 1 / 256 or zero != 0:
+            raise UserError(f"SOFTMAX (operator {place}): its output must have scale 1/256 and zero point -128")
+        size = self.tensors[given].shape[-1]
+        table = fixed_point.softmax_table(float(op.options.beta), float(self.grid(given)[0]))
+        rows = math.prod(self.tensors[given].shape) // size
+        self._step("softmax", op.kind, place, (self.root(given),), out, dict(rows=rows, size=size, table=table))
+
+    def mean(self, place, op):
+        """Over height and width; TFLite's MEAN divides by way of the multiplier."""
+        given, out = op.inputs[0], op.outputs[0]
+        _, height, width, channels = self._image(given, place, op)
+        axes = self.tensors[op.inputs[1]].data
+        if axes is None or sorted(int(a) % 4 for a in axes.ravel()) != [1, 2]:
+            raise UserError(f"MEAN (operator {place}) of other axes than height and width is not supported")
+        (s_in, z_in), (s_out, z_out) = self.grid(given), self.grid(out)
+        multiplier, shift = fixed_point.mean_multiplier(s_in / s_out, height * width)
+        values = dict(pixels=height * width, channels=channels, in_zero=z_in, out_zero=z_out)
+        values |= dict(multiplier=multiplier, shift=shift)
+        self._step("mean", op.kind, place, (self.root(given),), out, values)
+
+    def concatenation(self, place, op):
+        out = op.outputs[0]
+        shape = self.tensors[out].shape
+        axis = op.options.axis % len(shape)
+        if op.options.fusedActivationFunction:
+            raise UserError(f"CONCATENATION (operator {place}) with a fused activation is not supported")
+        start, row = 0, math.prod(shape[axis:])
+        for i in op.inputs:
+            if self.tensors[i].data is not None or self.grid(i) != self.grid(out):
+                raise UserError(f"CONCATENATION (operator {place}) of a constant or of other scales is not supported")
+            block = math.prod(self.tensors[i].shape[axis:])
+            values = dict(rows=math.prod(shape[:axis]), block=block, from_stride=block, to_stride=row, to_start=start)
+            self._step("copy", op.kind, place, (self.root(i),), out, values)
+            start += block
+        if start != row:
+            raise UserError(f"CONCATENATION (operator {place}): its inputs do not add up to its output")
+
+    def pad(self, place, op):
+        given, out = op.inputs[0], op.outputs[0]
+        pads = self.tensors[op.inputs[1]].data
+        if pads is None or self.grid(given) != self.grid(out) or len(op.inputs) != 2:
+            raise UserError(
+                f"{op.kind} (operator {place}) with padding that is not constant, or a value, is not supported"
+            )
+        before, shape, wide = pads.reshape(-1, 2)[:, 0], self.tensors[given].shape, self.tensors[out].shape
+        if len(shape) != 4 or shape[0] != 1 or len(before) != 4 or pads.reshape(-1, 2)[0].any() or (pads < 0).any():
+            raise UserError(
+                f"{op.kind} (operator {place}) pads {shape}: only [1, height, width, channels] is supported"
+            )
+        if tuple(np.add(shape, pads.reshape(-1, 2).sum(1))) != wide:
+            raise UserError(f"{op.kind} (operator {place}): its padding does not give its output's shape")
+        values = dict(in_h=shape[1], in_w=shape[2], in_c=shape[3], out_h=wide[1], out_w=wide[2], out_c=wide[3])
+        values |= dict(top=int(before[1]), left=int(before[2]), first=int(before[3]), zero=self.grid(out)[1])
+        self._step("pad", op.kind, place, (self.root(given),), out, values)
 
 
 _OPS = {
@@ -372,8 +450,17 @@ _OPS = {
     "MAX_POOL_2D": _Lowering.pool,
     "AVERAGE_POOL_2D": _Lowering.pool,
     "RESHAPE": _Lowering.reshape,
-    "RELU": _Lowering.relu,
-    "RELU6": _Lowering.relu,
+    "RELU": _Lowering.unary,
+    "RELU6": _Lowering.unary,
+    "QUANTIZE": _Lowering.unary,
+    "LOGISTIC": _Lowering.unary,
+    "TANH": _Lowering.unary,
+    "LEAKY_RELU": _Lowering.unary,
+    "HARD_SWISH": _Lowering.unary,
+    "SOFTMAX": _Lowering.softmax,
+    "CONCATENATION": _Lowering.concatenation,
+    "PAD": _Lowering.pad,
+    "MEAN": _Lowering.mean,
 }
 _BOUNDS = {"NONE": (None, None), "RELU": (0, None), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}
 
@@ -389,6 +476,8 @@ def _dilate(kernel, height, width):
     if height == width == 1:
         return kernel
     _, h, w, _ = kernel.shape
+    if not (1 <= height and 1 <= width and (h - 1) * height < LARGEST and (w - 1) * width < LARGEST):
+        raise UserError(f"dilation {height} x {width} of a {h} x {w} kernel is not supported")
     wide = np.zeros((kernel.shape[0], (h - 1) * height + 1, (w - 1) * width + 1, kernel.shape[3]), np.int8)
     wide[:, ::height, ::width] = kernel
     return wide
@@ -411,21 +500,3 @@ def _repeats(a, b, out, place, op):
 def _round(x):
     """Halves away from zero, as C's round."""
     return math.floor(abs(x) + 0.5) * (1 if x >= 0 else -1)
-
-
-def quantize_multiplier(real: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(multiplier int32, shift int8): real = multiplier * 2^(shift - 31) (TFLite's QuantizeMultiplier)."""
-    fraction, shift = np.frexp(np.asarray(real, np.float64))
-    mantissa = np.floor(fraction * 2**31 + 0.5).astype(np.int64)
-    full = mantissa == 2**31
-    mantissa, shift = np.where(full, mantissa // 2, mantissa), np.where(full, shift + 1, shift)
-    tiny = shift < -31
-    return np.where(tiny, 0, mantissa).astype(np.int32), np.where(tiny, 0, shift).astype(np.int8)
-
-
-def rescale(x: np.ndarray, multiplier: int, shift: int) -> np.ndarray:
-    """x * multiplier * 2^(shift - 31) with TFLite's two roundings, int64."""
-    left, right = max(int(shift), 0), max(-int(shift), 0)
-    high = ((np.asarray(x, np.int64) << left) * int(multiplier) + (1 << 30)) >> 31
-    mask = (1 << right) - 1
-    return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0))

@@ -112,10 +112,28 @@ def _pool(step, sparse):
 
 def _lookup(step, sparse):
     del sparse
-    count = len(step.values["table"])
-    return Call(
-        step, "lookup", ("lookup",), dict(table=("uint8_t", step.values["table"])), dict.fromkeys(COSTS, 5.0 * count)
-    )
+    count = 256
+    arrays = dict(table=("uint8_t", step.values["table"]))
+    return Call(step, "lookup", ("lookup",), arrays, dict.fromkeys(COSTS, 5.0 * count))
+
+
+def _mean(step, sparse):
+    del sparse
+    cost = dict.fromkeys(COSTS, 8.0 * step.values["pixels"] * step.values["channels"])
+    return Call(step, "mean", ("rescale", "mean"), {}, cost)
+
+
+def _softmax(step, sparse):
+    del sparse
+    v = step.values
+    cost = dict.fromkeys(COSTS, v["rows"] * (60.0 * v["size"] + 300))
+    return Call(step, "softmax", ("rescale", "softmax"), dict(table=("int32_t", v["table"])), cost)
+
+
+def _move(step, sparse):
+    del sparse
+    count = step.values["rows"] * step.values["block"] if step.kind == "copy" else step.values["out_h"] * 50
+    return Call(step, step.kind, (step.kind,), {}, dict.fromkeys(COSTS, 2.0 * count))
 
 
 def _flip(step, sparse):
@@ -139,6 +157,10 @@ _CHOICES: dict[str, Any] = {
     "max_pool": _pool,
     "mean_pool": _pool,
     "lookup": _lookup,
+    "mean": _mean,
+    "softmax": _softmax,
+    "copy": _move,
+    "pad": _move,
     "flip_in": _flip,
     "flip_out": _flip,
 }

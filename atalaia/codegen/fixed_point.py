@@ -1,0 +1,67 @@
+"""TFLite's fixed-point arithmetic in Python integers, to work out constants of the generated program."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+_EXP_OF_POWERS = (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242)  # exp(-2^k), k from -2, Q0.31
+_ONE = 2**31 - 1
+
+
+def quantize_multiplier(real: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(multiplier int32, shift int8): real = multiplier * 2^(shift - 31) (TFLite's QuantizeMultiplier)."""
+    fraction, shift = np.frexp(np.asarray(real, np.float64))
+    mantissa = np.floor(fraction * 2**31 + 0.5).astype(np.int64)
+    full = mantissa == 2**31
+    mantissa, shift = np.where(full, mantissa // 2, mantissa), np.where(full, shift + 1, shift)
+    tiny = shift < -31
+    return np.where(tiny, 0, mantissa).astype(np.int32), np.where(tiny, 0, shift).astype(np.int8)
+
+
+def mean_multiplier(ratio: float, count: int) -> tuple[int, int]:
+    """(multiplier, shift) of ratio / count, as reference_integer_ops::Mean works it out."""
+    (multiplier,), (shift,) = quantize_multiplier([ratio])
+    more = min(count.bit_length() - 1, 32, 31 + int(shift))
+    return (int(multiplier) << more) // count, int(shift) - more
+
+
+def softmax_table(beta: float, scale: float) -> np.ndarray:
+    """exp(-beta * scale * d), Q0.31 int32 `[256]`, for the distances d of a value to its row's largest.
+
+    As reference_ops::Softmax computes it, with differences in Q5.26; too large ones give 0.
+    """
+    real = min(beta * scale * 2**26, 2**31 - 1.0)
+    (multiplier,), (shift,) = quantize_multiplier([real])
+    multiplier, shift = int(multiplier), int(shift)
+    farthest = math.floor(31 * 2.0**26 / 2.0**shift)
+    return np.array([_exp(_high(-d << shift, multiplier)) if d <= farthest else 0 for d in range(256)], np.int32)
+
+
+def _high(a, b):
+    """gemmlowp's SaturatingRoundingDoublingHighMul."""
+    return (a * b + (1 << 30)) >> 31
+
+
+def _divide(x, power):
+    """gemmlowp's RoundingDivideByPOT."""
+    mask = (1 << power) - 1
+    return (x >> power) + ((x & mask) > (mask >> 1) + (x < 0))
+
+
+def _exp(a):
+    """gemmlowp's exp_on_negative_values: a <= 0 in Q5.26, the result in Q0.31."""
+    if a == 0:
+        return _ONE
+    quarter = 1 << 24
+    part = (a & (quarter - 1)) - quarter  # in [-1/4, 0)
+    rest = part - a
+    x = (part << 5) + (1 << 28)  # Q0.31 around -1/8
+    x2 = _high(x, x)
+    x3, x4 = _high(x2, x), _high(x2, x2)
+    tail = _divide(_high(_divide(x4, 2) + x3, 715827883) + x2, 1)
+    result = 1895147668 + _high(1895147668, x + tail)
+    for k, factor in enumerate(_EXP_OF_POWERS):
+        if rest & (1 << (24 + k)):
+            result = _high(result, factor)
+    return min(result, _ONE)
