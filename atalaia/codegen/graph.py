@@ -476,7 +476,7 @@ def _dilate(kernel, height, width):
     if height == width == 1:
         return kernel
     _, h, w, _ = kernel.shape
-    if not (1 <= height and 1 <= width and (h - 1) * height < LARGEST and (w - 1) * width < LARGEST):
+    if not (height >= 1 and width >= 1 and (h - 1) * height < LARGEST and (w - 1) * width < LARGEST):
         raise UserError(f"dilation {height} x {width} of a {h} x {w} kernel is not supported")
     wide = np.zeros((kernel.shape[0], (h - 1) * height + 1, (w - 1) * width + 1, kernel.shape[3]), np.int8)
     wide[:, ::height, ::width] = kernel

@@ -79,7 +79,7 @@ def _common(v):
 
 
 def _pack_dense(kernel):
-    """uint8: groups of four outputs, in them kernel rows, columns and channels, in them a weight + 128 of each output."""
+    """uint8: groups of four outputs, in them rows, columns and channels, in them a weight + 128 of each output."""
     out, *rest = kernel.shape
     padded = np.zeros((-(-out // 4) * 4, *rest), np.int16)
     padded[:out] = kernel
