@@ -27,7 +27,7 @@ def parse(field: str, text: str, value: Callable[[str], Any], expected: str) -> 
             pattern = ""
         if not pattern:
             raise UserError(f"{field}: {item!r} is not pattern={expected}")
-        rules.append((compile_pattern(field, pattern), found))
+        rules.append((compile_pattern(field, pattern.strip()), found))
     return rules
 
 

@@ -1,0 +1,148 @@
+"""Stage quantize: gradients and ranges by hand, and a forward pass that is the integer network's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+from test_export import rescale
+from test_quantize import NETWORKS, Small, drawn, images
+
+from atalaia import config as configs
+from atalaia import data, pruning, qat, quantize, simulate
+from atalaia.errors import UserError
+from atalaia.quantize import Folded
+
+
+def settings(**fields):
+    c = configs.base().quantize
+    c.update(fields)
+    return c
+
+
+def entered(model, shape, config):
+    """Variables at the beginning of the stage for a drawn network."""
+    folded = quantize.fold(model, drawn(model, shape))
+    params, stats = qat.enter(folded, quantize.calibrate(model, folded, [images(shape)]), config)
+    return dict(params=params, batch_stats=stats)
+
+
+class FakeQuantTest(parameterized.TestCase):
+    X = np.float32([[0.3, 0.9], [-5, 200]])  # 0.6, 1.8, -10 and 400 steps of 0.5; the last two are clipped to -8 and 7
+
+    @parameterized.parameters((lambda f: f,), (jax.jit,))
+    def test_gradients_by_hand(self, wrap):
+        def total(x, scale):
+            return quantize.fake_quant(x, scale, jnp.float32(0), -8, 7).sum()
+
+        by_x, by_scale = wrap(jax.grad(total, (0, 1)))(self.X, jnp.float32(0.5))
+        np.testing.assert_array_equal(by_x, [[1, 1], [0, 0]])
+        np.testing.assert_allclose(by_scale, 0.4 + 0.2 - 8 + 7, rtol=1e-5)
+
+    def test_gradient_of_scale_by_channel(self):
+        def total(scale):
+            return quantize.fake_quant(self.X, scale, jnp.zeros(2), -8, 7, 1).sum()
+
+        np.testing.assert_allclose(jax.grad(total)(jnp.full(2, 0.5)), [0.4 - 8, 0.2 + 7], rtol=1e-5)
+
+    def test_step_rounds_twice_as_integers_do(self):
+        random = np.random.default_rng(0)
+        total = random.integers(-(2**13), 2**13, (5000, 50))
+        ratio = random.integers(513, 1024, 50) / 2**16  # few bits: float32 holds every product; 2^-7 < ratio < 2^-6
+        found = np.asarray(quantize.quantize(np.float32(total * ratio), 1.0, 0, step=np.float32(ratio)))
+        expected = np.clip(rescale(total, ratio), -128, 127)
+        told = (total * ratio * 2**6) % 1 != 0.5  # the first rounding's ties go up in integers, here to even
+        np.testing.assert_array_equal(found[told], expected[told])
+        plain = np.asarray(quantize.quantize(np.float32(total * ratio), 1.0, 0))
+        self.assertGreater(np.mean(plain[told] != expected[told]), 0.001)
+
+
+class EnterTest(parameterized.TestCase):
+    def test_bounds_of_both_signs(self):
+        lower, upper = np.float32([1, -np.inf]), np.float32([np.inf, 2])
+        folded = {"conv": Folded(np.ones((1, 1, 1, 2), np.float32), np.zeros(2, np.float32), False, lower, upper)}
+        params, stats = qat.enter(folded, {"conv": (0.0, 2.55)}, settings())
+        np.testing.assert_array_equal(params["conv"]["bound"], [1, 2])
+        np.testing.assert_array_equal(stats["conv"]["capped"], [False, True])
+
+    @parameterized.parameters((4, 7), (2, 1))
+    def test_learned_scales_begin_over_weights_that_are_not_pruned(self, bits, qmax):
+        kernel = np.float32([[1, 0], [-3, 0], [0, -4], [0, 0]])  # mean magnitudes 2 and 4
+        folded = {"conv": Folded(kernel, np.zeros(2, np.float32), False)}
+        params, _ = qat.enter(folded, {"conv": (0.0, 1.0)}, settings(bits=f"conv={bits}"))
+        np.testing.assert_allclose(np.exp(params["conv"]["weight_log_scale"]), [4 / qmax**0.5, 8 / qmax**0.5], 1e-5)
+
+
+class ForwardTest(parameterized.TestCase):
+    @parameterized.product(network=NETWORKS, ranges=qat.RANGES)
+    def test_equals_the_integer_network(self, network, ranges):
+        _, model, shape = network
+        first, *_, last = quantize.linear_paths(model)
+        config = settings(ranges=ranges, bits=f"^{first}$=4; ^{last}$=2")
+        variables = entered(model, shape, config)
+        integers = qat.integers(model, variables, config)
+        for path, most in ((first, 7), (last, 1)):
+            self.assertLessEqual(np.abs(integers[path].kernel).max(), most)
+        pixels = np.round(images(shape) * 255).astype(np.uint8)
+        found = qat.forward_codes(model, variables, data.to_float(pixels), config)
+        expected = simulate.layer_outputs(model, integers, pixels)
+        self.assertEqual(list(found), list(expected))
+        for path, q in expected.items():
+            self.assertGreaterEqual(np.mean(found[path] == q), 0.99, path)
+
+    def test_ranges_follow_extremes_until_frozen(self):
+        config = settings(ema_decay=0.75, freeze=0.5)
+        folded = {"conv": Folded(np.float32([1, -1]).reshape(1, 1, 1, 2), np.zeros(2, np.float32), False)}
+        params, stats = qat.enter(folded, {"conv": (-2.0, 4.0)}, config)
+        forward = jax.jit(qat.make_forward(Small(), config, 4))
+        for low, high in ((-1.75, 3.25), (-1.5625, 2.6875), (-1.5625, 2.6875)):  # extremes -1 and 1; frozen after two
+            _, stats = forward(dict(params=params, batch_stats=stats), jnp.ones((2, 4, 4, 1)), jax.random.key(0))
+            np.testing.assert_allclose([stats["conv"]["low"], stats["conv"]["high"]], [low, high], rtol=0.01)
+
+
+class OptimizerTest(absltest.TestCase):
+    def test_scales_stop_at_freeze_and_pruned_weights_stay_zero(self):
+        params = {"conv": {"kernel": jnp.float32([1, 0, 2]), "log_scale": jnp.float32(0)}}
+        masks = {"conv/kernel": jnp.array([True, False, True])}
+        optimizer = pruning.prune(qat.make_optimizer(optax.sgd(0.1, 0.9), settings(freeze=0.5), 10), {}, masks=masks)
+        state, seen = optimizer.init(params), []
+        for _ in range(10):
+            updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+            params = optax.apply_updates(params, updates)
+            seen.append(jax.tree.map(np.asarray, params["conv"]))
+        self.assertLen({float(row["log_scale"]) for row in seen[:5]}, 5)
+        self.assertLen({float(row["log_scale"]) for row in seen[4:]}, 1)
+        self.assertLen({float(row["kernel"][0]) for row in seen}, 10)
+        self.assertFalse(any(row["kernel"][1] for row in seen))
+
+
+class RefusesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (dict(bits="conv=3"), "2, 4 or 8"),
+        (dict(ranges="other"), "ema, learned"),
+        (dict(freeze=1.5), "freeze must be in"),
+        (dict(freeze=-0.1), "freeze must be in"),
+    )
+    def test_fields(self, fields, pattern):
+        with self.assertRaisesRegex(UserError, pattern):
+            qat.validate(settings(**fields))
+
+    def test_a_pattern_without_a_match_lists_the_layers(self):
+        with self.assertRaisesRegex(UserError, "'none' matches no layer; there are conv, logits"):
+            qat.weight_bits(["conv", "logits"], settings(bits="none=4"))
+
+    def test_a_broken_range_names_the_layer(self):
+        variables = entered(Small(), (4, 4, 1), settings())
+        variables["batch_stats"]["conv"]["high"] = jnp.float32(np.nan)
+        with self.assertRaisesRegex(UserError, "'conv' has no finite trained range"):
+            qat.integers(Small(), variables, settings())
+
+    def test_quantize_must_be_the_last_stage(self):
+        config = configs.base()
+        config.stages = ("quantize", "dense")
+        with self.assertRaisesRegex(UserError, "must be the last"):
+            configs.validate(config)
+
+
+if __name__ == "__main__":
+    absltest.main()
