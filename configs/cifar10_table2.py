@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from atalaia import config
 
-DENSE, PRUNE, QUANTIZE = 25.0, 3.0, 2.0  # epochs
+DENSE, PRUNE, QUANTIZE = 25.0, 3.0, 4.0  # epochs
 
 
 def get_config(row: str = "dense") -> ConfigDict:
@@ -69,6 +69,7 @@ def smallest(c):
     c.prune.epochs = 1.5
     _quantize(c)
     c.stages = ("prune", "quantize")
+    c.quantize.epochs = 2.0
     c.quantize.bits = "conv0a=8; .=4"
 
 
@@ -84,7 +85,7 @@ def _prune(c, layers, others):
 def _quantize(c):
     c.stages = ("quantize",)
     c.quantize.epochs = QUANTIZE
-    c.quantize.learning_rate = 0.005
+    c.quantize.learning_rate = 0.01
 
 
 ROWS = {f.__name__: f for f in (dense, dense_more, dense_int8, pruned, small, pruned_more, smallest)}

@@ -152,7 +152,7 @@ def golden_outputs(tflite_bytes: bytes, model: tflite.Model, lowered: graph.Grap
         part = inputs[:, start : start + lowered.sizes[i]].reshape(-1, *lowered.shapes[i])
         start += lowered.sizes[i]
         if model.tensors[model.inputs[number]].dtype == "FLOAT32":
-            part = (part.astype(np.float32) - model.tensors[i].zero_point[0]) * model.tensors[i].scale[0]
+            part = (part.astype(np.float32) - np.float32(model.tensors[i].zero_point[0])) * model.tensors[i].scale[0]
         parts[f"input{number}"] = part
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model.tflite").write_bytes(tflite_bytes)

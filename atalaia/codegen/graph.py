@@ -131,6 +131,8 @@ class _Lowering:
     def grid(self, i):
         """(scale as float64, zero point + 128)."""
         tensor = self.tensors[i]
+        if len(tensor.scale) != 1:
+            raise UserError(f"tensor {tensor.name!r} has no scale of its own")
         return np.float64(tensor.scale[0]), int(tensor.zero_point[0]) + OFFSET
 
     def _step(self, *fields, **more):

@@ -1,0 +1,61 @@
+// Runs the golden vectors on an ESP32 and prints what it measured.
+#include <stddef.h>
+#include <stdio.h>
+
+#include "check.h"
+#include "esp_heap_caps.h"
+#include "esp_timer.h"
+#include "freertos/FreeRTOS.h"
+#include "freertos/task.h"
+#include "golden.h"
+#include "model.h"
+#include "sdkconfig.h"
+
+#if CONFIG_ATALAIA_ENGINE_TFLM
+#include "tflm.h"
+#define ENGINE "tflm"
+#else
+#define ENGINE "generated"
+#endif
+
+uint64_t board_count(void) { return (uint64_t)esp_timer_get_time(); }
+// FreeRTOS paints its own stacks.
+uint8_t *board_stack_end(void) { return NULL; }
+uint8_t *board_stack_pointer(void) { return NULL; }
+
+static void *memory(size_t bytes) {
+  void *found = heap_caps_aligned_alloc(16, bytes, MALLOC_CAP_INTERNAL | MALLOC_CAP_8BIT);
+  if (!found)
+    printf("no %u bytes of internal memory in one piece; the largest has %u\n", (unsigned)bytes,
+           (unsigned)heap_caps_get_largest_free_block(MALLOC_CAP_INTERNAL | MALLOC_CAP_8BIT));
+  return found;
+}
+
+void app_main(void) {
+  size_t arena_bytes = MODEL_ARENA_BYTES;
+#if CONFIG_ATALAIA_ENGINE_TFLM
+  check_invoke *invoke = tflm_invoke;
+  void *arena = NULL;  // its own was planned by tflm_start(), and must stay as it is
+  void *tflm_arena = memory(CONFIG_ATALAIA_TFLM_ARENA_KB * 1024);
+  if (!tflm_arena) return;
+  const char *wrong = tflm_start(tflm_arena, CONFIG_ATALAIA_TFLM_ARENA_KB * 1024, &arena_bytes);
+  if (wrong) {
+    printf("%s\n", wrong);
+    return;
+  }
+#else
+  check_invoke *invoke = model_invoke;
+  void *arena = memory(arena_bytes);
+  if (!arena) return;
+#endif
+  printf("%s with %s: %d samples, %d times each\n", MODEL_NAME, ENGINE, GOLDEN_SAMPLES, CONFIG_ATALAIA_REPEATS);
+  struct check_result result = check_run(invoke, arena, GOLDEN_SAMPLES);
+  printf("%s: %d of %d samples equal\n", result.equal == result.samples ? "PASS" : "FAIL", result.equal,
+         result.samples);
+  printf("{\"model\": \"%s\", \"board\": \"%s\", \"engine\": \"%s\", \"samples\": %d, \"equal\": %d, \"us_min\": %lu, "
+         "\"us_median\": %lu, \"arena_bytes\": %u, \"free_heap_bytes\": %u, \"free_stack_bytes\": %u}\n",
+         MODEL_NAME, CONFIG_IDF_TARGET, ENGINE, result.samples, result.equal, (unsigned long)result.minimum,
+         (unsigned long)result.median, (unsigned)arena_bytes,
+         (unsigned)heap_caps_get_free_size(MALLOC_CAP_INTERNAL | MALLOC_CAP_8BIT),
+         (unsigned)uxTaskGetStackHighWaterMark(NULL));
+}

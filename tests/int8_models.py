@@ -1,0 +1,109 @@
+"""Small int8 .tflite files of TensorFlow's own converter, with every operator that code generation supports."""
+
+import functools
+
+import numpy as np
+
+
+@functools.cache
+def build(name: str) -> bytes:
+    """The file of a network of `NETWORKS`, calibrated on random values."""
+    import tensorflow as tf
+
+    shape, network = NETWORKS[name]
+    random = np.random.default_rng(0)
+
+    def weights(*size):
+        values = random.normal(0, 0.4, size) * (random.random(size) < 0.6)  # zeros too
+        return tf.constant(values.astype(np.float32))
+
+    shapes = shape if isinstance(shape, list) else [shape]
+    made = {}  # the function is traced more than once
+
+    def constant(*size):
+        key = (len(constant.calls), size)
+        constant.calls.append(key)
+        return made.setdefault(key, weights(*size))
+
+    def traced(*xs):
+        constant.calls = []
+        return network(tf, constant, *xs)
+
+    function = tf.function(traced, input_signature=[tf.TensorSpec(s, tf.float32) for s in shapes])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: (
+        [random.normal(0, 1, s).astype(np.float32) for s in shapes] for _ in range(20)
+    )
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    if name != "float_borders":
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    return converter.convert()
+
+
+def _convolutions(tf, w, x):
+    y = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, w(3, 3, 5, 6), 1, "SAME"), w(6)))
+    y = tf.nn.relu6(tf.nn.bias_add(tf.nn.conv2d(y, w(2, 3, 6, 8), 2, "VALID"), w(8)))
+    return tf.nn.conv2d(y, w(1, 1, 8, 7), 1, "SAME")
+
+
+def _dilation(tf, w, x):
+    return tf.nn.bias_add(tf.nn.conv2d(x, w(3, 3, 3, 6), 1, "SAME", dilations=2), w(6))
+
+
+def _depthwise(tf, w, x):
+    y = tf.nn.depthwise_conv2d(x, w(3, 3, 4, 2), [1, 1, 1, 1], "SAME")
+    y = tf.nn.relu(tf.nn.depthwise_conv2d(y, w(3, 3, 8, 1), [1, 2, 2, 1], "VALID"))
+    return tf.nn.depthwise_conv2d(y, w(5, 5, 8, 1), [1, 1, 1, 1], "SAME")
+
+
+def _pools(tf, w, x):
+    y = tf.nn.max_pool2d(x, 3, 2, "SAME") + tf.nn.avg_pool2d(x, 3, 2, "SAME")
+    y = tf.nn.max_pool2d(tf.nn.avg_pool2d(y, 2, 1, "VALID"), 2, 1, "VALID")
+    return tf.matmul(tf.reshape(y, (1, -1)), w(16, 10)) + w(10)
+
+
+def _pairs(tf, w, x):
+    y = tf.nn.conv2d(x, w(1, 1, 8, 8), 1, "SAME")
+    z = tf.maximum((x + y) * w(8), w(8))
+    z = tf.minimum(z, y) - y
+    return tf.nn.relu(z * y) + tf.constant(0.3)
+
+
+def _moves(tf, w, x):
+    y = tf.nn.conv2d(tf.pad(x, ((0, 0), (1, 2), (2, 0), (0, 0))), w(3, 3, 6, 4), 1, "VALID")
+    z = tf.nn.relu6(tf.concat([tf.sigmoid(y), y], -1) * w(8))
+    return tf.tanh(tf.nn.leaky_relu(z - w(8)))
+
+
+def _softmax(tf, w, x):
+    return tf.nn.softmax(tf.matmul(x, w(40, 12)) * w(12))
+
+
+def _mean(tf, w, x):
+    y = tf.nn.relu(tf.nn.conv2d(x, w(1, 1, 6, 9), 1, "VALID"))
+    return tf.matmul(tf.reduce_mean(y, [1, 2]), w(9, 7))
+
+
+def _mean_kept(tf, w, x):
+    return tf.reduce_mean(tf.nn.conv2d(x, w(1, 1, 6, 9), 1, "VALID"), [1, 2], keepdims=True)
+
+
+def _two_in_two_out(tf, w, x, y):
+    z = tf.nn.conv2d(x, w(3, 3, 4, 5), 1, "SAME")
+    return z + y, tf.nn.max_pool2d(z, 2, 2, "VALID")
+
+
+NETWORKS = {
+    "convolutions": ((1, 11, 9, 5), _convolutions),
+    "dilation": ((1, 13, 12, 3), _dilation),
+    "depthwise": ((1, 12, 13, 4), _depthwise),
+    "pools": ((1, 8, 8, 4), _pools),
+    "pairs": ((1, 6, 6, 8), _pairs),
+    "moves": ((1, 7, 5, 6), _moves),
+    "softmax": ((1, 40), _softmax),
+    "mean": ((1, 7, 5, 6), _mean),
+    "mean_kept": ((1, 8, 8, 6), _mean_kept),
+    "float_borders": ((1, 6, 6, 8), _pairs),
+    "two_in_two_out": ([(1, 6, 7, 4), (1, 6, 7, 5)], _two_in_two_out),
+}
