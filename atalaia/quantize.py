@@ -102,7 +102,7 @@ def quantize(
         rounded = jnp.round(steps)
     else:
         finer = jnp.exp2(jnp.maximum(-jnp.frexp(step / scale)[1], 0).astype(jnp.float32))
-        rounded = jnp.round(steps * finer) / finer
+        rounded = jnp.floor(steps * finer + 0.5) / finer
         rounded = jnp.sign(rounded) * jnp.floor(jnp.abs(rounded) + 0.5)
     return jnp.clip(rounded + zero_point, qmin, qmax)
 

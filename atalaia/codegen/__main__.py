@@ -93,6 +93,8 @@ def _report(lowered, calls, plan, file_bytes):
     estimates = {
         chip: dict(
             milliseconds=[round(1e3 * instructions[board] * cpi / hertz, 1) for cpi in (low, high)],
+            cpi=[low, high],
+            hertz=hertz,
             formula=f"instructions on {board} * CPI {low} to {high} / {hertz / 1e6:.0f} MHz",
         )
         for chip, (board, hertz, low, high) in CPI.items()

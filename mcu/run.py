@@ -1,0 +1,72 @@
+"""Runs a built check program, on this computer or in an emulator, and says what was found; the last line is JSON.
+
+Called by the Makefile; needs Python's standard library alone. Exit status 0: every byte equals TFLite Micro's.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+SECONDS = 600
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for name in ("model", "board", "size", "object", "program"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--emulator", default="")
+    given = parser.parse_args()
+    command = [given.program]
+    if given.emulator:
+        counting = ["-nographic", "-monitor", "none", "-icount", "shift=0"]
+        command = [*shlex.split(given.emulator), *counting, "-kernel", given.program]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return fail(f"{given.board}: {given.program} did not end within {SECONDS} s")
+    text = done.stdout + done.stderr  # an emulator's semihosting prints on either
+    found = re.search(r"result samples=(\d+) equal=(\d+) count=(0x\w+) stack=(\d+) arena=(\d+) macs=(\d+)", text)
+    if not found:
+        return fail(f"{given.board}: {given.program} ended with {done.returncode} and no result\n{text[-2000:]}")
+    print("\n".join(line for line in text.splitlines() if line.startswith("sample ")), end="")
+    samples, equal, count, stack, arena, macs = (int(value, 0) for value in found.groups())
+    counted = count if given.emulator else None
+    code, weights = sizes(given.size, given.object)
+    result = dict(
+        model=given.model,
+        board=given.board,
+        samples=samples,
+        equal=equal,
+        instructions=counted,
+        instructions_per_mac=round(count / macs, 3) if counted and macs else None,
+        code_bytes=code,
+        weight_bytes=weights,
+        arena_bytes=arena,
+        stack_bytes=stack if given.emulator else None,
+    )
+    print(f"{given.model} on {given.board}: {equal} of {samples} samples equal TFLite Micro in every byte")
+    if counted:
+        print(f"{count:,} instructions an inference, {result['instructions_per_mac']} a multiply-accumulate")
+    print(f"code {code:,} bytes, constants {weights:,}, arena {arena:,}" + (f", stack {stack:,}" if counted else ""))
+    print(json.dumps(result))
+    return 0 if equal == samples and done.returncode == 0 else 1
+
+
+def sizes(program: str, file: str) -> tuple[int, int]:
+    """Bytes of code, with the literals between functions, and of constants in an object file."""
+    listing = subprocess.run([program, "-A", file], capture_output=True, text=True, check=True).stdout
+    rows = [(name, int(size)) for name, size in re.findall(r"^(\.\S+)\s+(\d+)", listing, re.MULTILINE)]
+    code = sum(size for name, size in rows if name.startswith((".text", ".literal")))
+    return code, sum(size for name, size in rows if name.startswith((".rodata", ".data")))
+
+
+def fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
