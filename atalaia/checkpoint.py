@@ -37,6 +37,11 @@ def open_folder(workdir: Path, keep: Sequence[int] = (), writing: bool = True) -
     return ocp.CheckpointManager(folder, options=options)
 
 
+def exists(workdir: Path) -> bool:
+    """Whether a run folder holds a checkpoint."""
+    return any((Path(workdir) / "checkpoints").glob("[0-9]*"))
+
+
 def save(manager: Manager, step: int, state: Any, meta: dict) -> None:
     """Writes `state` (a pytree of arrays) and `meta` (JSON) as the checkpoint of that step.
 

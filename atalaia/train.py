@@ -106,12 +106,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     model = models.create(config.model, len(dataset.class_names))
     state = init_state(config, model, dataset.train.images.shape[1:])
     _refuse_late_failures(config, model, state, dataset)
+    if config.start_from and not checkpoint.exists(workdir):
+        state = start_from(config, state)
     configs.claim(config, workdir)
     print(_summary(config, model, state, dataset), flush=True)
 
     manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan])
-    if config.start_from and not manager.all_steps():
-        state = start_from(config, state)
     initial = state
     state, seconds = restore(manager, config, model, state)
     if state.step:

@@ -66,10 +66,10 @@ def smallest(c):
     """At or above the thesis's accuracy, as few bytes as that takes: pruned further, and on grids of 4 bits."""
     c.start_from = "runs/table2/pruned_more"
     _prune(c, "conv0a=0.4; conv0b=0.8; conv=0.89; logits=0.85", 0.995)
-    c.prune.epochs = 1.5
+    c.prune.epochs = 1.0
     _quantize(c)
     c.stages = ("prune", "quantize")
-    c.quantize.epochs = 2.0
+    c.quantize.epochs = 1.0
     c.quantize.bits = "conv0a=8; .=4"
 
 

@@ -1,9 +1,13 @@
 """Scores against figures worked out by hand."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+import test_export
 from absl.testing import absltest
 
-from atalaia import evaluate
+from atalaia import evaluate, export, simulate
 
 LABELS = np.array([0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 1, 1, 1, 0])
@@ -53,6 +57,40 @@ class AgreementTest(absltest.TestCase):
 
     def test_one_engine_agrees_with_nobody(self):
         self.assertEmpty(evaluate.agreement(dict(tflm=np.zeros((2, 3), np.int8))))
+
+
+class LayersTest(absltest.TestCase):
+    """compare_layers on a network of test_export."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.model, _, self.network = test_export.network("splat")
+        self.file = test_export.converted("splat")
+
+    def compare(self, network):
+        model = simulate.Model(self.model, network, {}, trained=False)
+        places = export.check(self.file, self.model, self.network)
+        with (
+            absltest.mock.patch.object(simulate, "load", return_value=model),
+            absltest.mock.patch.object(export, "check", return_value=places),
+        ):
+            images = test_export.pixels("splat")
+            evaluate.compare_layers(None, None, ["tflite", "tflm"], self.folder, self.file, images)
+        return json.loads((self.folder / "layers.json").read_text())
+
+    def test_equal_everywhere(self):
+        found = self.compare(self.network)
+        self.assertIsNone(found["first"]["tflm"])
+        self.assertEqual([row["layer"] for row in found["rows"]], ["flatten", "hidden", "logits"])
+        self.assertEqual([row["tflm"] for row in found["rows"]], [1.0, 1.0, 1.0])
+
+    def test_the_first_layer_that_differs_is_named(self):
+        hidden = self.network["hidden"]
+        bias = hidden.bias + np.int32(2**16)
+        found = self.compare(self.network | {"hidden": hidden._replace(bias=bias)})
+        self.assertEqual(found["first"]["tflm"], "hidden")
+        self.assertLess(found["rows"][-1]["tflm"], 1.0)
 
 
 if __name__ == "__main__":

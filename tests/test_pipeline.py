@@ -1,4 +1,4 @@
-"""The whole pipeline once: train, prune, export, evaluate on real images, as ./run.sh demo does."""
+"""The whole pipeline once: train, prune, train on the int8 grids, export, evaluate, generate C, on real images."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ import numpy as np
 from absl import flags
 from absl.testing import absltest
 
-from atalaia import data, evaluate, export, ledger, report, tflite, train
+from atalaia import data, evaluate, export, ledger, pack, report, tflite, train
+from atalaia.codegen import __main__ as codegen
 from configs import digits
 
 
@@ -17,22 +18,23 @@ class PipelineTest(absltest.TestCase):
         super().setUpClass()
         cls.workdir = Path(flags.FLAGS.test_tmpdir) / "pipeline"
         cls.config = digits.get_config()
-        cls.config.dense.epochs, cls.config.prune.epochs = 8.0, 4.0
+        cls.config.stages = ("dense", "prune", "quantize")
+        cls.config.dense.epochs, cls.config.prune.epochs, cls.config.quantize.epochs = 8.0, 4.0, 2.0
         cls.dataset = data.load(cls.config.data, cls.workdir)
         train.train_and_evaluate(cls.config, cls.workdir, cls.workdir)
         cls.path = export.export(cls.workdir, cls.workdir)
-        engines = ["jax", "tflite", "tflm"]
+        engines = ["jax", "jax_int", "tflite", "tflm"]
         cls.scores = evaluate.evaluate(cls.config, cls.dataset, engines, cls.workdir, tflite.load(cls.path))
 
     def test_learns_in_float_and_keeps_its_accuracy_in_int8(self):
         self.assertGreater(self.scores["jax"]["accuracy"], 0.93)
-        for engine in ("tflite", "tflm"):
+        for engine in ("jax_int", "tflite", "tflm"):
             self.assertGreater(self.scores[engine]["accuracy"], self.scores["jax"]["accuracy"] - 0.02)
 
     def test_evaluation_json_has_every_engine_over_the_whole_test_set(self):
         written = json.loads((self.workdir / "evaluation.json").read_text())
         self.assertEqual(written, self.scores)
-        self.assertEqual([row["images"] for row in written.values()], [len(self.dataset.test.labels)] * 3)
+        self.assertEqual([row["images"] for row in written.values()], [len(self.dataset.test.labels)] * 4)
 
     def test_pruned_weights_are_zero_in_the_file(self):
         graph = tflite.load(self.path)
@@ -40,9 +42,33 @@ class PipelineTest(absltest.TestCase):
         zeros = sum(np.count_nonzero(k == 0) for k in kernels)
         self.assertGreaterEqual(zeros, 0.5 * sum(k.size for k in kernels) - len(kernels))
 
+    def test_integer_jax_equals_tflm_in_every_byte_of_the_test_set(self):
+        agreement = json.loads((self.workdir / "evaluation_details.json").read_text())["agreement"]
+        (row,) = [r for r in agreement if r["engines"] == ["jax_int", "tflm"]]
+        self.assertEqual((row["bytes"], row["predictions"]), (1.0, 1.0))
+
+    def test_the_forward_pass_of_training_is_the_integer_network_but_for_few_bytes(self):
+        images = self.dataset.validation.images[:50]
+        rows = evaluate.compare_layers(
+            self.config, self.dataset, ["tflm"], self.workdir, tflite.load(self.path), images
+        )
+        self.assertEqual([row["tflm"] for row in rows], [1.0] * len(rows))
+        self.assertGreater(min(row["training"] for row in rows), 0.99)
+
+    def test_the_download_restores_the_file(self):
+        packed = self.path.with_suffix(".atl").read_bytes()
+        self.assertEqual(pack.unpack(packed), self.path.read_bytes())
+        self.assertEqual(ledger.read(self.workdir)[-1]["download_bytes"], len(packed))
+
+    def test_the_generated_c_has_the_same_golden_outputs(self):
+        images = self.dataset.validation.images
+        codegen.generate(tflite.load(self.path), self.workdir / "c", images, samples=10)
+        self.assertIn("conv_sparse", (self.workdir / "c/model.c").read_text())
+
     def test_the_ledger_follows_the_stages(self):
-        dense, prune, int8 = ledger.read(self.workdir)
-        self.assertEqual([dense["stage"], prune["stage"], int8["stage"]], ["dense", "prune", "int8"])
+        dense, prune, quantize, int8 = ledger.read(self.workdir)
+        names = [row["stage"] for row in (dense, prune, quantize, int8)]
+        self.assertEqual(names, ["dense", "prune", "quantize", "int8"])
         self.assertLess(prune["nonzeros"], 0.55 * dense["nonzeros"])
         self.assertEqual(dense["float32_bytes"], 4 * dense["parameters"])
         self.assertEqual(int8["tflite_bytes"], self.path.stat().st_size)

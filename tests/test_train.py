@@ -210,6 +210,86 @@ class TrainTest(absltest.TestCase):
         self.assertIsNone(result["val_accuracy"])
 
 
+class QuantizeStageTest(absltest.TestCase):
+    """The stage quantize in a chain, by itself, from another run, and stopped in the middle."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.enter_context(absltest.mock.patch.dict(models.MODELS, tiny=TINY))
+
+    def config(self, *stages, **fields):
+        short = {f"{name}.{field}": value for name in stages for field, value in (("epochs", 0.0), ("steps", 20))}
+        config = small_config(**(short | fields))
+        config.stages = stages
+        return config
+
+    def run_config(self, config, name):
+        train.train_and_evaluate(config, self.folder / name, self.folder)
+        return jax.tree.map(np.asarray, final_arrays(self.folder / name))
+
+    def test_zeros_of_the_prune_stage_stay_zeros_and_batch_norm_is_folded_away(self):
+        state = self.run_config(self.config("dense", "prune", "quantize"), "run")
+        self.assertEqual(set(state["params"]["conv0a"]), {"kernel", "bias", "bound"})
+        for path in ("conv0b", "dense0", "logits"):
+            kernel = state["params"][path]["kernel"]
+            self.assertEqual(np.count_nonzero(kernel == 0), round(0.8 * kernel.size), path)
+
+    def test_alone_it_trains_new_weights(self):
+        state = self.run_config(self.config("quantize", **{"quantize.ranges": "learned"}), "run")
+        self.assertIn("log_scale", state["params"]["logits"])
+
+    def test_stopped_in_the_middle_it_ends_with_the_same_bytes(self):
+        config = self.config("prune", "quantize", **{"quantize.bits": "dense0=4"})
+        whole = self.run_config(config, "whole")
+        step = train.make_step
+
+        def stopping(*arguments):
+            inner = step(*arguments)
+
+            def run(state, *rest):
+                if int(state.step) == 30:
+                    raise KeyboardInterrupt
+                return inner(state, *rest)
+
+            return run
+
+        config.checkpoint_seconds = 0.0
+        with absltest.mock.patch.object(train, "make_step", stopping), self.assertRaises(KeyboardInterrupt):
+            self.run_config(config, "stopped")
+        jax.tree.map(np.testing.assert_array_equal, whole, self.run_config(config, "stopped"))
+
+    def test_a_run_starts_from_the_weights_and_masks_of_another(self):
+        first = self.run_config(self.config("prune"), "first")
+        start = {"start_from": str(self.folder / "first"), "quantize.learning_rate": 0.0}
+        state = self.run_config(self.config("dense", **start), "dense")
+        quantized = self.run_config(self.config("quantize", **start), "quantized")
+        for path in ("conv0b", "dense0"):
+            zeros = first["params"][path]["kernel"] == 0
+            self.assertTrue(np.all(state["params"][path]["kernel"][zeros] == 0))
+            self.assertTrue(np.any(state["params"][path]["kernel"] != first["params"][path]["kernel"]))
+            self.assertTrue(np.all(quantized["params"][path]["kernel"][zeros] == 0))
+        np.testing.assert_array_equal(quantized["params"]["dense0"]["kernel"], first["params"]["dense0"]["kernel"])
+
+    def test_what_cannot_be_started_from_is_refused(self):
+        self.run_config(self.config("quantize"), "quantized")
+        self.run_config(self.config("dense"), "other")
+        configs.claim(self.config("dense"), self.folder / "unfinished")
+        for name, fields, text in (
+            ("unfinished", {}, "not finished"),
+            ("quantized", {}, "BatchNorm is folded away"),
+            ("other", {"data.name": "lfw_faces", "data.size": 8, "data.grey": True}, "logits.*must be the same"),
+            ("nothing", {}, "holds no run"),
+        ):
+            config = self.config("dense", start_from=str(self.folder / name), **fields)
+            with self.subTest(name), self.assertRaisesRegex(UserError, text):
+                self.run_config(config, "new")
+
+    def test_a_stage_behind_quantize_is_refused(self):
+        with self.assertRaisesRegex(UserError, "quantize folds BatchNorm, so it must be the last"):
+            self.run_config(self.config("quantize", "dense"), "run")
+
+
 class DevicesTest(absltest.TestCase):
     """The batch is shared out to all devices; simulated ones on a CPU, in processes of their own."""
 

@@ -10,6 +10,7 @@
 #define CHECK_REPEATS 1  // emulators count exactly; boards that measure time want more
 #endif
 #define PAINT 0xC5
+#define OWN 64  // bytes that the painting itself may need
 
 static const uint32_t input_bytes[MODEL_INPUTS] = MODEL_INPUT_BYTES;
 static const uint32_t output_bytes[MODEL_OUTPUTS] = MODEL_OUTPUT_BYTES;
@@ -18,7 +19,7 @@ static uint64_t counts[GOLDEN_SAMPLES * CHECK_REPEATS];
 
 // Fills the unused stack. Volatile, so that no memset is called: its frame would lie in what is being filled.
 static void paint(uint8_t *end, uint8_t *pointer) {
-  for (volatile uint8_t *byte = end; byte < pointer - 256; byte++) *byte = PAINT;
+  for (volatile uint8_t *byte = end; byte < pointer - OWN; byte++) *byte = PAINT;
 }
 
 static uint32_t painted_over(const uint8_t *end, const uint8_t *pointer) {

@@ -1,0 +1,120 @@
+"""The boards' side: counters, parity and errors of `make -C mcu run`, on models written by hand and on a generated one.
+
+A missing compiler or emulator fails these tests where CI is set, and skips them elsewhere.
+"""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+from test_export import converted
+
+from atalaia.codegen import __main__ as codegen
+
+ROOT = Path(__file__).parent.parent
+NEEDS = {
+    "host": {"gcc": "gcc", "make": "make"},
+    "rv32": {
+        "make": "make",
+        "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf",
+        "qemu-system-riscv32": "qemu-system-misc",
+    },
+    "lx106": {
+        "make": "make",
+        "xtensa-lx106-elf-gcc": "gcc-xtensa-lx106 picolibc-xtensa-lx106-elf",
+        "qemu-system-xtensa": "qemu-system-misc",
+    },
+}
+LOOP = 2_000_000  # instructions of tests/data/boards_loop
+
+
+def require(test, board):
+    for program, package in NEEDS[board].items():
+        if not shutil.which(program):
+            if os.environ.get("CI"):
+                test.fail(f"{program} is not installed: apt-get install {package}")
+            test.skipTest(f"{program} is not installed (Debian: {package})")
+
+
+def make(model, board, models=ROOT / "tests/data", **variables):
+    """The finished process of `make run`; its build goes to a folder of its own."""
+    with tempfile.TemporaryDirectory() as build:
+        given = dict(MODEL=model, BOARD=board, MODELS_DIR=models, BUILD_DIR=build) | variables
+        command = ["make", "-s", "-C", str(ROOT / "mcu"), "run", *(f"{k}={v}" for k, v in given.items())]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@functools.cache
+def generated():
+    """A folder with the C of a network that has both kinds of convolution, pooling and a sum."""
+    folder = Path(tempfile.mkdtemp(prefix="atalaia_boards_"))
+    codegen.generate(converted("mini"), folder / "mini", samples=4)
+    return folder
+
+
+class BoardsTest(parameterized.TestCase):
+    @parameterized.parameters(*NEEDS)
+    def test_a_generated_model_equals_tflm(self, board):
+        require(self, board)
+        done = make("mini", board, generated())
+        self.assertEqual(done.returncode, 0, done.stderr)
+        found = json.loads(done.stdout.splitlines()[-1])
+        self.assertEqual((found["samples"], found["equal"]), (4, 4))
+        self.assertBetween(found["code_bytes"], 1000, 20_000)
+        if board != "host":
+            self.assertBetween(found["instructions_per_mac"], 1, 100)
+            self.assertBetween(found["stack_bytes"], 64, 2000)
+
+    @parameterized.parameters("rv32", "lx106")
+    def test_instructions_are_counted_the_same_each_time(self, board):
+        require(self, board)
+        counts = {json.loads(make("boards_loop", board).stdout.splitlines()[-1])["instructions"] for _ in range(2)}
+        self.assertLen(counts, 1)
+        self.assertBetween(counts.pop(), LOOP, LOOP + 200)
+
+    def test_with_sanitizers(self):
+        require(self, "host")
+        done = make("boards_sample", "host", SANITIZE=1)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    @parameterized.parameters(*NEEDS)
+    def test_a_wrong_golden_byte_is_found(self, board):
+        require(self, board)
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(generated() / "mini", Path(folder) / "mini")
+            header = Path(folder) / "mini/golden.h"
+            before, outputs = header.read_text().split("golden_outputs", 1)
+            first = outputs.index("  {\n    ") + 8
+            end = outputs.index(",", first)
+            value = (int(outputs[first:end]) + 129) % 256 - 128
+            header.write_text(f"{before}golden_outputs{outputs[:first]}{value}{outputs[end:]}")
+            done = make("mini", board, folder)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertEqual(json.loads(done.stdout.splitlines()[-1])["equal"], 3)
+        self.assertIn("sample 0: output byte 0", done.stdout)
+
+    def test_unknown_names_say_what_there_is(self):
+        require(self, "host")
+        for model, board, text in (
+            ("nothing", "host", "unknown MODEL 'nothing'.*boards_loop boards_sample"),
+            ("boards_sample", "z80", "unknown BOARD 'z80'; there are: host rv32 lx106"),
+        ):
+            with self.subTest(model):
+                done = make(model, board)
+                self.assertEqual(done.returncode, 2)
+                self.assertRegex(done.stderr, text)
+
+    def test_a_missing_compiler_names_its_package(self):
+        require(self, "host")
+        done = make("boards_sample", "rv32", CROSS="/nowhere/riscv-")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("apt install gcc-riscv64-unknown-elf", done.stderr)
+
+
+if __name__ == "__main__":
+    absltest.main()
