@@ -71,6 +71,25 @@ job() {
   .venv/bin/python -m atalaia.report "${common[@]}"
 }
 
+# What the tests of generated C need besides Python: installed where that is possible, named elsewhere.
+compilers() {
+  local packages="gcc make qemu-system-misc gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf"
+  packages+=" gcc-xtensa-lx106 picolibc-xtensa-lx106-elf"
+  local program missing=""
+  for program in gcc make qemu-system-riscv32 qemu-system-xtensa riscv64-unknown-elf-gcc xtensa-lx106-elf-gcc; do
+    command -v "$program" > /dev/null || missing+=" $program"
+  done
+  [ -n "$missing" ] || return 0
+  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    echo "installing compilers and emulators:$missing"
+    # shellcheck disable=SC2086
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages; } \
+      > /dev/null 2>&1 || echo "could not install them; by hand: apt-get install $packages" >&2
+  else
+    echo "not installed, so the tests that need them are skipped:$missing (Debian: apt-get install $packages)" >&2
+  fi
+}
+
 word=${1:-help}
 [ $# -gt 0 ] && shift
 case $word in
@@ -81,9 +100,9 @@ case $word in
     job "$@"
     ;;
   table2) setup requirements.txt && .venv/bin/python experiments/table2.py "$@" ;;
-  mcu) setup requirements.txt && .venv/bin/python experiments/mcu.py "$@" ;;
+  mcu) compilers && setup requirements.txt && .venv/bin/python experiments/mcu.py "$@" ;;
   sweep) setup requirements.txt && .venv/bin/python -m atalaia.sweep "$@" ;;
-  test) setup requirements.txt requirements-dev.txt && .venv/bin/python -m pytest "$@" ;;
+  test) compilers && setup requirements.txt requirements-dev.txt && .venv/bin/python -m pytest "$@" ;;
   lint)
     setup requirements-dev.txt
     .venv/bin/ruff format --check . && .venv/bin/ruff check .
