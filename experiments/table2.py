@@ -42,6 +42,7 @@ THESIS = {
 
 _ROWS = flags.DEFINE_list("rows", list(ROWS), "The rows to run; all that ran before stay in the tables.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "One run each.")
+_ENGINES = flags.DEFINE_string("test_engines", "jax,jax_int,tflm", "On the whole test set; tflm takes minutes a row.")
 _DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
 
 
@@ -82,7 +83,7 @@ def run(row: str, seed: int) -> dict:
             keep(workdir / file, row)
     validation = _evaluated(workdir, "validation", "jax,jax_int,tflite,xnnpack")
     agreement = _agreement(workdir, "evaluation_validation_details.json")
-    test = _evaluated(workdir, "test", "jax,jax_int,tflm")
+    test = _evaluated(workdir, "test", _ENGINES.value)
     if not (ROOT / workdir / "layers.json").is_file():
         _module("evaluate", workdir, "--layers", "--split=validation")
     layers, ledger = _read(workdir, "layers.json"), _read(workdir, "ledger.json")["rows"]
@@ -205,10 +206,8 @@ def _equality(integer):
     )
     yield "|---|---:|---:|---:|---:|"
     for name, row in integer.items():
-        cells = [
-            f"{100 * row['equal'][e]['bytes']:.4g} ({100 * row['equal'][e]['predictions']:.4g})"
-            for e in ("tflm", "tflite", "xnnpack")
-        ]
+        found = [row["equal"].get(engine) for engine in ("tflm", "tflite", "xnnpack")]
+        cells = ["-" if e is None else f"{100 * e['bytes']:.4g} ({100 * e['predictions']:.4g})" for e in found]
         forward = row["forward_bytes_equal"]
         changed = (
             "-" if forward is None else f"{100 * forward:.3f} ({100 - 100 * row['forward_predictions_changed']:.4g})"
