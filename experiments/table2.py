@@ -222,13 +222,6 @@ def _percent(rows, engine, figure):
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def _percent(rows, of):
-    values = [100 * of(r) for r in rows]
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 def picture(rows: list[dict], path: Path) -> None:
     """Validation accuracy of the integer network against download size, one point a run."""
     import io

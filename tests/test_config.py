@@ -16,7 +16,7 @@ RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
 def _config(fields=None):
     config = configs.base()
-    config.stages = ("dense", "prune")
+    config.stages = ("dense", "prune", "quantize")
     config.update_from_flattened_dict(fields or {})
     return config
 
