@@ -162,8 +162,14 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
             weights, step = (None, None)
             if path in bits:
                 weights, step = _fake_weights(layer, variables, path, q[0], bits[path])
+            lower, upper = (None, None) if weights is None else (weights.lower, weights.upper)
+            weights = weights and weights._replace(lower=None, upper=None)
             y = quantize.apply_layer(layer, weights, *(value[0] for value in values))
-            q = grid(path, y)
+            if lower is None:
+                q = grid(path, y)
+            else:  # bounds on the grid themselves, as the file has them, not rounded like an accumulator
+                q = grid(path, jnp.clip(y, lower, upper))
+                y = jnp.clip(y, quantize.fake_quant(lower, *q), quantize.fake_quant(upper, *q))
             y = quantize.fake_quant(y, *q, step=step)
         see(path, (y, *q))
         return (y, *q)
