@@ -455,7 +455,7 @@ class WriteTest(absltest.TestCase):
         path = export.export(self.workdir, self.workdir)
         self.assertLen(tflite.read(tflite.load(path)).outputs, 1)
         names = {p.name for p in self.workdir.iterdir()}
-        self.assertEqual(names, {"model.tflite", "ranges.json", "export.json", "ledger.json"})
+        self.assertEqual(names, {"model.tflite", "model.atl", "ranges.json", "export.json", "ledger.json"})
 
     def test_nothing_where_the_file_differs(self):
         with (
