@@ -76,7 +76,7 @@ def run(row: str, seed: int) -> dict:
     if row in FLOAT_ONLY:
         evaluations = {split: _evaluated(workdir, split, "jax") for split in ("validation", "test")}
         return record | evaluations | dict(float_sizes=_read(workdir, "ledger.json")["rows"][-1])
-    if not (ROOT / workdir / "model.atl").is_file():
+    if not (ROOT / workdir / "export.json").is_file():  # what export writes last
         _module("export", workdir)
     for file in ("model.tflite", "model.atl"):
         if (ROOT / workdir / file).stat().st_size < SMALL:
