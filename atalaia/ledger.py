@@ -102,7 +102,7 @@ def table(rows: list[dict]) -> str:
     names = ["stage", *COLUMNS]
     lines = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * len(COLUMNS)]
     for row in rows:
-        cells = ["-" if row[c] is None else f"{row[c]:,}" for c in COLUMNS]
+        cells = ["-" if row.get(c) is None else f"{row[c]:,}" for c in COLUMNS]  # older ledgers have fewer columns
         lines.append("| " + " | ".join([row["stage"], *cells]) + " |")
     return "\n".join(lines)
 
