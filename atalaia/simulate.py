@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atalaia import data, layers, qat, quantize, train
+from atalaia.codegen.fixed_point import quantize_multiplier
 from atalaia.errors import UserError
 from atalaia.progress import Progress
 from atalaia.quantize import QLayer, QParams
@@ -165,13 +166,7 @@ def _groups(weights, most):
 
 
 def _multiplier(real):
-    """real = mantissa * 2^(shift - 31), mantissa of 31 bits (TFLite's QuantizeMultiplier)."""
-    fraction, shift = np.frexp(np.asarray(real, np.float64))
-    mantissa = np.floor(fraction * 2**31 + 0.5).astype(np.int64)
-    full = mantissa == 2**31
-    mantissa, shift = np.where(full, mantissa // 2, mantissa), np.where(full, shift + 1, shift)
-    tiny = shift < -31
-    return np.where(tiny, 0, mantissa), np.where(tiny, 0, shift).astype(np.int64)
+    return tuple(part.astype(np.int64) for part in quantize_multiplier(real))
 
 
 def _rescale(x, mantissa, shift):

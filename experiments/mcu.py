@@ -83,7 +83,7 @@ def measure(name: str) -> dict:
         codegen.generate(content, ROOT / "mcu/models/cifar10", dataset.validation.images, 8)
     return dict(
         model=name,
-        zeros=float(np.mean([np.mean(z == 0) for z in zeros])) if not zeros else _share(zeros),
+        zeros=_share(zeros),
         tflite_bytes=len(content),
         tflm_arena_bytes=_tflm_arena(content),
         host_images=len(images),

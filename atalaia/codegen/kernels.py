@@ -8,8 +8,8 @@ from atalaia.codegen.graph import Graph, Step
 
 GAP = 255  # the largest gap of a sparse weight
 
-# Instructions, measured on the emulators with `make -C mcu run` (see experiments/results/mcu.md): of a dense weight and
-# pixel, of a weight that is not zero and pixel, of an output value, of a value in the other steps.
+# Instructions, estimated from the kernels' inner loops: of a dense weight and pixel, of a weight that is not zero and
+# pixel, of an output value, of a value in the other steps. What the emulators count: experiments/results/mcu.md.
 COSTS = {
     "rv32": dict(dense=3.3, sparse=4.4, depthwise=5.0, output=32.0, value=28.0),
     "lx106": dict(dense=5.0, sparse=5.8, depthwise=7.0, output=60.0, value=60.0),
