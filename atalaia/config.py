@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from atalaia import data, losses, models, optimizers, pruning, qat
+from atalaia import data, distill, losses, models, optimizers, pruning, qat
 from atalaia.errors import UserError
 from atalaia.files import write_json
 
-STAGES = ("dense", "prune", "quantize")
+STAGES = ("dense", "distill", "prune", "quantize")
 
 
 def base() -> ConfigDict:
@@ -49,8 +49,19 @@ def base() -> ConfigDict:
     c.loss.name = "cross_entropy"  # a name of atalaia.losses.LOSSES
     c.loss.label_smoothing = 0.0
 
+    c.distillation = ConfigDict()  # of every stage that has a teacher
+    c.distillation.loss = "kd"  # a name of atalaia.losses.SOFT_LOSSES
+    c.distillation.alpha = 0.1  # part of the loss by labels; the rest follows the teacher
+    c.distillation.temperature = 5.0
+    c.distillation.dkd_alpha = 1.0  # of loss "dkd": weight of the true class against the others
+    c.distillation.dkd_beta = 8.0  # and of the other classes among themselves
+    c.distillation.views = 0  # fixed augmented views of an image whose logits are kept on disk; 0: none are kept
+
     c.dense = _stage(epochs=10.0)
+    c.distill = _stage(epochs=10.0)
+    c.distill.teacher = ""  # folder of a finished run that guides this stage
     c.prune = _stage(epochs=5.0)
+    c.prune.teacher = ""  # the same, or "self": the network as the run's first stage left it; "": labels alone
     c.prune.sparsity = 0.5  # part of the weights that become zero
     c.prune.scope = "uniform"  # in every layer, or "global": over all of them
     c.prune.pattern = "kernel$"  # regular expression: the parameters that are pruned
@@ -63,6 +74,7 @@ def base() -> ConfigDict:
 
     c.quantize = _stage(epochs=5.0)
     c.quantize.learning_rate = 0.01
+    c.quantize.teacher = ""  # as prune.teacher
     c.quantize.ranges = "ema"  # of activations: they follow each batch's extremes, or "learned" by gradients (LSQ)
     c.quantize.ema_decay = 0.99  # what a step keeps of the old range
     c.quantize.freeze = 0.5  # part of the stage after which ranges and learned scales stay as they are
@@ -110,9 +122,11 @@ def validate(config: ConfigDict) -> None:
         _range(f"augment.{name}", config.augment[name], 0)
     if not config.stages or len(set(config.stages)) < len(config.stages):
         raise UserError(f"stages must name each stage once, not {tuple(config.stages)}")
+    distill.validate(config.distillation)
     for name in config.stages:
         _choice("stages", name, STAGES)
         _validate_stage(name, config[name])
+    _validate_teachers(config)
     if "prune" in config.stages:
         pruning.validate(config.prune)
     if "quantize" in config.stages:
@@ -133,6 +147,14 @@ def _validate_stage(name, stage):
     _range(f"{name}.momentum", stage.momentum, 0, 1)
     for field in ("learning_rate", "weight_decay"):
         _range(f"{name}.{field}", stage[field], 0)
+
+
+def _validate_teachers(config):
+    if "distill" in config.stages and not config.distill.teacher:
+        raise UserError("distill.teacher is empty: give the folder of a finished run, or take 'distill' out of stages")
+    first = config.stages[0]
+    if config[first].get("teacher") == distill.SELF and not config.start_from:
+        raise UserError(f"{first}.teacher = {distill.SELF!r}: nothing is trained before this stage: give start_from")
 
 
 def _choice(field, value, allowed):

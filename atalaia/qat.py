@@ -152,19 +152,20 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
     def rule(path, layer, *values):  # (real values on their grid, scale, zero point) flow through the network's code
         x, *q = values[0]
         if isinstance(layer, layers.Dropout):
-            if key is not None:
-                x = _dropout(key, path, layer.rate, x)
-            return (x, *q)
+            if key is None:
+                return (x, *q)
+            return _dropout(key, path, layer.rate, x), q[0] / (1 - layer.rate), q[1]  # the same integers, stretched
         if quantize.keeps_scale(layer):
             y = quantize.apply_layer(layer, None, x)
             y = _fake_mean(x, y, *q) if isinstance(layer, layers.GlobalAvgPool) else y
         else:
-            weights, step = (None, None)
+            lower = upper = step = None
             if path in bits:
-                weights, step = _fake_weights(layer, variables, path, q[0], bits[path])
-            lower, upper = (None, None) if weights is None else (weights.lower, weights.upper)
-            weights = weights and weights._replace(lower=None, upper=None)
-            y = quantize.apply_layer(layer, weights, *(value[0] for value in values))
+                weights, scales = _fake_weights(layer, variables, path, q[0], bits[path])
+                y, step = _accumulate(layer, weights, scales, x, q[0])
+                lower, upper = weights.lower, weights.upper
+            else:
+                y = quantize.apply_layer(layer, None, *(value[0] for value in values))
             if lower is None:
                 q = grid(path, y)
             else:  # bounds on the grid themselves, as the file has them, not rounded like an accumulator
@@ -185,14 +186,32 @@ def _linear_paths(variables):
 
 
 def _fake_weights(layer, variables, path, input_scale, bits):
-    """Folded weights of a layer on their grids, and the step of its accumulators by channel."""
+    """Folded weights of a layer on their grids, and the scales of its kernel by channel."""
     weights = _folded_layer(layer, variables, path)
     scale = _weight_scale(variables, path, weights, input_scale, bits)
     qmax = quantize.BITS[bits]
     kernel = quantize.fake_quant(weights.kernel, scale, jnp.zeros_like(scale), -qmax, qmax, weights.kernel.ndim - 1)
     step = jax.lax.stop_gradient(input_scale * scale)
     bias = quantize.fake_quant(weights.bias, step, jnp.zeros_like(step), *quantize.BIAS_GRID, 0)
-    return weights._replace(kernel=kernel, bias=bias), step
+    return weights._replace(kernel=kernel, bias=bias), scale
+
+
+def _accumulate(layer, weights, scales, x, input_scale):
+    """A layer's output before it is rounded, and the accumulators' step by channel.
+
+    Summed over the integers that x and the kernel stand for, since float32 sums of integers are exact below 2^24, and
+    those of reals are not: what is rounded next is then the integer network's accumulator.
+    """
+    step = jax.lax.stop_gradient(input_scale * scales)
+    total = quantize.linear(layer, _codes(x, input_scale), _codes(weights.kernel, scales))
+    y = (total + _codes(weights.bias, step)) * step
+    return (nn.relu(y) if weights.relu else y), step
+
+
+def _codes(x, scale):
+    """x / scale, which is an integer but for rounding, as that integer; with the quotient's gradient for x alone."""
+    quotient = x / jax.lax.stop_gradient(scale)
+    return quotient + jax.lax.stop_gradient(jnp.round(quotient) - quotient)
 
 
 def _fake_mean(x, mean, scale, zero_point):

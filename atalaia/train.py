@@ -30,6 +30,7 @@ from atalaia import (
     checkpoint,
     cli,
     data,
+    distill,
     layers,
     ledger,
     losses,
@@ -81,6 +82,7 @@ class Run(NamedTuple):
     model: nn.Module
     initial: TrainState  # new weights: the shapes that checkpoints are read into
     dataset: data.Dataset
+    cache: Path  # where data sets and teachers' logits are kept
     plan: list[Stage]
     manager: checkpoint.Manager
     writer: metrics.Writer
@@ -102,7 +104,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     configs.validate(config)
     configs.refuse_other_run(config, workdir)
     dataset = data.load(config.data, cache)
-    plan = make_plan(config, len(dataset.train.labels))
+    plan = make_plan(config, *image_counts(dataset))
     model = models.create(config.model, len(dataset.class_names))
     state = init_state(config, model, dataset.train.images.shape[1:])
     _refuse_late_failures(config, model, state, dataset)
@@ -117,7 +119,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     if state.step:
         print(f"going on from step {state.step} of {plan[-1].end}", flush=True)
     with metrics.Writer(workdir, int(state.step)) as writer, _StopSignal() as stop:
-        run = Run(config, workdir, model, initial, dataset, plan, manager, writer, stop, time.monotonic() - seconds)
+        clock = time.monotonic() - seconds
+        run = Run(config, workdir, model, initial, dataset, cache, plan, manager, writer, stop, clock)
         for stage in plan:
             if int(state.step) < stage.end:
                 state = run_stage(run, stage, state)
@@ -127,7 +130,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
 
 def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     """The steps of one stage that are left, with looks at the validation split and checkpoints on the way."""
-    config, train = run.config, jax.device_put(run.dataset.train, over_devices())
+    config, split = run.config, training_split(run.dataset, stage)
+    train = jax.device_put(split, over_devices())
     masks = pruning.masks_of(state.opt_state)
     if int(state.step) == stage.first:
         state = (
@@ -140,7 +144,8 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
         state = state._replace(opt_state=optimizer.init(state.params))
     state = jax.device_put(state, over_devices())
     forward = make_forward(config, run.model, stage)
-    step_fn = make_step(config, forward, optimizer)
+    teacher, guide_of = make_guide(run, stage, split.images)
+    step_fn = make_step(config, forward, optimizer, teacher)
     evaluate = make_evaluate(forward, run.dataset.validation)
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
     epoch_steps = len(train.labels) // config.batch_size
@@ -153,8 +158,8 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
         for step in range(int(state.step), stage.end):
             epoch, place = divmod(step - stage.first, epoch_steps)
             if order is None or place == 0:
-                order = epoch_order(state.key, stage.first + epoch, len(train.labels))
-            state, figures = step_fn(state, train, order, place * config.batch_size)
+                order, guide = epoch_order(state.key, stage.first + epoch, len(train.labels)), guide_of(epoch)
+            state, figures = step_fn(state, train, order, place * config.batch_size, guide)
             window.append(figures)
             bar.update()
             if len(window) > 1:
@@ -200,8 +205,37 @@ def make_forward(config: ConfigDict, model: nn.Module, stage: Stage) -> Callable
     return forward
 
 
-def make_step(config: ConfigDict, forward: Callable, optimizer: optax.GradientTransformation):
+def training_split(dataset: data.Dataset, stage: Stage) -> data.Split:
+    """What a stage trains on: with a teacher, the unlabelled images too, whose label is -1."""
+    if not stage.config.get("teacher") or dataset.unlabelled is None:
+        return dataset.train
+    labels = np.full(len(dataset.unlabelled), -1, dataset.train.labels.dtype)
+    return data.Split(*map(np.concatenate, zip(dataset.train, (dataset.unlabelled, labels), strict=True)))
+
+
+def make_guide(run: Run, stage: Stage, images: np.ndarray) -> tuple[Callable | None, Callable[[int], dict | None]]:
+    """A stage's teacher: its inference `(variables, images)` to logits, and what a step takes of it in an epoch.
+
+    That is its variables, or the logits of the view of each image whose turn it is; None without a teacher.
+    """
+    name, views = stage.config.get("teacher"), run.config.distillation.views
+    if not name:
+        return None, lambda epoch: None
+    teacher = load_teacher(run, stage)
+    if not views:
+        guide = jax.device_put(dict(variables=teacher.variables), over_devices())
+        return teacher.logits, lambda epoch: guide
+    classes = len(run.dataset.class_names)
+    cache = distill.open_cache(run.cache, teacher.logits, teacher.variables, images, classes, views, run.config.augment)
+    return teacher.logits, lambda epoch: dict(logits=cache.view(epoch % views, run.stop), view=epoch % views)
+
+
+def make_step(
+    config: ConfigDict, forward: Callable, optimizer: optax.GradientTransformation, teacher: Callable | None = None
+):
     """The training step: `step(state, train, order, start)` to (state, {loss, accuracy}); the old state is given up.
+
+    With a teacher there is a last argument: what `make_guide` gives for the epoch.
 
     It takes the images that `order` (int32 `[n]`) names from `start` on, out of a data.Split on the device. The batch
     is shared out to all devices, on which all else is whole: BatchNorm's statistics are those of the whole batch,
@@ -209,25 +243,36 @@ def make_step(config: ConfigDict, forward: Callable, optimizer: optax.GradientTr
     """
     loss_of = losses.LOSSES[config.loss.name]
 
-    def objective(params, state, images, labels):
+    def objective(params, state, images, labels, taught):
         variables = dict(params=params, batch_stats=state.batch_stats)
         logits, batch_stats = forward(variables, images, _key(state.key, "dropout", state.step))
-        return loss_of(logits, labels, config.loss), (logits, batch_stats)
+        loss = loss_of(logits, labels, config.loss)
+        if taught is not None:
+            loss = distill.mix(loss, logits, taught, labels, config.distillation)
+        return loss, (logits, batch_stats)
+
+    def look(state, pixels, index, guide):
+        """Augmented images, and the teacher's logits of them."""
+        images = data.to_float(pixels)
+        if guide and "logits" in guide:
+            return distill.fixed_view(images, index, guide["view"], config.augment), guide["logits"][index]
+        images = augment.augment(_key(state.key, "augment", state.step), images, config.augment)
+        return images, teacher(guide["variables"], images) if guide else None
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state, train, order, start):
+    def step(state, train, order, start, guide=None):
         index = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
         index = jax.lax.with_sharding_constraint(index, over_devices("batch"))
         labels = train.labels[index]
         with jax.named_scope("images"):  # names for profiles
-            key = _key(state.key, "augment", state.step)
-            images = augment.augment(key, data.to_float(train.images[index]), config.augment)
+            images, taught = look(state, train.images[index], index, guide)
         gradient = jax.value_and_grad(objective, has_aux=True)
-        (loss, (logits, batch_stats)), grads = gradient(state.params, state, images, labels)
+        (loss, (logits, batch_stats)), grads = gradient(state.params, state, images, labels, taught)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        figures = dict(loss=loss, accuracy=jnp.mean(logits.argmax(-1) == labels))
+        correct = jnp.sum(logits.argmax(-1) == labels) / jnp.maximum(jnp.sum(labels >= 0), 1)
+        figures = dict(loss=loss, accuracy=correct)
         return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), figures
 
     return step
@@ -257,8 +302,16 @@ def make_evaluate(forward: Callable, split: data.Split) -> Callable[[TrainState]
     return evaluate
 
 
-def make_plan(config: ConfigDict, images: int) -> list[Stage]:
-    """The stages with their first and last steps, from epochs or steps and the number of training images."""
+def image_counts(dataset: data.Dataset) -> tuple[int, int]:
+    """Training images with a label, and without."""
+    return len(dataset.train.labels), 0 if dataset.unlabelled is None else len(dataset.unlabelled)
+
+
+def make_plan(config: ConfigDict, images: int, unlabelled: int = 0) -> list[Stage]:
+    """The stages with their first and last steps, from epochs or steps and the number of training images.
+
+    An epoch of a stage with a teacher counts the unlabelled images too.
+    """
     if images < config.batch_size:
         raise UserError(f"batch_size {config.batch_size} is more than the {images} training images: make it smaller")
     if config.batch_size % jax.device_count():
@@ -266,7 +319,8 @@ def make_plan(config: ConfigDict, images: int) -> list[Stage]:
     plan, first = [], 0
     for name in config.stages:
         stage = config[name]
-        steps = stage.steps or max(1, round(stage.epochs * (images // config.batch_size)))
+        seen = images + (unlabelled if stage.get("teacher") else 0)
+        steps = stage.steps or max(1, round(stage.epochs * (seen // config.batch_size)))
         plan.append(Stage(name, stage, first, first + steps))
         first += steps
     return plan
@@ -289,9 +343,18 @@ def make_optimizer(
 
 def init_state(config: ConfigDict, model: nn.Module, input_shape: tuple[int, ...]) -> TrainState:
     """New weights; the optimiser's state is the first stage's affair."""
-    key = jax.random.PRNGKey(config.seed)
     quick = dict(xla_backend_optimization_level=1)  # runs once: compiled in 1 s, where the best code takes 3
-    variables = jax.jit(model.init, compiler_options=quick)(_key(key, "init", 0), jnp.zeros((1, *input_shape)))
+    return jax.jit(partial(_new_state, config.seed, model, input_shape), compiler_options=quick)()
+
+
+def state_shapes(config: ConfigDict, model: nn.Module, input_shape: tuple[int, ...]) -> TrainState:
+    """The shapes that `init_state` gives, without the work."""
+    return jax.eval_shape(partial(_new_state, config.seed, model, input_shape))
+
+
+def _new_state(seed, model, input_shape):
+    key = jax.random.PRNGKey(seed)
+    variables = model.init(_key(key, "init", 0), jnp.zeros((1, *input_shape)))
     return TrainState(jnp.zeros([], jnp.int32), variables["params"], variables.get("batch_stats", {}), (), key)
 
 
@@ -337,24 +400,71 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
       UserError: there is no such run, it is not finished, or it is of another network.
     """
     folder = Path(config.start_from)
-    source = configs.load(folder)
-    if not (folder / "train.json").is_file():
-        raise UserError(f"start_from: the run in {folder} is not finished: give its atalaia.train command again")
-    if source.stages[-1] == "quantize":
-        raise UserError(f"start_from: BatchNorm is folded away in {folder}: start from a run that ends before quantize")
+    source, step = _finished_run("start_from", folder)
     model = models.create(source.model, 2)  # its classes do not matter here
     manager = checkpoint.open_folder(folder, writing=False)
-    step = json.loads((folder / "train.json").read_text())["steps"]
-    theirs = checkpoint.parameter_shapes(manager, step)
+    _refuse_other_shapes("start_from", folder, source, config.model, checkpoint.parameter_shapes(manager, step), state)
+    found, _ = restore(manager, source, model, state, step)
+    return found._replace(step=state.step, key=state.key)
+
+
+def _finished_run(field: str, folder: Path) -> tuple[ConfigDict, int]:
+    """The config and the last step of a run that another can take its float network from."""
+    source = configs.load(folder)
+    if not (folder / "train.json").is_file():
+        raise UserError(f"{field}: the run in {folder} is not finished: give its atalaia.train command again")
+    if source.stages[-1] == "quantize":
+        raise UserError(f"{field}: BatchNorm is folded away in {folder}: name a run that ends before quantize")
+    return source, json.loads((folder / "train.json").read_text())["steps"]
+
+
+def _refuse_other_shapes(field, folder, source, model, theirs, state):
     ours = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(state.params)}
     if theirs != ours:
         name = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
         raise UserError(
-            f"start_from: {folder} holds a {source.model} with {name} of shape {theirs.get(name)}, "
-            f"but this run's {config.model} has {ours.get(name)}: model and classes must be the same"
+            f"{field}: {folder} holds a {source.model} with {name} of shape {theirs.get(name)}, "
+            f"but this run's {model} has {ours.get(name)}: model, image size and classes must be the same"
         )
-    found, _ = restore(manager, source, model, state, step)
-    return found._replace(step=state.step, key=state.key)
+
+
+class Teacher(NamedTuple):
+    """A network that guides another: `logits(variables, images)` is its inference."""
+
+    logits: Callable
+    variables: dict
+
+
+def load_teacher(run: Run, stage: Stage) -> Teacher:
+    """The teacher of a stage: a finished run's network, or with "self" what this run's first stage made.
+
+    Raises:
+      UserError: there is no such run, it is not finished, or it does not fit the images or classes.
+    """
+    name, config, model = stage.config.teacher, run.config, run.model
+    own = name == distill.SELF
+    if own and stage.first:
+        state, _ = restore(run.manager, config, model, run.initial, run.plan[0].end)
+    else:
+        field, folder = f"{stage.name}.teacher", Path(config.start_from if own else name)
+        config, model, manager, step, shapes = _fitting_run(field, folder, run.dataset)
+        state, _ = restore(manager, config, model, shapes, step)
+
+    def logits(variables, images):
+        return model.apply(variables, images)
+
+    return Teacher(logits, variables_of(state))
+
+
+def _fitting_run(field, folder, dataset):
+    """A finished run whose network takes the images of a data set and tells its classes apart."""
+    source, step = _finished_run(field, folder)
+    model = models.create(source.model, len(dataset.class_names))
+    shapes = state_shapes(source, model, dataset.train.images.shape[1:])
+    manager = checkpoint.open_folder(folder, writing=False)
+    theirs = checkpoint.parameter_shapes(manager, step)
+    _refuse_other_shapes(field, folder, source, f"data ({len(dataset.class_names)} classes)", theirs, shapes)
+    return source, model, manager, step, shapes
 
 
 def _folded_state(config, model, state, ranges=None, images=None):
@@ -383,11 +493,11 @@ def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> Tr
       UserError: the run is not finished, or its checkpoint is damaged.
     """
     model = models.create(config.model, len(dataset.class_names))
-    plan = make_plan(config, len(dataset.train.labels))
+    plan = make_plan(config, *image_counts(dataset))
     manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan], writing=False)
     if plan[-1].end not in manager.all_steps():
         raise UserError(f"the run in {workdir} is not finished: give the same atalaia.train command again")
-    shapes = jax.eval_shape(lambda: init_state(config, model, dataset.train.images.shape[1:]))
+    shapes = state_shapes(config, model, dataset.train.images.shape[1:])
     state, _ = restore(manager, config, model, shapes, plan[-1].end)
     return Trained(model, variables_of(state), make_forward(config, model, plan[-1]), plan[-1].name)
 
@@ -426,6 +536,10 @@ def _refuse_late_failures(config, model, state, dataset):
     """What a later stage would refuse is refused now, not after hours."""
     if "prune" in config.stages:
         pruning.targets(state.params, config.prune)
+    for name in config.stages:
+        teacher = config[name].get("teacher")
+        if teacher and teacher != distill.SELF:
+            _fitting_run(f"{name}.teacher", Path(teacher), dataset)
     if "quantize" in config.stages:
         quantize.require_int8(model, dataset.train.images.shape[1:])
         qat.weight_bits(quantize.linear_paths(model), config.quantize)

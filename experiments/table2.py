@@ -27,6 +27,7 @@ ROWS = {
     "dense": "dense float; int8 calibrated",
     "pruned": "pruned float; int8 calibrated",
     "small": "pruned, int8 trained",
+    "small4": "pruned, 4 bits trained",
     "pruned_more": "pruned further, float",
     "smallest": "pruned further, 4 bits trained",
     "dense_more": "dense float, trained on",
@@ -62,14 +63,17 @@ def folder(row: str, seed: int) -> Path:
 def run(row: str, seed: int) -> dict:
     """Trains, exports and evaluates a row where that is not done, and returns its figures."""
     workdir = folder(row, seed)
-    source = {"small": "pruned", "smallest": "pruned_more"}.get(row, "dense")
+    source = {"small": "pruned", "small4": "pruned", "smallest": "pruned_more"}.get(row, "dense")
     start = [f"--config.start_from={folder(source, seed)}"] if row != "dense" and seed else []
-    _module("train", workdir, f"--config={CONFIG}:{row}", f"--config.seed={seed}", *start)
+    if start and row != "dense_more":
+        start += [f"--config.{stage}.teacher={folder('dense', seed)}" for stage in ("prune", "quantize")]
+    arguments = [f"--config={CONFIG}:{row}", f"--config.seed={seed}", *start]
+    _module("train", workdir, *arguments)
     record = dict(
         row=row,
         seed=seed,
         epochs=_epochs(row),
-        command=f"python -m atalaia.train --config={CONFIG}:{row} --workdir={workdir} --config.seed={seed}",
+        command=f"python -m atalaia.train --workdir={workdir} {' '.join(arguments)}",
         sparsity=_sparsity(workdir),
         seconds=_read(workdir, "train.json")["seconds"],
     )

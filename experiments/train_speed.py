@@ -1,6 +1,6 @@
 """Training speed side by side: ours against tf-keras, same network, augmentation and optimiser, data in memory.
 
-python experiments/train_speed.py [--rows=thesis:32:128,resnet8:32:128 ...] [--repeats=5]
+python experiments/train_speed.py [--networks=thesis,student,resnet8,mobilenetv1,evaluation] [--batches=128,32,512]
 
 Each side runs in a process of its own and waits while another is measured; repeats alternate: ours, tf-keras with
 jit_compile off, tf-keras with it on, ours again. The ratio is of medians, ours to the faster tf-keras. Training is
@@ -29,21 +29,12 @@ CLASSES = 10
 KEY = ("cores", "vectors", "network", "size", "batch", "what")  # a row is replaced by a newer one of the same
 SECONDS = 2.0  # of one repeat, about
 
-_ROWS = flags.DEFINE_list(
-    "rows",
-    [
-        "thesis:32:128",
-        "resnet8:32:128",
-        "mobilenetv1:96:128",
-        "student:96:128",
-        "thesis:32:128:evaluate",
-        "thesis:32:32",
-        "thesis:32:512",
-        "resnet8:32:32",
-        "resnet8:32:512",
-    ],
-    "network:image size:batch, with :evaluate for inference over a test set.",
-)
+NETWORKS = {"thesis": 32, "student": 96, "resnet8": 32, "mobilenetv1": 96}  # and the size of their images
+EVALUATION = "evaluation"  # of the test set, by the network `thesis`
+TOO_LARGE = ("student:96:512",)  # the sides together need more than 24 GB
+
+_NETWORKS = flags.DEFINE_list("networks", [*NETWORKS, EVALUATION], "What to measure.")
+_BATCHES = flags.DEFINE_list("batches", ["128", "32", "512"], "Images a training step.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Of each side and row.", lower_bound=1)
 _WORKER = flags.DEFINE_string("worker", None, "Used by the script itself: side:row.")
 
@@ -53,14 +44,27 @@ def main(argv):
     if _WORKER.value:
         side, row = _WORKER.value.split(":", 1)
         return work(side, Row(row))
-    for text in _ROWS.value:
+    for text in rows():
         row = measure(Row(text))
         print(json.dumps(row), flush=True)
         publish(row)
 
 
+def rows() -> list[str]:
+    """The rows asked for, those of the first batch size first."""
+    unknown = [n for n in _NETWORKS.value if n not in (*NETWORKS, EVALUATION)]
+    if unknown or not all(b.isdigit() and int(b) for b in _BATCHES.value):
+        raise app.UsageError(f"networks are {', '.join([*NETWORKS, EVALUATION])}; batches are whole numbers above 0")
+    trained = [n for n in _NETWORKS.value if n != EVALUATION]
+    found = [f"{network}:{NETWORKS[network]}:{batch}" for batch in _BATCHES.value for network in trained]
+    found += ["thesis:32:128:evaluate"] * (EVALUATION in _NETWORKS.value)
+    for row in set(found) & set(TOO_LARGE):
+        print(f"{row} is left out: the processes side by side need more than 24 GB", file=sys.stderr)
+    return [row for row in found if row not in TOO_LARGE]
+
+
 class Row:
-    """What is measured: a network, its image size, a batch size, training or evaluation."""
+    """What is measured: a network, its image size, a batch size, training or evaluation ("thesis:32:128:evaluate")."""
 
     def __init__(self, text: str):
         self.text = text

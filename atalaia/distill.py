@@ -1,0 +1,206 @@
+"""Distillation: a teacher's logits guide a student, or the dense network guides its compressed self.
+
+A stage with a teacher minimises alpha * hard + (1 - alpha) * soft (losses.SOFT_LOSSES, `config.distillation`). Teacher
+and student see the same augmented image. With `views` = 0 the teacher runs in every step. Otherwise each image has so
+many fixed augmented views, one an epoch in turn, whose logits are kept on the disk: a costly teacher then runs once an
+image and view, whatever the number of epochs, students and trials.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from atalaia import augment, checkpoint, data, losses
+from atalaia.errors import UserError
+from atalaia.files import write_json
+from atalaia.progress import Progress
+
+SELF = "self"  # the teacher that is this run's own network, as its first stage leaves it
+BATCH = 128  # images of one call that fills a cache
+_FLUSH_SECONDS = 10.0  # what a kill can lose of a cache
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks the fields of config.distillation.
+
+    Raises:
+      UserError: names the field, what is wrong and what is allowed.
+    """
+    if config.loss not in losses.SOFT_LOSSES:
+        raise UserError(f"distillation.loss: there is no {config.loss!r}, only {', '.join(losses.SOFT_LOSSES)}")
+    if not 0 <= config.alpha <= 1:
+        raise UserError(f"distillation.alpha is the hard labels' part and must be in [0, 1], not {config.alpha}")
+    if not 0 < config.temperature < math.inf:
+        raise UserError(f"distillation.temperature must be above 0, not {config.temperature}")
+    for field in ("dkd_alpha", "dkd_beta", "views"):
+        if not config[field] >= 0:
+            raise UserError(f"distillation.{field} must be at least 0, not {config[field]}")
+
+
+def mix(
+    hard: jax.Array, logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array, config: ConfigDict
+) -> jax.Array:
+    """alpha * hard + (1 - alpha) * soft (Hinton et al., 2015, arXiv:1503.02531), in nats, `[]`.
+
+    Args:
+      hard: the loss by labels, `[]`.
+      logits, teacher_logits: `[batch, classes]`; no gradient reaches the teacher.
+      labels: int32 `[batch]`, -1 where there is none.
+      config: fields of config.distillation.
+    """
+    soft = losses.SOFT_LOSSES[config.loss](logits, jax.lax.stop_gradient(teacher_logits), labels, config)
+    return config.alpha * hard + (1 - config.alpha) * jnp.mean(soft)
+
+
+def fixed_view(images: jax.Array, index: jax.Array, view: jax.Array, config: ConfigDict) -> jax.Array:
+    """The augmented view number `view` of each image: it depends on nothing else, neither the batch nor the seed.
+
+    Args:
+      images: float32 `[batch, height, width, channels]` in [0, 1].
+      index: int32 `[batch]`, the images' places in the training split.
+      view: int32 `[]`.
+      config: fields of config.augment.
+    """
+    key = jax.random.fold_in(jax.random.PRNGKey(0), view)
+
+    def one(index, image):
+        return augment.augment(jax.random.fold_in(key, index), image[None], config)[0]
+
+    return jax.vmap(one)(index, images)
+
+
+class Cache(NamedTuple):
+    """A teacher's logits of all views, filled view by view as they are asked for; `open_cache` makes one."""
+
+    folder: Path
+    logits: np.ndarray  # float32 [views, images, classes] on the disk
+    images: np.ndarray  # uint8 [images, height, width, channels]
+    answer: Callable  # (images, index, view), of a batch, to logits
+
+    def view(self, number: int, stop: Callable[[], bool] = lambda: False) -> np.ndarray:
+        """Logits `[images, classes]` of a view; computes what the file does not hold yet.
+
+        Several processes may ask: one computes, the others wait.
+
+        Raises:
+          KeyboardInterrupt: `stop()` became true; what is done is kept.
+        """
+        with _locked(self.folder / "lock"):
+            self._fill(number, stop)
+        return np.asarray(self.logits[number])
+
+    def _fill(self, number, stop):
+        n, path = len(self.images), self.folder / f"view{number}.json"
+        done = json.loads(path.read_text())["images"] if path.exists() else 0
+        if done >= n:
+            return
+
+        def keep(done):
+            self.logits.flush()
+            write_json(path, dict(images=done))
+
+        saved = time.monotonic()
+        with Progress(f"teacher, view {number + 1}/{len(self.logits)}", n, "images", initial=done) as bar:
+            for start in range(done, n, BATCH):
+                index = np.minimum(np.arange(start, start + BATCH), n - 1).astype(np.int32)  # one shape for all
+                end = min(start + BATCH, n)
+                self.logits[number, start:end] = self.answer(self.images[index], index, number)[: end - start]
+                bar.update(end - start)
+                if end == n or stop() or time.monotonic() - saved > _FLUSH_SECONDS:
+                    keep(end)
+                    saved = time.monotonic()
+                if stop():
+                    raise KeyboardInterrupt
+
+
+def open_cache(
+    cache: Path,
+    teacher: Callable,
+    variables: dict,
+    images: np.ndarray,
+    classes: int,
+    views: int,
+    augmentation: ConfigDict,
+) -> Cache:
+    """The cache of a teacher on a data set under an augmentation, in `cache`/teachers.
+
+    Its folder is named by the SHA-256 of all three, so that nothing else is ever read in its place.
+
+    Args:
+      cache: the folder of data sets.
+      teacher, variables: its inference, `teacher(variables, images)`, and what it takes.
+      images: uint8 `[n, height, width, channels]`; classes: of the logits; views: of each image.
+      augmentation: fields of config.augment.
+
+    Raises:
+      UserError: the folder holds a cache of another teacher, data set or augmentation, or a damaged one.
+    """
+    shape = (views, len(images), classes)
+    meta = dict(
+        teacher=checkpoint.digest(variables),
+        data=hashlib.sha256(f"{images.shape}".encode() + np.ascontiguousarray(images).data).hexdigest(),
+        augmentation=json.loads(augmentation.to_json()),
+        shape=list(shape),
+    )
+    name = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(cache) / "teachers" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        _claim(folder, meta)
+        logits = _open_array(folder / "logits.npy", shape)
+
+    @jax.jit
+    def answer(variables, images, index, view):
+        return teacher(variables, fixed_view(data.to_float(images), index, view, augmentation))
+
+    return Cache(folder, logits, images, partial(answer, jax.device_put(variables)))
+
+
+def _open_array(path, shape):
+    """The array on the disk, made where it is not there."""
+    if not path.exists():
+        part = path.with_name(f".{path.name}.part")
+        np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        part.replace(path)
+    try:
+        intact = np.load(path, mmap_mode="r").shape == shape  # a file cut short would grow if opened to write
+    except ValueError:
+        intact = False
+    if not intact:
+        raise UserError(f"the teacher's logits in {path.parent} are damaged: delete that folder, they are made again")
+    return np.load(path, mmap_mode="r+")
+
+
+def _claim(folder, meta):
+    """Writes what a cache belongs to, or checks it."""
+    path = folder / "cache.json"
+    if not path.exists():
+        write_json(path, meta)
+        return
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = {}
+    other = [k for k, v in meta.items() if found.get(k) != v]
+    if other:
+        raise UserError(f"{folder} holds logits of another {' and '.join(other)}: delete that folder")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process at a time is inside; the system frees the lock of one that dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

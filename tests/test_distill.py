@@ -1,0 +1,241 @@
+"""Distillation: the mixed loss, fixed views, cached logits, and stages with a teacher."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from test_train import final_arrays
+
+from atalaia import augment, data, distill, metrics, models, train
+from atalaia import config as configs
+from atalaia.errors import UserError
+from atalaia.models import thesis
+
+TINY = functools.partial(thesis.Thesis, widths=(8,), hidden=16)
+
+
+def distillation(**fields):
+    c = configs.base().distillation
+    c.update(fields)
+    return c
+
+
+def augmentation(**fields):
+    c = configs.base().augment
+    c.update(fields)
+    return c
+
+
+class MixTest(absltest.TestCase):
+    def test_is_the_weighted_sum_worked_out_by_hand(self):
+        logits, teacher = jnp.array([[0.0, 0.0]]), jnp.array([[np.log(3.0) * 2, 0.0]])
+        # At T = 2 the teacher says (3/4, 1/4), the student (1/2, 1/2).
+        soft = 4 * (0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5))
+        found = distill.mix(
+            jnp.float32(7.0), logits, teacher, jnp.array([0]), distillation(alpha=0.25, temperature=2.0)
+        )
+        np.testing.assert_allclose(found, 0.25 * 7.0 + 0.75 * soft, rtol=1e-5)
+
+    def test_the_teacher_gets_no_gradient_and_an_image_without_label_counts(self):
+        config = distillation(alpha=0.0)
+
+        def loss(student, teacher):
+            return distill.mix(jnp.float32(0.0), student, teacher, jnp.array([-1]), config)
+
+        student, teacher = jax.grad(loss, (0, 1))(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 0.0]]))
+        self.assertTrue(np.all(np.asarray(teacher) == 0))
+        self.assertGreater(np.abs(student).max(), 0.1)
+
+    def test_wrong_fields_are_named(self):
+        for field, value in (("alpha", 1.5), ("alpha", -0.1), ("temperature", 0.0), ("views", -1), ("loss", "kdd")):
+            with self.assertRaisesRegex(UserError, f"distillation.{field}"):
+                distill.validate(distillation(**{field: value}))
+
+
+CHANGES = dict(flip=True, pad_crop=2, noise=0.05)
+
+
+class FixedViewTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.images = np.random.default_rng(0).random((6, 8, 8, 3), np.float32)
+
+    def test_depends_on_the_image_and_the_view_alone(self):
+        config = augmentation(**CHANGES)
+        whole = distill.fixed_view(self.images, np.arange(6), 1, config)
+        some = np.array([4, 1])
+        np.testing.assert_array_equal(whole[some], distill.fixed_view(self.images[some], some, 1, config))
+        other = np.asarray(distill.fixed_view(self.images, np.arange(6), 2, config))
+        self.assertTrue(all(np.any(a != b) for a, b in zip(np.asarray(whole), other, strict=True)))
+
+    def test_one_image_is_augmented_differently_at_another_place(self):
+        same = np.stack([self.images[0]] * 6)
+        found = np.asarray(distill.fixed_view(same, np.arange(6), 0, augmentation(**CHANGES)))
+        self.assertLen({view.tobytes() for view in found}, 6)
+
+    def test_without_augmentation_it_is_the_image(self):
+        np.testing.assert_array_equal(
+            distill.fixed_view(self.images, np.arange(6), 3, augmentation()),
+            augment.augment(None, self.images, augmentation()),
+        )
+
+
+class CacheTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.images = np.random.default_rng(1).integers(0, 256, (300, 4, 4, 1), np.uint8)
+        self.calls = 0
+
+    def open(self, variables=2.0, images=None, views=2, **augment_fields):
+        def teacher(variables, images):
+            jax.debug.callback(self.count)
+            return images.reshape(len(images), -1)[:, :3] * variables["factor"]
+
+        images = self.images if images is None else images
+        variables = dict(factor=np.float32(variables))
+        return distill.open_cache(self.folder, teacher, variables, images, 3, views, augmentation(**augment_fields))
+
+    def count(self):
+        self.calls += 1
+
+    def test_each_view_is_computed_once_for_all_users(self):
+        cache = self.open(pad_crop=1)
+        for number in (0, 1):
+            pixels = distill.fixed_view(data.to_float(self.images), np.arange(300), number, augmentation(pad_crop=1))
+            expected = np.asarray(pixels).reshape(300, -1)[:, :3] * 2
+            np.testing.assert_array_equal(cache.view(number), expected)
+        jax.effects_barrier()
+        self.assertEqual(self.calls, 2 * 3)  # batches of 128
+        np.testing.assert_array_equal(self.open(pad_crop=1).view(1), cache.view(1))
+        jax.effects_barrier()
+        self.assertEqual(self.calls, 2 * 3)
+
+    def test_stopped_it_goes_on_where_it_was(self):
+        with self.assertRaises(KeyboardInterrupt):
+            self.open().view(0, stop=lambda: True)
+        self.assertEqual(json.loads(next(self.folder.rglob("view0.json")).read_text()), dict(images=distill.BATCH))
+        found = self.open().view(0)
+        jax.effects_barrier()
+        self.assertEqual(self.calls, 3)
+        np.testing.assert_array_equal(found, data.to_float(self.images).reshape(300, -1)[:, :3] * 2)
+
+    def test_another_teacher_data_set_or_augmentation_has_another_folder(self):
+        caches = [
+            self.open(),
+            self.open(3.0),
+            self.open(images=self.images[:299]),
+            self.open(noise=0.1),
+            self.open(views=3),
+        ]
+        self.assertLen({c.folder for c in caches}, 5)
+
+    def test_what_is_not_its_own_is_refused(self):
+        folder = self.open().folder
+        meta = json.loads((folder / "cache.json").read_text())
+        for changed, text in (("teacher", "another teacher"), ("data", "another data")):
+            (folder / "cache.json").write_text(json.dumps(meta | {changed: "0"}))
+            with self.assertRaisesRegex(UserError, f"{text}.*delete that folder"):
+                self.open()
+        (folder / "cache.json").write_text(json.dumps(meta))
+        (folder / "logits.npy").write_bytes((folder / "logits.npy").read_bytes()[:500])
+        with self.assertRaisesRegex(UserError, "damaged"):
+            self.open()
+
+
+class StageTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.enter_context(absltest.mock.patch.dict(models.MODELS, tiny=TINY))
+
+    def config(self, *stages, **fields):
+        c = configs.base()
+        c.model, c.batch_size, c.log_steps, c.stages = "tiny", 32, 5, stages
+        for name in stages:
+            c[name].update(dict(epochs=0.0, steps=20, optimizer="adam", learning_rate=1e-3))
+        c.update_from_flattened_dict(fields)
+        return c
+
+    def run_config(self, config, name):
+        train.train_and_evaluate(config, self.folder / name, self.folder)
+        return jax.tree.leaves(final_arrays(self.folder / name)["params"]), metrics.rows(self.folder / name)
+
+    def teacher(self):
+        self.run_config(self.config("dense", **{"dense.steps": 60}), "teacher")
+        return str(self.folder / "teacher")
+
+    def test_logits_from_the_disk_teach_what_the_teacher_itself_does(self):
+        fields = {"distill.teacher": self.teacher(), "distillation.alpha": 0.0}
+        live, rows = self.run_config(self.config("distill", **fields), "live")
+        kept, _ = self.run_config(self.config("distill", **fields, **{"distillation.views": 2}), "kept")
+        for a, b in zip(live, kept, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-4)
+        self.assertLess(rows[-1]["loss"], rows[0]["loss"])
+
+    def test_stopped_in_the_middle_it_ends_with_the_same_bytes(self):
+        fields = {"distill.teacher": self.teacher(), "distillation.views": 2, "augment.pad_crop": 1}
+        config = self.config("distill", "quantize", **fields, **{"quantize.teacher": "self"})
+        whole, _ = self.run_config(config, "whole")
+        make = train.make_step
+
+        def stopping(*arguments):
+            inner = make(*arguments)
+
+            def run(state, *rest):
+                if int(state.step) in (9, 30) and int(state.step) not in seen:
+                    seen.add(int(state.step))
+                    raise KeyboardInterrupt
+                return inner(state, *rest)
+
+            return run
+
+        seen, config.checkpoint_seconds = set(), 0.0
+        with absltest.mock.patch.object(train, "make_step", stopping):
+            for _ in range(2):
+                with self.assertRaises(KeyboardInterrupt):
+                    self.run_config(config, "stopped")
+        jax.tree.map(np.testing.assert_array_equal, whole, self.run_config(config, "stopped")[0])
+
+    def test_the_network_that_a_run_began_with_guides_its_pruned_self(self):
+        fields = {"prune.teacher": "self", "prune.sparsity": 0.8, "distillation.alpha": 0.0, "dense.steps": 60}
+        _, rows = self.run_config(self.config("dense", "prune", **fields), "run")
+        losses = [row["loss"] for row in rows if row["stage"] == "prune"]
+        # The soft loss alone: 0 for the network itself, which pruning then moves away from.
+        self.assertLess(losses[0], 0.3 * rows[0]["loss"])
+
+    def test_images_without_labels_join_in_stages_with_a_teacher_alone(self):
+        dataset = data.load(self.config("dense").data, self.folder)
+        extra = np.repeat(dataset.train.images[:64], 2, 0)
+        grown = dataset._replace(unlabelled=extra)
+        config = self.config("dense", "distill", **{"distill.teacher": self.teacher()})
+        for name in config.stages:
+            config[name].update(dict(epochs=1.0, steps=0))
+        n = len(dataset.train.labels)
+        with absltest.mock.patch.object(data, "load", return_value=grown):
+            _, rows = self.run_config(config, "run")
+        self.assertEqual(rows[-1]["step"], n // 32 + (n + 128) // 32)
+        self.assertTrue(all(np.isfinite(row["loss"]) and 0 <= row["accuracy"] <= 1 for row in rows))
+
+    def test_teachers_that_do_not_fit_are_refused_before_the_folder_is_made(self):
+        configs.claim(self.config("dense"), self.folder / "unfinished")
+        faces = {"data.name": "lfw_faces", "data.size": 8, "data.grey": True, "dense.steps": 2}
+        self.run_config(self.config("dense", **faces), "faces")
+        for name, text in (
+            ("", "distill.teacher is empty"),
+            ("self", "nothing is trained before"),
+            (str(self.folder / "nothing"), "holds no run"),
+            (str(self.folder / "unfinished"), "not finished"),
+            (str(self.folder / "faces"), "logits.*classes must be the same"),
+        ):
+            with self.subTest(name), self.assertRaisesRegex(UserError, text):
+                self.run_config(self.config("distill", **{"distill.teacher": name}), "new")
+        self.assertFalse((self.folder / "new").exists())
+
+
+if __name__ == "__main__":
+    absltest.main()
