@@ -3,11 +3,14 @@
 python experiments/train_speed_tried.py        # writes experiments/results/train_speed_tried.json and .md
 
 Milliseconds at batch 128, medians of alternating repeats on one machine. What is slower here need not be tried again on
-such a CPU.
+such a CPU. Whole steps too: XLA's flags, and a process a core with its part of the batch and nothing exchanged, the
+most that sharing the batch out to devices could reach. Run it on a quiet machine.
 """
 
 import functools
+import os
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +27,27 @@ from atalaia.files import write_json, write_whole  # noqa: E402
 
 RESULTS = ROOT / "experiments/results"
 BATCH, REPEATS = 128, 7
+LIBRARY = "LIBRARY_FUSION_TYPE_"
+# XLA_FLAGS of a whole step, by what they are called in the table.
+FLAGS = {
+    "none (used)": "",
+    "vectors of 512 bits": "--xla_cpu_prefer_vector_width=512",
+    "YNNPACK for convolutions": f"--xla_cpu_experimental_ynn_fusion_type={LIBRARY}INDIVIDUAL_CONVOLUTION",
+    "oneDNN for products": f"--xla_cpu_experimental_onednn_fusion_type={LIBRARY}DOT",
+    "XNNPACK for products": f"--xla_cpu_experimental_xnn_fusion_type={LIBRARY}DOT",
+}
+# Prints the milliseconds of a step, each of the repeats on a line of its own.
+STEP = """
+import sys, time
+sys.path[:0] = sys.argv[3:]
+from train_speed import Row, our_step
+run = our_step(Row(sys.argv[1]))[0]
+run(3)
+for _ in range(int(sys.argv[2])):
+    begin = time.perf_counter()
+    run(8)
+    print(1000 * (time.perf_counter() - begin) / 8, flush=True)
+"""
 
 
 def weight_gradient(conv, x, kernel):
@@ -138,8 +162,34 @@ def milliseconds(ways: dict) -> dict[str, float]:
     return {way: statistics.median(t) for way, t in times.items()}
 
 
+def step_milliseconds() -> dict[str, float]:
+    """Median milliseconds of a training step of `thesis` by XLA's flags, and by one process a core."""
+
+    def start(row, flags, core=None):
+        command = [sys.executable, "-c", STEP, row, str(REPEATS), str(ROOT), str(ROOT / "experiments")]
+        if core is not None:
+            command = ["taskset", "-c", str(core), *command]
+        environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ, "XLA_FLAGS": flags}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+
+    def median(processes):
+        found = [float(line) for p in processes for line in p.communicate()[0].split()]
+        if any(p.returncode for p in processes):
+            raise RuntimeError("a step could not be measured: run its command by hand to see why")
+        return statistics.median(found)
+
+    found = {name: median([start(f"thesis:32:{BATCH}", flags)]) for name, flags in FLAGS.items()}
+    cores = os.cpu_count()
+    alone = "--xla_cpu_multi_thread_eigen=false"
+    found["a process a core, its part of the batch"] = median(
+        [start(f"thesis:32:{BATCH // cores}", alone, core) for core in range(cores)]
+    )
+    return found
+
+
 def main() -> None:
-    rows = []
+    rows = [dict(operation="whole training step", shape="thesis", milliseconds=step_milliseconds())]
+    print(rows[0], flush=True)
     for operation, shape, ways in trials():
         rows.append(dict(operation=operation, shape=shape, milliseconds=milliseconds(ways)))
         print(rows[-1], flush=True)

@@ -16,7 +16,8 @@ RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
 def _config(fields=None):
     config = configs.base()
-    config.stages = ("dense", "prune", "quantize")
+    config.stages = ("dense", "distill", "prune", "quantize")
+    config.distill.teacher = "runs/teacher"
     config.update_from_flattened_dict(fields or {})
     return config
 
@@ -44,7 +45,7 @@ class ValidateTest(parameterized.TestCase):
         ("loss", "loss.name", "l2", "^loss.name: .*'l2', only cross_entropy"),
         ("optimizer", "prune.optimizer", "lion", "^prune.optimizer: .*'lion', only adam, adamw, sgd"),
         ("lr_schedule", "dense.lr_schedule", "step", "^dense.lr_schedule: .*'step', only constant, cosine"),
-        ("stage", "stages", ("dense", "shrink"), "^stages: .*'shrink', only dense, prune"),
+        ("stage", "stages", ("dense", "shrink"), "^stages: .*'shrink', only dense, distill, prune"),
         ("prune_schedule", "prune.schedule", "linear", "^prune.schedule: .*'linear', only constant, cubic, one_shot"),
         ("scope", "prune.scope", "layer", "^prune.scope: .*'layer', only global, uniform"),
     )
