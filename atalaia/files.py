@@ -2,8 +2,12 @@
 
 import json
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def write_whole(path: Path, contents: str | bytes) -> None:
@@ -20,3 +24,12 @@ def write_whole(path: Path, contents: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON."""
     write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as an .npz, which keeps a CRC of each."""
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        np.savez(temporary, **arrays)
+        os.replace(temporary, path)

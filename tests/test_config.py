@@ -63,6 +63,8 @@ class ValidateTest(parameterized.TestCase):
         ("augment.noise", -0.1),
         ("data.validation", 1.0),
         ("data.size", -8),
+        ("data.train_per_class", -1),
+        ("data.test_per_class", -1),
         ("dense.epochs", -1.0),
         ("dense.epochs", math.inf),
         ("dense.learning_rate", -0.1),

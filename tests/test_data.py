@@ -22,6 +22,7 @@ PER_BATCH = 20
 
 def _config(name, **fields):
     fixed = {"path": "", "size": 0, "grey": False, "validation": 0.0, "split_seed": 0}
+    fixed |= {"train_per_class": 0, "test_per_class": 0, "unlabelled": ""}
     return ConfigDict({"name": name} | fixed | fields)
 
 
@@ -91,11 +92,73 @@ class LoadTest(DataTest):
         self.assertEqual(np.bincount(kept.labels).tolist(), [1, 1, 1])
 
     def test_resize(self):
-        digits = data.load(_config("digits", size=16), self.cache)
-        small = data.load(_config("digits"), self.cache).test.images[0, ..., 0]
-        self.assertEqual(digits.test.images.shape[1:], (16, 16, 1))
-        expected = np.asarray(Image.fromarray(small).resize((16, 16), Image.Resampling.BILINEAR))
-        np.testing.assert_array_equal(digits.test.images[0, ..., 0], expected)
+        native = data.load(_config("digits"), self.cache).test.images[0, ..., 0]
+        for size, resampling in ((16, Image.Resampling.BICUBIC), (5, Image.Resampling.BILINEAR)):
+            digits = data.load(_config("digits", size=size), self.cache)
+            self.assertEqual(digits.test.images.shape[1:], (size, size, 1))
+            expected = np.asarray(Image.fromarray(native).resize((size, size), resampling))
+            np.testing.assert_array_equal(digits.test.images[0, ..., 0], expected)
+
+    @parameterized.parameters(
+        ({}, "digits"),
+        ({"size": 8}, "digits"),
+        ({"size": 12}, "digits upsampled to 12x12"),
+        ({"size": 4}, "digits reduced to 4x4"),
+        ({"train_per_class": 20}, "digits, 20 images a class"),
+        (
+            {"size": 12, "train_per_class": 20, "test_per_class": 9},
+            "digits upsampled to 12x12, 20 images a class (9 to test)",
+        ),
+        ({"test_per_class": 9}, "digits, 9 test images a class"),
+    )
+    def test_the_name_says_what_was_done(self, fields, name):
+        self.assertEqual(data.load(_config("digits", **fields), self.cache).name, name)
+
+    def test_a_subset_is_balanced_and_a_part_of_the_whole(self):
+        whole = data.load(_config("digits"), self.cache)
+        fields = {"train_per_class": 30, "test_per_class": 7}
+        some = data.load(_config("digits", validation=0.1, **fields), self.cache)
+        sizes = [np.bincount(split.labels).tolist() for split in (some.train, some.validation, some.test)]
+        self.assertEqual(sizes, [[27] * 10, [3] * 10, [7] * 10])
+        self.assertContainsSubset(_rows(some.train.images) | _rows(some.validation.images), _rows(whole.train.images))
+        order = {row.tobytes(): i for i, row in enumerate(whole.test.images)}
+        places = [order[row.tobytes()] for row in some.test.images]
+        self.assertEqual(places, sorted(places))
+        np.testing.assert_array_equal(whole.test.labels[places], some.test.labels)
+
+    def test_a_subset_is_drawn_by_its_seed_and_that_of_the_test_set_by_none(self):
+        fields = {"train_per_class": 30, "test_per_class": 7}
+        first, again, other = (data.load(_config("digits", split_seed=s, **fields), self.cache) for s in (3, 3, 4))
+        np.testing.assert_array_equal(first.train.images, again.train.images)
+        self.assertFalse(np.array_equal(first.train.images, other.train.images))
+        np.testing.assert_array_equal(first.test.images, other.test.images)
+
+    def test_only_the_subset_is_resized(self):
+        with mock.patch.object(data, "_convert", wraps=data._convert) as convert:
+            data.load(_config("digits", size=16, train_per_class=3, test_per_class=2), self.cache)
+        self.assertEqual([len(call.args[0]) for call in convert.call_args_list], [30, 0, 20])
+
+    @parameterized.parameters(
+        ({"train_per_class": 143}, r"train_per_class = 143: class '\d' has 14\d images there"),
+        ({"test_per_class": 36}, r"test_per_class = 36: class '\d' has 3\d images there"),
+        ({"train_per_class": -1}, "train_per_class = -1"),
+        ({"unlabelled": "official"}, "digits comes without unlabelled images"),
+        ({"unlabelled": "nowhere"}, "nowhere is not a folder"),
+    )
+    def test_bad_subsets_and_folders(self, fields, pattern):
+        self._fails(pattern, "digits", **fields)
+
+    def test_unlabelled_folder(self):
+        self.assertEqual(data.load(_config("digits"), self.cache).unlabelled.shape, (0, 8, 8, 1))
+        folder = self.cache / "mine"
+        (folder / "deep").mkdir(parents=True)
+        (folder / ".hidden").mkdir()
+        self._fails("has no images", "digits", unlabelled=str(folder))
+        for name, grey in (("b.png", 200), ("deep/a.jpg", 100), (".hidden/c.png", 0)):
+            Image.fromarray(np.full((30, 40, 3), grey, np.uint8)).save(folder / name)
+        found = data.load(_config("digits", size=12, unlabelled=str(folder)), self.cache).unlabelled
+        self.assertEqual((found.shape, found.dtype), ((2, 12, 12, 1), np.uint8))
+        np.testing.assert_allclose(found.mean((1, 2, 3)), [200, 100], atol=1)
 
     @parameterized.parameters(
         ("digts", {}, "'digts', did you mean digits.*lfw_faces, cifar10, stl10, image_folder"),
@@ -166,6 +229,15 @@ class Cifar10Test(DataTest):
     def test_unpacked_folder(self):
         self._unpacked(self._binary())
         self._assert_right(data.load(_config("cifar10"), self.cache))
+
+    def test_the_stand_in_is_never_called_stl10(self):
+        self._unpacked(self._binary())
+        fields = {"size": 96, "train_per_class": 5, "test_per_class": 2}
+        loaded = data.load(_config("cifar10", **fields), self.cache)
+        self.assertEqual(loaded.name, "CIFAR-10 upsampled to 96x96, 5 images a class (2 to test)")
+        self.assertEqual(
+            [split.images.shape for split in (loaded.train, loaded.test)], [(50, 96, 96, 3), (20, 96, 96, 3)]
+        )
 
     def test_both_archives(self):
         for name, files in (
@@ -245,8 +317,9 @@ class Stl10Test(DataTest):
         self.assertEqual((loaded.class_names[0], loaded.class_names[9]), ("airplane", "truck"))
 
     def test_folder(self):
-        loaded = self._load()
+        loaded = self._load(unlabelled="official")
         self._assert_right(loaded)
+        self.assertEqual(loaded.name, "STL-10")
         self.assertIsInstance(loaded.unlabelled, np.memmap)
         np.testing.assert_array_equal(loaded.unlabelled, self.images[5:])
 
@@ -258,10 +331,12 @@ class Stl10Test(DataTest):
 
     def test_without_unlabelled(self):
         del self.files["unlabeled_X.bin"]
-        self.assertIsNone(self._load().unlabelled)
+        self.assertEqual(self._load().unlabelled.shape, (0, 96, 96, 3))
+        with self.assertRaisesRegex(UserError, "unlabeled_X.bin is missing"):
+            self._load(unlabelled="official")
 
     def test_resized_to_grey(self):
-        loaded = self._load(size=24, grey=True)
+        loaded = self._load(size=24, grey=True, unlabelled="official")
         self.assertEqual(loaded.train.images.shape, (3, 24, 24, 1))
         self.assertEqual(loaded.unlabelled.shape, (2, 24, 24, 1))
 
@@ -283,7 +358,7 @@ class Stl10Test(DataTest):
     def test_damaged_files(self, name, content, pattern):
         self.files[name] = content
         with self.assertRaisesRegex(UserError, pattern):
-            self._load()
+            self._load(unlabelled="official")
 
     def test_missing_file(self):
         del self.files["test_X.bin"]
