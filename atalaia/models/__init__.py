@@ -4,17 +4,23 @@ Every network maps `[batch, height, width, channels]` float32 in [0, 1] (pixel /
 """
 
 import difflib
+from functools import partial
 
 import flax.linen as nn
 
 from atalaia.errors import UserError
-from atalaia.models import mobilenet, resnet, thesis
+from atalaia.models import mobilenet, rafael, resnet, thesis
 
 MODELS = {
     "thesis": thesis.Thesis,
     "student": thesis.Thesis,  # Code 2 and Code 3 of the thesis are one body; the input's size makes the difference
     "resnet8": resnet.ResNet8,
     "mobilenetv1": mobilenet.MobileNetV1,
+    "rafael_base": rafael.Rafael,
+    "rafael_base_32": partial(rafael.Rafael, stem=(3, 1)),  # for images of 32x32
+    "rafael_1": partial(rafael.Rafael, extra=(9,)),
+    "rafael_2": partial(rafael.Rafael, extra=(3, 3)),
+    "rafael_3": partial(rafael.Rafael, extra=(3, 3, 3)),
 }
 
 
