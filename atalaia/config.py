@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from atalaia import data, distill, losses, models, optimizers, pruning, qat
+from atalaia import data, distill, losses, models, optimizers, pretrained, pruning, qat
 from atalaia.errors import UserError
 from atalaia.files import write_json
+from atalaia.rules import compile_pattern
 
 STAGES = ("dense", "distill", "prune", "quantize")
 
@@ -22,6 +23,8 @@ def base() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.model = "resnet8"  # a name of atalaia.models.MODELS
+    c.pretrained = ""  # weights of others to begin with, "imagenet" for resnet50; "": new weights
+    c.trainable = ""  # regular expression: the parameters that are trained, the others stay as they are; "": all
     c.batch_size = 128
     c.stages = ("dense",)  # run in this order, each once
     c.start_from = ""  # folder of a finished run, whose weights and masks this one begins with; "": new weights
@@ -111,6 +114,10 @@ def validate(config: ConfigDict) -> None:
       UserError: names the field, what is wrong and what is allowed.
     """
     models.create(config.model, 2)
+    pretrained.validate(config.model, config.pretrained)
+    if config.pretrained and config.start_from:
+        raise UserError('start_from and pretrained both name weights to begin with: give one, and "" for the other')
+    compile_pattern("trainable", config.trainable)
     data.validate(config.data)
     _choice("loss.name", config.loss.name, losses.LOSSES)
     _range("batch_size", config.batch_size, 1)

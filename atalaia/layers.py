@@ -212,13 +212,14 @@ def summary(model: nn.Module, variables: dict, input_shape: tuple[int, ...]) -> 
 
 
 def _table(rows):
-    lines = [f"{'layer':<12}{'kind':<15}{'output':<12}{'values':>11}{'MACs':>13}{'int8 bytes out':>16}"]
+    wide = max(12, *(len(r["name"]) + 1 for r in rows))
+    lines = [f"{'layer':<{wide}}{'kind':<15}{'output':<12}{'values':>11}{'MACs':>15}{'int8 bytes out':>16}"]
     for r in rows:
         shape = "x".join(map(str, r["out"]))
-        figures = f"{r['values']:>11,}{r['macs']:>13,}{r['activation_bytes']:>16,}"
-        lines.append(f"{r['name']:<12}{r['kind']:<15}{shape:<12}{figures}")
+        figures = f"{r['values']:>11,}{r['macs']:>15,}{r['activation_bytes']:>16,}"
+        lines.append(f"{r['name']:<{wide}}{r['kind']:<15}{shape:<12}{figures}")
     values, macs = (sum(r[k] for r in rows) for k in ("values", "macs"))
-    lines.append(f"{'total':<39}{values:>11,}{macs:>13,}{max(r['activation_bytes'] for r in rows):>10,} (max)")
+    lines.append(f"{'total':<{wide + 27}}{values:>11,}{macs:>15,}{max(r['activation_bytes'] for r in rows):>10,} (max)")
     return "\n".join(lines)
 
 

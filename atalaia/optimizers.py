@@ -1,8 +1,13 @@
 """Optimisers and learning-rate schedules by name, from optax."""
 
+import re
+
 import jax
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
+
+from atalaia.errors import UserError
 
 
 def _sgd(learning_rate, config):
@@ -43,3 +48,17 @@ def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
 def create(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     """The optimiser of a stage (fields of config.dense) that lasts `steps` steps."""
     return OPTIMIZERS[config.optimizer](learning_rate(config, steps), config)
+
+
+def only(inner: optax.GradientTransformation, params: dict, pattern: str) -> optax.GradientTransformation:
+    """`inner` for the parameters whose path `pattern` matches; the others never change and need no optimiser state.
+
+    In a jitted step XLA drops the gradients of the others.
+
+    Raises:
+      UserError: it matches none; the parameters are listed.
+    """
+    labels = {path: "trained" if re.search(pattern, path) else "frozen" for path in flatten_dict(params, sep="/")}
+    if "trained" not in labels.values():
+        raise UserError(f"trainable: {pattern!r} matches no parameter; there are {', '.join(labels)}")
+    return optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, unflatten_dict(labels, sep="/"))

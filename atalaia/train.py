@@ -37,6 +37,7 @@ from atalaia import (
     metrics,
     models,
     optimizers,
+    pretrained,
     pruning,
     qat,
     quantize,
@@ -110,6 +111,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     _refuse_late_failures(config, model, state, dataset)
     if config.start_from and not checkpoint.exists(workdir):
         state = start_from(config, state)
+    elif config.pretrained and not checkpoint.exists(workdir):
+        state = state._replace(params=pretrained.load(state.params, cache))
     configs.claim(config, workdir)
     print(_summary(config, model, state, dataset), flush=True)
 
@@ -334,6 +337,8 @@ def make_optimizer(
     optimizer = optimizers.create(stage.config, steps)
     if stage.name == "quantize":
         optimizer = qat.make_optimizer(optimizer, stage.config, steps)
+    if config.trainable:
+        optimizer = optimizers.only(optimizer, params, config.trainable)
     if stage.name == "prune":
         sparsity, shared = pruning.targets(params, config.prune)
         schedule = pruning.SCHEDULES[config.prune.schedule](config.prune, steps)
@@ -534,6 +539,8 @@ def _refuse_broken_weights(run, stage, step, state):
 
 def _refuse_late_failures(config, model, state, dataset):
     """What a later stage would refuse is refused now, not after hours."""
+    if config.trainable:
+        optimizers.only(optax.identity(), state.params, config.trainable)
     if "prune" in config.stages:
         pruning.targets(state.params, config.prune)
     for name in config.stages:

@@ -47,6 +47,7 @@ class ValidateTest(parameterized.TestCase):
         ("lr_schedule", "dense.lr_schedule", "step", "^dense.lr_schedule: .*'step', only constant, cosine"),
         ("stage", "stages", ("dense", "shrink"), "^stages: .*'shrink', only dense, distill, prune"),
         ("prune_schedule", "prune.schedule", "linear", "^prune.schedule: .*'linear', only constant, cubic, one_shot"),
+        ("pretrained", "pretrained", "imagenet", "^pretrained: resnet8 has no weights.*resnet50: imagenet"),
         ("scope", "prune.scope", "layer", "^prune.scope: .*'layer', only global, uniform"),
     )
     def test_unknown_names_list_the_known(self, field, value, pattern):
@@ -109,9 +110,13 @@ class ValidateTest(parameterized.TestCase):
             r"^prune.layers: '.*' is not pattern=sparsity with a sparsity in \[0, 1\)", {"prune.layers": layers}
         )
 
-    @parameterized.parameters(("prune.pattern", "("), ("prune.layers", "conv0a=0.5; *=0.5"))
+    @parameterized.parameters(("trainable", "*"), ("prune.pattern", "("), ("prune.layers", "conv0a=0.5; *=0.5"))
     def test_wrong_regular_expressions(self, field, value):
         self._refuses(f"^{field}: .* is no regular expression", {field: value})
+
+    def test_two_beginnings(self):
+        fields = {"model": "resnet50", "pretrained": "imagenet", "start_from": "runs/other"}
+        self._refuses("start_from and pretrained both", fields)
 
     def test_fields_of_stages_that_do_not_run_are_left_alone(self):
         configs.validate(_config({"stages": ("dense",), "prune.sparsity": 2.0, "prune.epochs": 0.0}))
@@ -121,12 +126,17 @@ class ValidateTest(parameterized.TestCase):
             _config().prune.sparsty = 0.5
 
 
+def _recipe(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class RecipeTest(parameterized.TestCase):
     @parameterized.named_parameters((path.stem, path) for path in RECIPES)
     def test_is_valid_and_locked(self, path):
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = _recipe(path)
         config = module.get_config()
         configs.validate(config)
         self.assertTrue(config.is_locked)

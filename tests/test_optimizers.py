@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from atalaia import models, optimizers
+from atalaia.errors import UserError
 
 RATE, MOMENTUM, DECAY = 0.1, 0.8, 0.05
 
@@ -69,6 +70,33 @@ class OptimizerTest(parameterized.TestCase):
         """In a whole network: kernels are what has more than one dimension, all else is biases and BatchNorm's."""
         params = jax.eval_shape(models.create(name, 10).init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
         self.assertEqual(optimizers.kernels(params), jax.tree.map(lambda p: p.ndim > 1, params))
+
+
+class OnlyTest(absltest.TestCase):
+    def test_others_neither_move_nor_have_a_state(self):
+        params = {name: jax.tree.map(jnp.float32, _values(i)) for i, name in enumerate(("stem", "block", "logits"))}
+        grads = jax.tree.map(jnp.ones_like, params)
+        whole = optimizers.create(_config("adam"), 5)
+        some = optimizers.only(whole, params, "block.*kernel|logits")
+        state, expected_state = some.init(params), whole.init(params)
+        moments = 2 * (2 * 3 + (2 * 3 + 3 * 3))  # of one kernel, and of a whole layer
+        sizes = [leaf.size for leaf in jax.tree.leaves(state)]
+        self.assertEqual(sum(size for size in sizes if size > 1), moments)
+        for _ in range(3):
+            updates, state = jax.jit(some.update)(grads, state, params)
+            expected, expected_state = whole.update(grads, expected_state, params)
+        trained = ("logits", "block/conv/kernel")
+        for path, update in jax.tree.leaves_with_path(updates):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            same = expected[path[0].key]
+            for key in path[1:]:
+                same = same[key.key]
+            np.testing.assert_allclose(update, same if name.startswith(trained) else 0, rtol=1e-6, err_msg=name)
+            self.assertTrue(np.any(same), name)
+
+    def test_a_pattern_that_matches_nothing_lists_the_parameters(self):
+        with self.assertRaisesRegex(UserError, "'stage9' matches no parameter; there are conv/kernel, conv/bias"):
+            optimizers.only(optax.identity(), _values(0), "stage9")
 
 
 class LearningRateTest(absltest.TestCase):

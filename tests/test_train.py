@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl.testing import absltest
 
-from atalaia import checkpoint, data, losses, metrics, models, pruning, train
+from atalaia import checkpoint, data, losses, metrics, models, pretrained, pruning, quantize, train
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.models import thesis
@@ -193,6 +194,34 @@ class TrainTest(absltest.TestCase):
         with self.assertRaisesRegex(UserError, "matches no parameter.*conv0a/kernel"):
             self.run_config(small_config(**{"prune.pattern": "nothing"}))
         self.assertFalse(self.workdir.exists())
+
+    def test_what_is_not_trainable_stays_in_the_stage_quantize_too(self):
+        config = small_config(trainable="conv0b|logits", stages=("quantize",))
+        config.quantize.epochs, config.quantize.steps = 0.0, 4
+        self.run_config(config)
+        model, dataset = models.create("tiny", 10), data.load(config.data, self.workdir)
+        new = train.init_state(config, model, dataset.train.images.shape[1:])
+        params = final_arrays(self.workdir)["params"]
+        for layer, expected in quantize.fold(model, train.variables_of(new)).items():
+            trained = layer in ("conv0b", "logits")
+            self.assertEqual(np.array_equal(params[layer]["kernel"], expected.kernel), not trained, layer)
+
+    def test_trainable_that_matches_nothing_is_refused_before_the_folder_is_made(self):
+        with self.assertRaisesRegex(UserError, "trainable: 'stage4' matches no parameter; there are conv0a/bias"):
+            self.run_config(small_config(trainable="stage4"))
+        self.assertFalse(self.workdir.exists())
+
+    def test_pretrained_weights_are_where_it_begins_once(self):
+        """The weights that others trained are stood in for by ones; with no learning rate they are the result."""
+        config = small_config(pretrained="imagenet", **{"dense.steps": 2, "dense.learning_rate": 0.0})
+        config.stages = ("dense",)
+        with (
+            absltest.mock.patch.dict(models.PRETRAINED, tiny=("imagenet",)),
+            absltest.mock.patch.object(pretrained, "load", lambda params, cache: jax.tree.map(jnp.ones_like, params)),
+        ):
+            self.run_config(config)
+        for leaf in jax.tree.leaves(final_arrays(self.workdir)["params"]):
+            np.testing.assert_array_equal(leaf, 1)
 
     def test_a_batch_larger_than_the_data_is_refused(self):
         with self.assertRaisesRegex(UserError, "batch_size 5000"):

@@ -9,7 +9,7 @@ from functools import partial
 import flax.linen as nn
 
 from atalaia.errors import UserError
-from atalaia.models import mobilenet, rafael, resnet, thesis
+from atalaia.models import mobilenet, rafael, resnet, resnet50, thesis
 
 MODELS = {
     "thesis": thesis.Thesis,
@@ -21,7 +21,11 @@ MODELS = {
     "rafael_1": partial(rafael.Rafael, extra=(9,)),
     "rafael_2": partial(rafael.Rafael, extra=(3, 3)),
     "rafael_3": partial(rafael.Rafael, extra=(3, 3, 3)),
+    "resnet50": resnet50.ResNet50,
+    **{f"resnet50_{size}": partial(resnet50.ResNet50, size=size) for size in (96, 160, 224)},  # resized first
 }
+# Names of the weights that atalaia.pretrained has for them.
+PRETRAINED = {name: ("imagenet",) for name in MODELS if name.startswith("resnet50")}
 
 
 def create(name: str, num_classes: int) -> nn.Module:

