@@ -144,6 +144,32 @@ class RecipeTest(parameterized.TestCase):
         self.assertIn("./run.sh", module.__doc__)
 
 
+class Table1Test(absltest.TestCase):
+    def _all(self, name, words):
+        module = _recipe(next(path for path in RECIPES if path.stem == name))
+        for text in words:
+            config = module.get_config(text)
+            configs.validate(config)
+            yield config
+        with self.assertRaisesRegex(UserError, f"{name}.py.*'?nothing"):
+            module.get_config("nothing")
+
+    def test_every_student(self):
+        names = ["rafael_base", "rafael_1", "rafael_2", "rafael_3", "student"]
+        stand_in = list(self._all("table1", names))
+        self.assertEqual([c.model for c in stand_in], names)
+        self.assertEqual({(c.data.name, c.data.size, c.data.train_per_class) for c in stand_in}, {("cifar10", 96, 500)})
+        theirs = list(self._all("table1", [f"{name},stl10" for name in names]))
+        self.assertEqual({(c.data.name, c.data.size, c.data.train_per_class) for c in theirs}, {("stl10", 0, 0)})
+
+    def test_the_teacher_starts_from_imagenet_and_then_from_itself(self):
+        head, finetune, stl10, both = self._all("teacher", ["", "finetune", "stl10", "finetune,stl10"])
+        self.assertEqual([c.data.name for c in (head, finetune, stl10, both)], ["cifar10"] * 2 + ["stl10"] * 2)
+        self.assertEqual((head.pretrained, head.start_from, head.trainable), ("imagenet", "", "logits"))
+        self.assertEqual((finetune.pretrained, finetune.start_from), ("", "runs/table1/teacher_head"))
+        self.assertEqual(both.start_from, "runs/table1_stl10/teacher_head")
+
+
 class RunFolderTest(absltest.TestCase):
     def setUp(self):
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))

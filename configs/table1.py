@@ -1,0 +1,66 @@
+"""The students of the thesis's Table 1 on CIFAR-10 upsampled to 96x96, 500 images a class: `:NAME`, `:NAME_distilled`.
+
+./run.sh table1                                                                 # every row, then the table
+python -m atalaia.train --config=configs/table1.py:rafael_base --workdir=runs/table1/rafael_base
+python -m atalaia.train --config=configs/table1.py:rafael_base_distilled --workdir=runs/table1/rafael_base_distilled
+
+NAME is one of STUDENTS. The distilled ones need the teacher of configs/teacher.py in runs/table1/teacher, and get the
+same epochs. `:NAME,stl10` is the same on STL-10 itself, in runs/table1_stl10.
+"""
+
+from ml_collections import ConfigDict
+
+from atalaia import config
+from atalaia.errors import UserError
+
+# Epochs, and the weight of the hard loss and the temperature that the thesis's search chose.
+STUDENTS = {
+    "rafael_base": (60.0, 0.1, 10.0),
+    "rafael_1": (60.0, 0.01, 20.0),
+    "rafael_2": (60.0, 0.01, 7.0),
+    "rafael_3": (60.0, 0.01, 5.0),
+    "student": (20.0, 0.1, 5.0),  # 19 M values: an epoch takes minutes
+}
+DISTILLED = "_distilled"
+VIEWS = 8  # augmented images of each one that the teacher sees
+
+
+def get_config(words: str = "rafael_base") -> ConfigDict:
+    row, _, data = words.partition(",")
+    name = row.removesuffix(DISTILLED)
+    if name not in STUDENTS or data not in ("", "stl10"):
+        rows = ", ".join(f"{n}, {n}{DISTILLED}" for n in STUDENTS)
+        raise UserError(f"configs/table1.py has no {words!r}, only {rows}, each also with ,stl10 behind it")
+    epochs, alpha, temperature = STUDENTS[name]
+    c = config.base()
+    c.model = name
+    c.batch_size = 64
+    c.data.validation = 0.1
+    if data == "stl10":
+        c.data.name = "stl10"
+    else:
+        c.data.name = "cifar10"
+        c.data.size = 96
+        c.data.train_per_class = 500
+        c.data.test_per_class = 800
+    c.augment.flip = True
+    c.augment.pad_crop = 12
+    c.dense.epochs = epochs
+    c.dense.learning_rate = 0.05
+    c.dense.weight_decay = 1e-3
+    if row.endswith(DISTILLED):
+        _distil(c, f"runs/table1{'_stl10' if data else ''}/teacher", alpha, temperature)
+    return c
+
+
+def _distil(c, teacher, alpha, temperature):
+    """The stage dense with a teacher."""
+    if "distill" not in c:
+        raise UserError("configs/table1.py: this version has no stage distill, only the rows that are not distilled")
+    c.stages = ("distill",)
+    c.distill.update(c.dense)
+    c.distill.teacher = teacher
+    c.distillation.loss = "kd"
+    c.distillation.alpha = alpha
+    c.distillation.temperature = temperature
+    c.distillation.views = VIEWS
