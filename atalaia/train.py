@@ -210,7 +210,7 @@ def make_forward(config: ConfigDict, model: nn.Module, stage: Stage) -> Callable
 
 def training_split(dataset: data.Dataset, stage: Stage) -> data.Split:
     """What a stage trains on: with a teacher, the unlabelled images too, whose label is -1."""
-    if not stage.config.get("teacher") or dataset.unlabelled is None:
+    if not (stage.config.get("teacher") and len(dataset.unlabelled)):
         return dataset.train
     labels = np.full(len(dataset.unlabelled), -1, dataset.train.labels.dtype)
     return data.Split(*map(np.concatenate, zip(dataset.train, (dataset.unlabelled, labels), strict=True)))
@@ -307,7 +307,7 @@ def make_evaluate(forward: Callable, split: data.Split) -> Callable[[TrainState]
 
 def image_counts(dataset: data.Dataset) -> tuple[int, int]:
     """Training images with a label, and without."""
-    return len(dataset.train.labels), 0 if dataset.unlabelled is None else len(dataset.unlabelled)
+    return len(dataset.train.labels), len(dataset.unlabelled)
 
 
 def make_plan(config: ConfigDict, images: int, unlabelled: int = 0) -> list[Stage]:
