@@ -13,6 +13,9 @@ usage: ./run.sh WORD [--config.FIELD=VALUE ...]
   faces     the same on scikit-image's faces and non-faces, no network
   cifar10   the same on CIFAR-10 (downloads 140 to 170 MB once), under an hour on 2 cores
   table2    the thesis's Table 2: every row of configs/cifar10_table2.py, its tables and picture; some hours on 2 cores
+  table1    the thesis's Table 1: ResNet-50 and five students, by themselves and distilled; many hours on 2 cores
+  pipeline  the whole chain into 59 KB: distil, prune, quantise, export, C, emulators; some hours on 2 cores
+  search    Bayesian optimisation over any config fields: --config=FILE --space=FILE --workdir=FOLDER --trials=N
   mcu       C from int8 models on a computer and on emulators of two boards' instruction sets, one table
   run FILE  the same on any config, such as configs/folder.py --config.data.path=FOLDER for your own images
   sweep FILE --config.FIELD=A,B ...   every combination, one run folder each, one table (on the validation split)
@@ -99,7 +102,9 @@ case $word in
     [ $# -gt 0 ] || { echo "error: ./run.sh run needs a config, such as configs/digits.py" >&2 && exit 2; }
     job "$@"
     ;;
-  table2) setup requirements.txt && .venv/bin/python experiments/table2.py "$@" ;;
+  table1 | table2) setup requirements.txt && .venv/bin/python "experiments/$word.py" "$@" ;;
+  pipeline) compilers && setup requirements.txt && .venv/bin/python experiments/pipeline.py "$@" ;;
+  search) setup requirements.txt && .venv/bin/python -m atalaia.search "$@" ;;
   mcu) compilers && setup requirements.txt && .venv/bin/python experiments/mcu.py "$@" ;;
   sweep) setup requirements.txt && .venv/bin/python -m atalaia.sweep "$@" ;;
   test) compilers && setup requirements.txt requirements-dev.txt && .venv/bin/python -m pytest "$@" ;;

@@ -1,0 +1,194 @@
+"""The thesis's Table 1 again: ResNet-50 and five students, each trained by itself and distilled, at 96x96.
+
+python experiments/table1.py [--rows=teacher,rafael_base,rafael_base_distilled,...] [--seeds=0,1,2] [--stl10]
+    [--trials=12] [--data_dir=FOLDER]
+
+By default on CIFAR-10 upsampled to 96x96, 500 images a class to train and 800 to test, since STL-10 is in no package
+registry; --stl10 is the same on STL-10 itself, where its binary files are at hand. Alpha and temperature come from a
+search on the student SEARCHED (atalaia.search, by the validation split), which all others take over. Trains what is not
+trained yet in runs/table1 (each row goes on where it was) and evaluates the test set once a row. Writes
+experiments/results/table1.json, .md and .png, and the table in README.md.
+"""
+
+import io
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
+RESULTS = ROOT / "experiments/results"
+CONFIG, TEACHER = "configs/table1.py", "configs/teacher.py"
+SEARCHED, SEARCH_EPOCHS = "rafael_base", 20.0
+# Accuracy % on STL-10 in the thesis: by itself, distilled.
+THESIS = {
+    "teacher": (90.65, None),
+    "student": (76.80, 83.79),
+    "rafael_base": (71.38, 74.21),
+    "rafael_1": (67.08, 69.70),
+    "rafael_2": (74.57, 79.12),
+    "rafael_3": (71.01, 76.55),
+}
+DISTILLED = "_distilled"
+# Small students first; the teacher before what it teaches.
+ROWS = (
+    "teacher",
+    *(s + d for s in ("rafael_base", "rafael_1", "rafael_2", "rafael_3", "student") for d in ("", DISTILLED)),
+)
+
+_ROWS = flags.DEFINE_list("rows", list(ROWS), "The rows to run; all that ran before stay in the table.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "One run each.")
+_STL10 = flags.DEFINE_bool("stl10", False, "On STL-10 itself.")
+_TRIALS = flags.DEFINE_integer("trials", 12, "Of the search for alpha and temperature, of 32 points.", lower_bound=1)
+_DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
+
+
+def main(argv):
+    del argv
+    from atalaia import report
+
+    unknown = set(_ROWS.value) - set(ROWS)
+    if unknown:
+        raise app.UsageError(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    for seed in map(int, _SEEDS.value):
+        for row in ROWS:
+            if row in _ROWS.value:
+                figures = run(row, seed)
+                path = RESULTS / ("table1_stl10.json" if _STL10.value else "table1.json")
+                rows = report.publish_rows(path, figures, ("row", "seed"), table, _order)
+                picture(rows, path.with_suffix(".png"))
+
+
+def _order(row):
+    return ROWS.index(row["row"]), row["seed"]
+
+
+def folder(name: str, seed: int = 0) -> Path:
+    """The run folder of a row."""
+    return Path("runs/table1_stl10" if _STL10.value else "runs/table1") / (name if seed == 0 else f"{name}_seed{seed}")
+
+
+def run(row: str, seed: int) -> dict:
+    """Trains and evaluates a row where that is not done, and returns its figures."""
+    workdir, chosen = folder(row, seed), {}
+    if row == "teacher":
+        head = folder("teacher_head", seed)
+        _module("train", head, _config(TEACHER), f"--config.seed={seed}")
+        arguments = [_config(TEACHER, "finetune"), f"--config.start_from={head}"]
+    else:
+        arguments = [_config(CONFIG, row)]
+    if row.endswith(DISTILLED):
+        chosen = search()
+        arguments += [f"--config.{field}={value}" for field, value in chosen.items()]
+        arguments.append(f"--config.distill.teacher={folder('teacher', seed)}")
+    arguments.append(f"--config.seed={seed}")
+    _module("train", workdir, *arguments)
+    for split, name in (("validation", "evaluation_validation.json"), ("test", "evaluation.json")):
+        if not (ROOT / workdir / name).is_file():
+            _module("evaluate", workdir, f"--split={split}", "--engines=jax")
+    config = _read(workdir, "config.json")
+    return dict(
+        row=row,
+        seed=seed,
+        data=_read(workdir, "evaluation_details.json")["dataset"],
+        command=f"python -m atalaia.train --workdir={workdir} {' '.join(arguments)}",
+        epochs=sum(config[stage]["epochs"] for stage in config["stages"]),
+        values=_read(workdir, "ledger.json")["rows"][-1]["parameters"],
+        seconds=_read(workdir, "train.json")["seconds"],
+        chosen=chosen,
+        validation=_read(workdir, "evaluation_validation.json")["jax"],
+        test=_read(workdir, "evaluation.json")["jax"],
+    )
+
+
+def search() -> dict:
+    """The fields of the search's best trial; goes on with the search where it is not done."""
+    workdir = folder("search")
+    words = [_config(CONFIG, SEARCHED + DISTILLED), "--space=configs/search_kd.py", f"--trials={_TRIALS.value}"]
+    words.append(f"--config.distill.epochs={SEARCH_EPOCHS:g}")
+    _module("search", workdir, *words)
+    done = [row for row in _read(workdir, "search.json")["rows"] if row.get("value") is not None]
+    return max(done, key=lambda row: row["value"])["point"]
+
+
+def _config(file, *words):
+    words = [w for w in words if w] + ["stl10"] * _STL10.value
+    return f"--config={file}" + (f":{','.join(words)}" if words else "")
+
+
+def _module(name, workdir, *arguments):
+    data = [f"--data_dir={_DATA.value}"] if _DATA.value else []
+    command = [sys.executable, "-m", f"atalaia.{name}", f"--workdir={workdir}", *arguments, *data]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+def _read(workdir, name):
+    return json.loads((ROOT / workdir / name).read_text())
+
+
+def table(rows: list[dict]) -> str:
+    """By itself and distilled, and the gain, beside the thesis's figures, in Markdown."""
+    data = rows[0]["data"]
+    lines = [
+        f"| network, on {data} | values | epochs | accuracy % | distilled % | gain | alpha, T | seeds "
+        "| *thesis, STL-10: accuracy, distilled, gain* |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, (alone, distilled) in THESIS.items():
+        found = {d: [r for r in rows if r["row"] == name + d] for d in ("", DISTILLED)}
+        first = next((r for r in (*found[DISTILLED], *found[""])), None)
+        if first is None:
+            continue
+        cells = [f"{first['values']:,}", f"{first['epochs']:g}", *(_accuracy(found[d]) for d in ("", DISTILLED))]
+        pairs = [(a, b) for a in found[""] for b in found[DISTILLED] if a["seed"] == b["seed"]]
+        gains = [100 * (b["test"]["accuracy"] - a["test"]["accuracy"]) for a, b in pairs]
+        cells.append(f"{statistics.median(gains):+.2f}" if gains else "-")
+        chosen = first["chosen"].values()
+        source = "searched" if name == SEARCHED else f"from {SEARCHED}"
+        cells.append(f"{', '.join(f'{v:g}' for v in chosen)} ({source})" if chosen else "-")
+        cells.append(" / ".join(str(len(found[d])) for d in ("", DISTILLED)))
+        cells.append(f"{alone:.2f}" + (f", {distilled:.2f}, {distilled - alone:+.2f}" if distilled else ""))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    if "STL-10" not in data:
+        lines += ["", f"Not comparable with the thesis but for the gains: ours is {data}, its was STL-10."]
+    return "\n".join(lines) + "\n"
+
+
+def _accuracy(rows):
+    values = [100 * r["test"]["accuracy"] for r in rows]
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else "-"
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def picture(rows: list[dict], path: Path) -> None:
+    """Accuracy of each network by itself and distilled, medians over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from atalaia.files import write_whole
+
+    names = [name for name in THESIS if any(r["row"].startswith(name) for r in rows)]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for shift, suffix, label in ((-0.2, "", "by itself"), (0.2, DISTILLED, "distilled")):
+        values = {n: [100 * r["test"]["accuracy"] for r in rows if r["row"] == n + suffix] for n in names}
+        places = [(i + shift, statistics.median(v)) for i, v in enumerate(values.values()) if v]
+        axes.bar(*zip(*places, strict=True), width=0.4, label=label) if places else None
+    axes.set_xticks(range(len(names)), names, rotation=20)
+    axes.set(ylabel="test accuracy, %", title=rows[0]["data"])
+    axes.set_ylim(bottom=max(0, min(100 * r["test"]["accuracy"] for r in rows) - 5))
+    axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    plt.close(figure)
+    write_whole(path, content.getvalue())
+
+
+if __name__ == "__main__":
+    app.run(main)
