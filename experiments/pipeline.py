@@ -3,7 +3,7 @@
 python experiments/pipeline.py [--seeds=0] [--data_dir=FOLDER]
 
 Trains what is not trained yet: the teacher (runs/table2/dense, which Table 2 shares) and the run of configs/pipeline.py
-in runs/pipeline; each goes on where it was. Then exports, evaluates (the test set once), writes the C to runs/pipeline/c
+in runs/pipeline; each goes on where it was. Then exports, evaluates (the test set once), writes C to runs/pipeline/c
 and counts its instructions on emulators. Writes experiments/results/pipeline.json and .md, and the table in README.md.
 """
 
