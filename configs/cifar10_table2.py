@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from atalaia import config
 
-DENSE, PRUNE, QUANTIZE = 25.0, 5.0, 5.0  # epochs
+DENSE, PRUNE, QUANTIZE = 25.0, 4.0, 4.0  # epochs
 TEACHER = "runs/table2/dense"  # guides what is made of it
 
 
