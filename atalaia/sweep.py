@@ -8,15 +8,12 @@ python -m atalaia.evaluate --workdir=RUN. A sweep that was stopped goes on when 
 
 import itertools
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from atalaia import cli, ledger
-from atalaia import config as configs
+from atalaia import cli, ledger, runs
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
@@ -26,7 +23,7 @@ def main() -> None:
     root = Path(flags.FLAGS.workdir or f"runs/sweep_{Path(file).stem}")
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for overrides in combinations:
-        _check(file, overrides)
+        runs.check(file, overrides)
     rows = []
     for number, overrides in enumerate(combinations, 1):
         name = ",".join(f"{field}={value}" for field, value in overrides.items()) or "base"
@@ -35,8 +32,8 @@ def main() -> None:
         done = _run(file, overrides, workdir, rest)
         rows.append(overrides | _figures(workdir, done))
     write_json(root / "sweep.json", rows)
-    write_whole(root / "sweep.md", table(rows))
-    print(table(rows))
+    write_whole(root / "sweep.md", runs.table(rows))
+    print(runs.table(rows))
     print(f"written: {root}/sweep.md, sweep.json")
     if not all(row["finished"] for row in rows):
         raise UserError("not every run finished; the table says which, their messages are above")
@@ -76,36 +73,14 @@ def split_values(text: str) -> list[str]:
     return parts
 
 
-def _flags(overrides):
-    return [f"--config.{field}={value}" for field, value in overrides.items()]
-
-
-def _check(file, overrides):
-    """Parses and validates one combination as atalaia.train would, before any of them is run."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    with cli.flag_errors():
-        values(["sweep", f"--config={file}", *_flags(overrides)])
-        config = values.config
-        _ = config.is_locked
-    configs.validate(config)
-
-
 def _run(file, overrides, workdir, rest):
     """Train, export, evaluate, each as a user would call it; True where all went well."""
-    common = [f"--workdir={workdir}", *(r for r in rest if not r.startswith("--workdir"))]
-    steps = [
-        ["train", f"--config={file}", *_flags(overrides)],
-        ["export"],
-        ["evaluate", "--split=validation", "--engines=jax,tflm"],
-    ]
-    for step, *arguments in steps:
-        code = subprocess.run([sys.executable, "-m", f"atalaia.{step}", *common, *arguments], check=False).returncode
-        if code == 130:
-            raise KeyboardInterrupt
-        if code:
-            return False
-    return True
+    common = [r for r in rest if not r.startswith("--workdir")]
+    return (
+        runs.run("train", workdir, [f"--config={file}", *runs.override_flags(overrides), *common])
+        and runs.run("export", workdir, common)
+        and runs.run("evaluate", workdir, ["--split=validation", "--engines=jax,tflm", *common])
+    )
 
 
 def _figures(workdir, done):
@@ -122,18 +97,6 @@ def _figures(workdir, done):
         gzip_bytes=sizes["gzip_bytes"],
         workdir=str(workdir),
     )
-
-
-def table(rows: list[dict]) -> str:
-    """The runs in Markdown, "-" where one did not finish."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(name, "-")) for name in names] for row in rows]
-    lines = ["| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *cells]]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value):
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

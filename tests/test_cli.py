@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
-from atalaia import cli, errors, sweep
+from atalaia import cli, errors, runs, sweep
 from atalaia import config as configs
 from atalaia.errors import UserError
 
@@ -181,7 +181,7 @@ class SweepTest(parameterized.TestCase):
             "| 0 | False | - | - |",
             "| 1 | True | 0.9877 | 700 |",
         ]
-        self.assertEqual(sweep.table(rows).splitlines(), expected)
+        self.assertEqual(runs.table(rows).splitlines(), expected)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""Runs as other programs: what atalaia.sweep and atalaia.search share."""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from atalaia import cli
+from atalaia import config as configs
+
+
+def override_flags(overrides: Mapping[str, Any]) -> list[str]:
+    """Fields and values as flags of atalaia.train: `--config.FIELD=VALUE`."""
+    return [f"--config.{field}={value}" for field, value in overrides.items()]
+
+
+def check(file: str, overrides: Mapping[str, Any]) -> ConfigDict:
+    """The config that atalaia.train would run with, parsed and validated.
+
+    Raises:
+      UserError: there is no such file or field, or a value is of a wrong type or has no meaning.
+    """
+    values, arguments = flags.FlagValues(), ["check", f"--config={file}", *override_flags(overrides)]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    with cli.flag_errors():
+        values(arguments)
+        config = values.config
+        _ = config.is_locked  # a file that could not be read shows here first
+    configs.validate(config)
+    return config
+
+
+def command(step: str, workdir: Path, arguments: Sequence[str] = ()) -> list[str]:
+    """What starts one step of a run, such as "train", as a user would."""
+    return [sys.executable, "-m", f"atalaia.{step}", f"--workdir={workdir}", *arguments]
+
+
+def run(step: str, workdir: Path, arguments: Sequence[str] = ()) -> bool:
+    """One step of a run, waited for; True where it went well.
+
+    Raises:
+      KeyboardInterrupt: the step was stopped by Ctrl-C.
+    """
+    code = subprocess.run(command(step, workdir, arguments), check=False).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    return code == 0
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows in Markdown, "-" where one lacks a column."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name, "-")) for name in names] for row in rows]
+    lines = ["| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *cells]]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value):
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
