@@ -40,7 +40,7 @@ def cache() -> Path:
 
 
 def run(main: Callable[[], None], known_only: bool = False) -> None:
-    """Parses the flags and runs `main()`; a user's mistake becomes one line and exit code 2, Ctrl-C exit code 130.
+    """Parses the flags and runs `main()`; a user's mistake becomes one line and its exit code, Ctrl-C exit code 130.
 
     Args:
       main: the command.
@@ -71,7 +71,7 @@ def _guarded(function):
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.code if isinstance(error, UserError) else UserError.code)
 
 
 def _parse(argv: Sequence[str], known_only: bool) -> list[str]:

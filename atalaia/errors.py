@@ -13,6 +13,14 @@ NO_SPACE = "no space left on the disk: free some and give the same command again
 class UserError(Exception):
     """A mistake that the user can mend; its text names the cause and the fix in one line."""
 
+    code = 2  # exit code of the command
+
+
+class Diverged(UserError):
+    """Training became NaN or infinite, which a search takes as a result."""
+
+    code = 3
+
 
 def message(error: BaseException) -> str | None:
     """The line for an error that a user can mend, or None for a defect of ours."""

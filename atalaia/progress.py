@@ -47,6 +47,13 @@ class Progress:
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._line()
 
+    def say(self, text: str) -> None:
+        """Prints a line on stdout, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
     @property
     def rate(self) -> float:
         """Units a second since this display began."""
@@ -54,10 +61,11 @@ class Progress:
 
     def _line(self):
         self._last = time.monotonic()
-        left = (self._total - self._done) * self._scale / self.rate if self._done > self._initial else 0.0
+        remaining = (self._total - self._done) * self._scale
+        left = f"{remaining / self.rate:.0f}" if self.rate else "?" if remaining else "0"
         figures = "".join(f"  {k} {v:.4g}" for k, v in self._figures.items())
         print(
-            f"{self._name}: {self._done}/{self._total}  {self.rate:.4g} {self._unit}/s  {left:.0f} s left{figures}",
+            f"{self._name}: {self._done}/{self._total}  {self.rate:.4g} {self._unit}/s  {left} s left{figures}",
             file=sys.stderr,
             flush=True,
         )

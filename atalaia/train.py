@@ -43,7 +43,7 @@ from atalaia import (
     quantize,
 )
 from atalaia import config as configs
-from atalaia.errors import UserError
+from atalaia.errors import Diverged, UserError
 from atalaia.files import write_json
 from atalaia.progress import Progress
 
@@ -525,7 +525,7 @@ def _mean(window):
 
 def _refuse_nan(run, stage, step, figures):
     if not np.isfinite(figures["loss"]):
-        raise UserError(
+        raise Diverged(
             f"loss {run.config.loss.name!r} became NaN or infinite at step {step + 1} (stage {stage.name}): try a "
             f"smaller {stage.name}.learning_rate than {stage.config.learning_rate}, in another --workdir"
         )

@@ -56,6 +56,19 @@ class ProgressTest(absltest.TestCase):
             bar.update(loss=1)
         self.assertEqual(self._lines()[0], "train: 2/4  0.1 it/s  20 s left  loss 1  val_loss 3")
 
+    def test_before_anything_is_done_the_time_left_is_not_known(self):
+        with progress.Progress("search", 3) as bar:
+            self.now += 20
+            bar.update(0)
+            self.assertEqual(self._lines(), ["search: 0/3  0 it/s  ? s left"])
+
+    def test_says_on_stdout_above_a_bar(self):
+        for stream in (io.StringIO(), _Terminal()):
+            self._stderr(stream)
+            with mock.patch.object(sys, "stdout", io.StringIO()) as stdout, progress.Progress("search", 3) as bar:
+                bar.say("said")
+            self.assertEqual(stdout.getvalue(), "said\n")
+
     def test_no_closing_line_after_an_error(self):
         with self.assertRaises(RuntimeError), progress.Progress("train", 4) as bar:
             bar.update()

@@ -74,6 +74,16 @@ def generate(
     return report
 
 
+def report(tflite_bytes: bytes, sparse: str = "auto") -> dict:
+    """What report.json would hold, but for the name, without writing anything.
+
+    Raises:
+      UserError: the file is damaged or not supported.
+    """
+    lowered = graph.lower(tflite.read(tflite_bytes))
+    return _report(lowered, kernels.choose(lowered, sparse), memory.plan(lowered), len(tflite_bytes))
+
+
 def _report(lowered, calls, plan, file_bytes):
     """Sizes and estimates, layer by layer."""
     layers = [
