@@ -19,6 +19,7 @@ usage: ./run.sh WORD [--config.FIELD=VALUE ...]
   mcu       C from int8 models on a computer and on emulators of two boards' instruction sets, one table
   run FILE  the same on any config, such as configs/folder.py --config.data.path=FOLDER for your own images
   sweep FILE --config.FIELD=A,B ...   every combination, one run folder each, one table (on the validation split)
+  search --config=FILE --space=FILE --trials=N ...   Bayesian optimisation over any fields (on the validation split)
   test      the test suite
   lint      ruff: format and lint
   setup     only the set-up: .venv with the pinned packages
@@ -107,6 +108,7 @@ case $word in
   search) setup requirements.txt && .venv/bin/python -m atalaia.search "$@" ;;
   mcu) compilers && setup requirements.txt && .venv/bin/python experiments/mcu.py "$@" ;;
   sweep) setup requirements.txt && .venv/bin/python -m atalaia.sweep "$@" ;;
+  search) setup requirements.txt && .venv/bin/python -m atalaia.search "$@" ;;
   test) compilers && setup requirements.txt requirements-dev.txt && .venv/bin/python -m pytest "$@" ;;
   lint)
     setup requirements-dev.txt

@@ -1,0 +1,201 @@
+"""Bayesian against random search on a grid that was run once: trials until one of the best tenth is found.
+
+python experiments/search_replay.py --grid --config=FILE [--config.FIELD=VALUE ...] [--data_dir=FOLDER]
+python experiments/search_replay.py [--seeds=100]
+
+With --grid every point of the space is trained in runs/search_grid (what is done is not trained again), and
+experiments/results/search_grid.json is written after each. Without, searches are replayed on that file by the function
+that atalaia.search proposes with, which is told a recorded value when it tries the point. No search tries one twice.
+Writes experiments/results/search_replay.json, .md and .png, and the table in README.md.
+"""
+
+import io
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+RESULTS = ROOT / "experiments/results"
+GRID = RESULTS / "search_grid.json"
+RUNS = Path("runs/search_grid")
+BEST = 0.1  # the part of the points that counts as found
+
+
+def main() -> None:
+    from atalaia import space as spaces
+    from atalaia.errors import UserError
+
+    space = spaces.load(flags.FLAGS.space)
+    if flags.FLAGS.grid:
+        return train_grid(space, [a for a in sys.argv[1:] if a.startswith(("--config", "--data_dir="))])
+    if not GRID.is_file():
+        raise UserError(f"no {GRID}: train the grid first with --grid --config=FILE")
+    rows = json.loads(GRID.read_text())
+    if len(rows) < spaces.size(space):
+        raise UserError(f"{GRID} has {len(rows)} of {spaces.size(space)} points: go on with --grid --config=FILE")
+    publish(space, [(_point(space, row), row["val_accuracy"]) for row in rows], flags.FLAGS.seeds)
+
+
+def train_grid(space: dict, arguments: list[str]) -> None:
+    """Trains every point that is not trained yet."""
+    from atalaia import config as configs
+    from atalaia import runs
+    from atalaia import space as spaces
+    from atalaia.errors import UserError
+    from atalaia.files import write_json
+
+    given = dict(a.removeprefix("--").split("=", 1) for a in arguments if "=" in a)
+    if "config" not in given:
+        raise UserError("--grid needs --config=FILE")
+    shared = {name.removeprefix("config."): v for name, v in given.items() if name.startswith("config.")}
+    points, rows = list(spaces.every_point(space)), []
+    workdirs = [RUNS / ",".join(f"{_short(field)}={value}" for field, value in point.items()) for point in points]
+    for point, workdir in zip(points, workdirs, strict=True):
+        configs.refuse_other_run(runs.check(given["config"], shared | point), workdir)
+    for number, (point, workdir) in enumerate(zip(points, workdirs, strict=True), 1):
+        if not (workdir / "train.json").is_file():
+            print(f"point {number} of {len(points)}: {workdir.name}", flush=True)
+            if not runs.run("train", workdir, [*arguments, *runs.override_flags(point)]):
+                raise UserError(f"the training in {workdir} failed, see above; the ones before it are kept")
+        accuracy = json.loads((workdir / "train.json").read_text())["val_accuracy"]
+        rows.append({_short(field): value for field, value in point.items()} | dict(val_accuracy=accuracy))
+        write_json(GRID, rows)
+    print(f"written: {GRID}")
+
+
+def _short(field):
+    return field.rpartition(".")[2]
+
+
+def _point(space, row):
+    return {field: row[_short(field)] for field in space}
+
+
+def trials_needed(order, values: dict[str, float], target: float) -> int:
+    """How many points of `order` (their texts) were tried when the first at or above the target was."""
+    return next(n for n, point in enumerate(order, 1) if values[point] >= target)
+
+
+def bayesian(space, seed: int, values: dict[str, float]):
+    """The points of one Bayesian search, one after the other, as atalaia.search would try them."""
+    from atalaia import space as spaces
+
+    results = []
+    while len(results) < len(values):
+        point = spaces.propose(space, seed, results)
+        results.append(spaces.Result(point, values[spaces.text(point)]))
+        yield spaces.text(point)
+
+
+def random(space, seed: int, values: dict[str, float]):
+    """The points of one random search, in random order."""
+    del space
+    points = list(values)
+    return (points[i] for i in np.random.default_rng(seed).permutation(len(points)))
+
+
+def replay(space, grid: list[tuple[dict, float]], seeds: int) -> dict:
+    """Trials to the best tenth, by method, over the seeds."""
+    from atalaia import space as spaces
+    from atalaia.progress import Progress
+
+    values = {spaces.text(point): value for point, value in grid}
+    wanted = max(1, int(BEST * len(values)))
+    target = sorted(values.values(), reverse=True)[wanted - 1]
+    trials = dict(bayesian=[], random=[])
+    with Progress("replay", seeds, "searches") as bar:
+        for seed in range(seeds):
+            for method in (bayesian, random):
+                trials[method.__name__].append(trials_needed(method(space, seed, values), values, target))
+            bar.update()
+    return dict(
+        points=len(values),
+        target=target,
+        targets=sum(value >= target for value in values.values()),
+        seeds=seeds,
+        methods={name: dict(figures(found), trials=found) for name, found in trials.items()},
+        ratio_of_means=statistics.mean(trials["bayesian"]) / statistics.mean(trials["random"]),
+    )
+
+
+def figures(trials: list[int]) -> dict:
+    """Median, mean and spread."""
+    low, high = np.percentile(trials, [10, 90])
+    return dict(
+        median=statistics.median(trials),
+        mean=statistics.mean(trials),
+        standard_deviation=statistics.pstdev(trials),
+        percentile_10=float(low),
+        percentile_90=float(high),
+        most=max(trials),
+    )
+
+
+def table(found: dict) -> str:
+    """The replay in Markdown."""
+    lines = [
+        f"| search over {found['points']} points, {found['seeds']} seeds: trials to one of the best {found['targets']} "
+        "| median | mean | standard deviation | 10th to 90th percentile | most |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in found["methods"].items():
+        spread = f"{row['standard_deviation']:.2f} | {row['percentile_10']:.0f} to {row['percentile_90']:.0f}"
+        lines.append(f"| {name} | {row['median']:g} | {row['mean']:.2f} | {spread} | {row['most']} |")
+    lines.append(f"\nBayesian search needs {found['ratio_of_means']:.2f} of random search's trials, by the means.")
+    return "\n".join(lines) + "\n"
+
+
+def picture(space, grid, found: dict, path: Path) -> None:
+    """The recorded grid, and how many searches have found one of the best tenth by each trial."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from atalaia import search
+    from atalaia.files import write_whole
+
+    drawn = search.is_grid(space)
+    figure, axes = plt.subplots(1, 1 + drawn, figsize=(6.5 * (1 + drawn), 4.2), layout="constrained", squeeze=False)
+    number = np.arange(found["points"] + 1)
+    for name, row in found["methods"].items():
+        reached = [100 * np.mean(np.array(row["trials"]) <= n) for n in number]
+        axes[0, 0].step(number, reached, where="post", label=name)
+    axes[0, 0].set(xlabel="trials", ylabel=f"searches that found one of the best {found['targets']}, %")
+    axes[0, 0].grid(alpha=0.3)
+    axes[0, 0].legend()
+    if drawn:
+        search.grid_map(axes[0, 1], space, grid, "validation accuracy")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    plt.close(figure)
+    write_whole(path, content.getvalue())
+
+
+def publish(space, grid: list[tuple[dict, float]], seeds: int) -> None:
+    """Replays, and writes the figures, the table and the picture."""
+    from atalaia import report
+    from atalaia.files import write_json, write_whole
+
+    found = replay(space, grid, seeds)
+    write_json(RESULTS / "search_replay.json", found)
+    text = table(found)
+    write_whole(RESULTS / "search_replay.md", text)
+    picture(space, grid, found, RESULTS / "search_replay.png")
+    print(f"{text}\nwritten: {RESULTS}/search_replay.json, .md, .png", flush=True)
+    report.insert(ROOT / "README.md", "search_replay", text)
+
+
+if __name__ == "__main__":
+    from atalaia import cli
+
+    flags.DEFINE_bool("grid", False, "Train the grid instead of replaying searches on it.")
+    flags.DEFINE_string("space", str(ROOT / "configs/search_kd.py"), "The space, of choices only.")
+    flags.DEFINE_integer("seeds", 100, "Searches of each kind.", lower_bound=1)
+    flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
+    cli.run(main, known_only=True)
