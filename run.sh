@@ -15,7 +15,6 @@ usage: ./run.sh WORD [--config.FIELD=VALUE ...]
   table2    the thesis's Table 2: every row of configs/cifar10_table2.py, its tables and picture; some hours on 2 cores
   table1    the thesis's Table 1: ResNet-50 and five students, by themselves and distilled; many hours on 2 cores
   pipeline  the whole chain into 59 KB: distil, prune, quantise, export, C, emulators; some hours on 2 cores
-  search    Bayesian optimisation over any config fields: --config=FILE --space=FILE --workdir=FOLDER --trials=N
   mcu       C from int8 models on a computer and on emulators of two boards' instruction sets, one table
   run FILE  the same on any config, such as configs/folder.py --config.data.path=FOLDER for your own images
   sweep FILE --config.FIELD=A,B ...   every combination, one run folder each, one table (on the validation split)
@@ -105,7 +104,6 @@ case $word in
     ;;
   table1 | table2) setup requirements.txt && .venv/bin/python "experiments/$word.py" "$@" ;;
   pipeline) compilers && setup requirements.txt && .venv/bin/python experiments/pipeline.py "$@" ;;
-  search) setup requirements.txt && .venv/bin/python -m atalaia.search "$@" ;;
   mcu) compilers && setup requirements.txt && .venv/bin/python experiments/mcu.py "$@" ;;
   sweep) setup requirements.txt && .venv/bin/python -m atalaia.sweep "$@" ;;
   search) setup requirements.txt && .venv/bin/python -m atalaia.search "$@" ;;

@@ -111,7 +111,7 @@ def search() -> dict:
     words = [_config(CONFIG, SEARCHED + DISTILLED), "--space=configs/search_kd.py", f"--trials={_TRIALS.value}"]
     words.append(f"--config.distill.epochs={SEARCH_EPOCHS:g}")
     _module("search", workdir, *words)
-    done = [row for row in _read(workdir, "search.json")["rows"] if row.get("value") is not None]
+    done = [row for row in _read(workdir, "search.json")["trials"] if row.get("value") is not None]
     return max(done, key=lambda row: row["value"])["point"]
 
 
