@@ -22,7 +22,6 @@ def get_config(row: str = "dense") -> ConfigDict:
     c.data.validation = 0.05
     c.augment.flip = True
     c.augment.pad_crop = 4
-    c.augment.cutout = 8
     c.loss.label_smoothing = 0.1
     c.distillation.alpha = 0.2
     c.distillation.temperature = 3.0
@@ -35,6 +34,7 @@ def get_config(row: str = "dense") -> ConfigDict:
 
 def dense(c):
     c.stages = ("dense",)
+    c.augment.cutout = 8
 
 
 def dense_more(c):
