@@ -5,13 +5,15 @@ python -m atalaia.report --workdir=runs/cifar10              # one run: accuracy
 
 import io
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from atalaia import cli, ledger
 from atalaia.errors import UserError
-from atalaia.files import write_whole
+from atalaia.files import write_json, write_whole
 
 MIB = 2**20
 PUBLISHED = (
@@ -113,6 +115,33 @@ def publish(workdir: Path, destination: Path) -> str:
         write_whole(destination / name, (Path(workdir) / name).read_bytes())
     write_whole(destination / "table.md", text)
     return text
+
+
+def publish_rows(
+    path: Path,
+    row: dict,
+    key: Sequence[str],
+    table: Callable[[list[dict]], str],
+    order: Callable[[dict], Any] | None = None,
+) -> list[dict]:
+    """Adds a row to a published table, in the place of an older one of its kind, and returns all rows.
+
+    Writes NAME.json and NAME.md, and puts the table in the README.md of the repository.
+
+    Args:
+      path: experiments/results/NAME.json; row: new figures; key: the fields that say which rows are of a kind.
+      table: all rows in Markdown; order: of the rows; by default that in which they came.
+    """
+    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = list({tuple(r[k] for k in key): r for r in (*rows, row)}.values())
+    if order:
+        rows.sort(key=order)
+    write_json(path, rows)
+    text = table(rows)
+    write_whole(path.with_suffix(".md"), text)
+    insert(path.parents[2] / "README.md", path.stem, text)
+    print(f"{text}\nwritten: {path}, .md and README.md", flush=True)
+    return rows
 
 
 def insert(readme: Path, name: str, text: str) -> None:

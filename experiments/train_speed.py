@@ -44,10 +44,12 @@ def main(argv):
     if _WORKER.value:
         side, row = _WORKER.value.split(":", 1)
         return work(side, Row(row))
+    from atalaia import report
+
     for text in rows():
         row = measure(Row(text))
         print(json.dumps(row), flush=True)
-        publish(row)
+        report.publish_rows(RESULTS / "train_speed.json", row, KEY, table)
 
 
 def rows() -> list[str]:
@@ -287,20 +289,6 @@ def gemm(side, row):
         result.block_until_ready()
 
     return run, dict(per_call=2 * n**3 / 1e9)
-
-
-def publish(row: dict) -> None:
-    """Adds the row to the results, in the place of an older one of its kind, and their table to the README."""
-    from atalaia import report
-    from atalaia.files import write_json, write_whole
-
-    path = RESULTS / "train_speed.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    rows = list({tuple(r[k] for k in KEY): r for r in (*rows, row)}.values())
-    write_json(path, rows)
-    text = table(rows)
-    write_whole(RESULTS / "train_speed.md", text)
-    report.insert(ROOT / "README.md", "train_speed", text)
 
 
 def table(rows: list[dict]) -> str:
