@@ -10,7 +10,7 @@
 
 extern "C" const unsigned char model_tflite[];
 
-static tflite::MicroMutableOpResolver<14> operators;
+static tflite::MicroMutableOpResolver<23> operators;
 static tflite::MicroInterpreter *interpreter;
 
 const char *tflm_start(void *memory, size_t bytes, size_t *used) {
@@ -21,15 +21,24 @@ const char *tflm_start(void *memory, size_t bytes, size_t *used) {
   operators.AddConcatenation();
   operators.AddConv2D();
   operators.AddDepthwiseConv2D();
+  operators.AddDequantize();
   operators.AddFullyConnected();
+  operators.AddHardSwish();
+  operators.AddLeakyRelu();
   operators.AddLogistic();
   operators.AddMaxPool2D();
+  operators.AddMaximum();
   operators.AddMean();
+  operators.AddMinimum();
   operators.AddMul();
   operators.AddPad();
+  operators.AddQuantize();
   operators.AddRelu();
+  operators.AddRelu6();
   operators.AddReshape();
   operators.AddSoftmax();
+  operators.AddSub();
+  operators.AddTanh();
   static tflite::MicroInterpreter built(model, operators, static_cast<uint8_t *>(memory), bytes);
   interpreter = &built;
   if (interpreter->AllocateTensors() != kTfLiteOk) return "the model does not fit the arena, or has an unknown operator";

@@ -1,0 +1,3 @@
+// What main.c uses of FreeRTOS.
+#pragma once
+typedef unsigned int UBaseType_t;

@@ -1,0 +1,2 @@
+#pragma once
+UBaseType_t uxTaskGetStackHighWaterMark(void *task);

@@ -1,0 +1,3 @@
+#pragma once
+#define CONFIG_ATALAIA_REPEATS 3
+#define CONFIG_IDF_TARGET "stub"
