@@ -23,7 +23,7 @@ COLUMNS = {
     "tflite_bytes": "the .tflite file",
     "gzip_bytes": "gzip -9 of the .tflite file; of the float32 values where there is no such file",
     "download_bytes": "model.atl, from which alone the .tflite file is restored; its checksum and all else counted",
-    "flash_bytes": "code and constants of the generated C",
+    "flash_bytes": "code and constants of the generated C, compiled for rv32imc with -O2",
     "tflm_arena_bytes": "working memory that TFLite Micro takes for it (recorded by its interpreter on this machine)",
 }
 
@@ -60,6 +60,12 @@ def add_tflite(workdir: Path, data: bytes) -> None:
     )
 
 
+def add_flash(workdir: Path, flash_bytes: int) -> None:
+    """Enters the flash of the generated C in the row "int8"; codegen.boards measures it, which needs a compiler."""
+    (row,) = [row for row in read(workdir) if row["stage"] == "int8"]
+    _add(workdir, **row | dict(flash_bytes=flash_bytes))
+
+
 def gzip_bytes(data: bytes) -> int:
     """Size of `gzip -9`."""
     return len(gzip.compress(data, 9, mtime=0))
@@ -76,7 +82,12 @@ def tflm_arena_bytes(data: bytes) -> int | None:
         file.flush()
         # It prints from C++, so it gets a process whose output can be read.
         done = subprocess.run([sys.executable, "-c", code, file.name], capture_output=True, text=True, check=False)
-    found = re.search(r"Arena allocation total (\d+)", done.stdout + done.stderr)
+    return recorded_arena_bytes(done.stdout + done.stderr)
+
+
+def recorded_arena_bytes(text: str) -> int | None:
+    """The arena in what TFLite Micro's print_allocations() printed; None where it did not."""
+    found = re.search(r"Arena allocation total (\d+)", text)
     return int(found[1]) if found else None
 
 

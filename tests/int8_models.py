@@ -2,7 +2,9 @@
 
 import functools
 
+import flatbuffers
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 
 @functools.cache
@@ -39,6 +41,42 @@ def build(name: str) -> bytes:
     if name != "float_borders":
         converter.inference_input_type = converter.inference_output_type = tf.int8
     return converter.convert()
+
+
+def convolution(kernel: np.ndarray, size: tuple[int, int], stride: int = 1, same: bool = True) -> bytes:
+    """The file of one CONV_2D with int8 weights `[outputs, height, width, channels]` as they are given."""
+    out_c, tall, wide, in_c = kernel.shape
+    out = [-(-n // stride) if same else (n - k) // stride + 1 for n, k in zip(size, (tall, wide), strict=True)]
+    bias = np.random.default_rng(2).integers(-2000, 2000, out_c).astype(np.int32)
+    spread = np.sqrt(np.square(kernel.astype(float)).sum((1, 2, 3)).max())
+    scales = dict(x=[1.0], w=(1 + np.arange(out_c) / out_c).tolist(), b=None, y=[float(2 + 4 * spread)])
+    kinds = (schema.TensorType.INT8, schema.TensorType.INT8, schema.TensorType.INT32, schema.TensorType.INT8)
+    shapes = ([1, *size, in_c], kernel.shape, [out_c], [1, *out, out_c])
+    model, graph = schema.ModelT(), schema.SubGraphT()
+    model.version, model.subgraphs, model.buffers, graph.tensors = 3, [graph], [schema.BufferT()], []
+    for (name, scale), shape, kind, data in zip(scales.items(), shapes, kinds, (None, kernel, bias, None), strict=True):
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.type, tensor.buffer = name.encode(), list(shape), kind, len(model.buffers)
+        tensor.quantization = schema.QuantizationParametersT()
+        tensor.quantization.scale = scales["w"] if scale is None else scale  # a bias has scale 1 * the weight's
+        tensor.quantization.zeroPoint = [5 if name == "y" else -7 if name == "x" else 0] * len(
+            tensor.quantization.scale
+        )
+        model.buffers.append(schema.BufferT())
+        if data is not None:
+            model.buffers[-1].data = np.frombuffer(data.tobytes(), np.uint8)
+        graph.tensors.append(tensor)
+    graph.inputs, graph.outputs = [0], [3]
+    op, code = schema.OperatorT(), schema.OperatorCodeT()
+    op.builtinOptions = schema.Conv2DOptionsT()
+    op.inputs, op.outputs, op.builtinOptionsType = [0, 1, 2], [3], schema.BuiltinOptions.Conv2DOptions
+    op.builtinOptions.strideH = op.builtinOptions.strideW = stride
+    op.builtinOptions.padding = schema.Padding.SAME if same else schema.Padding.VALID
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CONV_2D
+    code.version, graph.operators, model.operatorCodes = 3, [op], [code]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
 
 
 def _convolutions(tf, w, x):

@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 from test_export import converted
 
 from atalaia.codegen import __main__ as codegen
+from atalaia.codegen import boards
 
 ROOT = Path(__file__).parent.parent
 NEEDS = {
@@ -70,6 +71,11 @@ class BoardsTest(parameterized.TestCase):
             self.assertBetween(found["instructions_per_mac"], 1, 100)
             self.assertBetween(found["stack_bytes"], 64, 2000)
 
+    def test_flash_is_code_and_constants_of_rv32(self):
+        require(self, "rv32")
+        report = json.loads((generated() / "mini/report.json").read_text())
+        self.assertBetween(codegen.flash_bytes(converted("mini")) - report["weight_bytes"], 1000, 20_000)
+
     @parameterized.parameters("rv32", "lx106")
     def test_instructions_are_counted_the_same_each_time(self, board):
         require(self, board)
@@ -97,6 +103,31 @@ class BoardsTest(parameterized.TestCase):
         self.assertNotEqual(done.returncode, 0)
         self.assertEqual(json.loads(done.stdout.splitlines()[-1])["equal"], 3)
         self.assertIn("sample 0: output byte 0", done.stdout)
+
+    def test_predicted_instructions_are_near_the_counted_ones(self):
+        for board in boards.EMULATORS:
+            require(self, board)
+        folder = generated() / "mini"
+        predicted = json.loads((folder / "report.json").read_text())["estimated_instructions"]
+        counted = {board: row["instructions"] for board, row in codegen.count(folder, 1).items()}
+        self.assertEqual(json.loads((folder / "report.json").read_text())["counted_instructions"], counted)
+        for board, instructions in counted.items():
+            self.assertBetween(predicted[board] / instructions, 0.7, 1.4)
+
+    def test_the_esp32_app_runs_on_a_stub_of_esp_idf(self):
+        """Its C alone: neither ESP-IDF nor a board is needed, and nothing is said about either."""
+        require(self, "host")
+        model, main = generated() / "mini", ROOT / "mcu/boards/esp32/main/main.c"
+        sources = [main, ROOT / "mcu/boards/check.c", ROOT / "tests/data/esp_idf/stub.c", model / "model.c"]
+        folders = [f"-I{f}" for f in (ROOT / "tests/data/esp_idf", ROOT / "mcu/boards", model)]
+        flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-DCHECK_REPEATS=3", *folders]
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["gcc", *flags, *sources, "-o", f"{folder}/app"], check=True)
+            text = subprocess.run([f"{folder}/app"], capture_output=True, text=True, check=True, timeout=60).stdout
+        self.assertIn("PASS: 4 of 4 samples equal", text)
+        found = json.loads(text.splitlines()[-1])
+        self.assertEqual((found["us_min"], found["us_median"]), (1, 1))  # the stub's clock
+        self.assertEqual((found["free_heap_bytes"], found["free_stack_bytes"]), (100_000, 1234))
 
     def test_unknown_names_say_what_there_is(self):
         require(self, "host")

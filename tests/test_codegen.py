@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from int8_models import NETWORKS, build
+from int8_models import NETWORKS, build, convolution
 from test_export import converted
 
 from atalaia import tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import fixed_point, graph, kernels, memory
+from atalaia.codegen import emit, fixed_point, graph, kernels, memory
 from atalaia.errors import UserError
 
 # Runs every golden vector in an arena of exactly the size that is stated, so that the sanitizer sees a byte too many.
@@ -64,6 +64,47 @@ def run(folder: Path, optimise: str = "-O1") -> str:
     return done.stdout + done.stderr[:2000]
 
 
+def random_kernel(low, high, zeros, shape):
+    """Codes of [low, high] of which so many are 0, both ends among them, and the second output is pruned whole."""
+    random = np.random.default_rng(3)
+    kernel = random.integers(low, high + 1, shape).astype(np.int8)
+    kernel[random.random(shape) < zeros] = 0
+    kernel[1], kernel[0, 0, 0, :2] = 0, (low, high)
+    return kernel
+
+
+def far_apart():
+    """Gaps at, just above and far above what each form can hold, and more groups in a row than a byte counts."""
+    kernel = np.zeros((6, 1, 1, 1300), np.int8)
+    for output, gap in enumerate((15, 16, 17, 255, 256)):
+        kernel[output, 0, 0, gap::gap] = -128 + output
+    kernel[5] = 77
+    kernel[2], kernel[4, 0, 0, :-1] = 0, 0
+    kernel[4, 0, 0, -1] = 127
+    return kernel
+
+
+# Weights, input size, stride, SAME, pixels that sparse kernels take at once, and kernels beside those for any weights.
+# Odd channels, sizes and numbers of outputs, in rows of 8 or more, 4 to 7, and fewer pixels.
+KERNELS = {
+    "ternary": (
+        lambda: random_kernel(-1, 1, 0.6, (7, 3, 3, 5)),
+        *((5, 11), 1, True, "8_5", ["conv_packed_2_4", "conv_packed_4_4", "conv_nibbles_8_5"]),
+    ),
+    "four_bits": (
+        lambda: random_kernel(-8, 7, 0.0, (4, 2, 3, 70)),
+        *((7, 11), 2, False, "4_140", ["conv_packed_4_4", "conv_nibbles_4_140"]),
+    ),
+    "eight_bits": (lambda: random_kernel(-128, 127, 0.8, (5, 3, 5, 6)), (6, 9), 1, True, "8_6", []),
+    "narrow": (
+        lambda: random_kernel(-2, 1, 0.3, (9, 3, 3, 33)),
+        *((5, 3), 1, True, "1_33", ["conv_packed_2_1", "conv_packed_4_1", "conv_nibbles_1_33"]),
+    ),
+    "far_apart": (far_apart, (1, 1), 1, True, "1_1300_wide", []),
+    "far_apart_in_rows": (far_apart, (2, 5), 1, True, "4_1300_wide", []),
+}
+
+
 class ParityTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
@@ -80,11 +121,27 @@ class ParityTest(parameterized.TestCase):
                 codegen.generate(build(name), self.folder / sparse, samples=20, sparse=sparse)
                 self.assertEqual(run(self.folder / sparse), "")
 
+    @parameterized.parameters(*KERNELS)
+    def test_every_kernel_of_a_convolution(self, name):
+        """The same golden vectors with each kernel that can hold the weights."""
+        kernel, size, stride, same, sparse, others = KERNELS[name]
+        content = convolution(kernel(), size, stride, same)
+        codegen.generate(content, self.folder / "one", samples=12)
+        lowered = graph.lower(tflite.read(content))
+        steps, plan, found = [kernels.candidates(step) for step in lowered.steps], memory.plan(lowered), []
+        for candidate in steps[1]:
+            calls = [steps[0][0], candidate, steps[2][0]]
+            (self.folder / "one/model.c").write_text(emit.model_c("one", lowered, calls, plan))
+            self.assertEqual(run(self.folder / "one"), "", candidate.kernel)
+            found.append(candidate.kernel)
+        self.assertContainsSubset([f"conv_pairs_{sparse}", f"conv_triplets_{sparse}", *others], found)
+        self.assertLen(found, 3 + len(others))
+
     @parameterized.parameters("thesis", "resnet8", "mini", "splat")
     def test_our_own_models(self, name):
         report = codegen.generate(converted(name), self.folder / name, samples=20)
         self.assertEqual(run(self.folder / name, "-O2"), "")
-        self.assertEqual(report, {k: v for k, v in _report(self.folder / name).items() if k != "model"})
+        self.assertEqual(report, _report(self.folder / name))
 
     def test_the_same_input_gives_the_same_files(self):
         for folder in ("a/model", "b/model"):
@@ -143,33 +200,88 @@ class MemoryTest(parameterized.TestCase):
         self.assertEqual(offsets["c"] + offsets["b"], max(offsets["b"], offsets["c"]))  # one of them lies at 0
 
 
-class PackTest(absltest.TestCase):
+class PackTest(parameterized.TestCase):
     def test_sparse_by_hand(self):
         kernel = np.zeros((2, 1, 300, 2), np.int8)
-        kernel[0, 0, 0, 1], kernel[0, 0, 1, 0], kernel[0, 0, 299, 1] = 5, -3, 127
-        pairs, counts = kernels._pack_sparse(kernel)
-        # Places 1, 2 and 599: the last gap of 597 takes two fillers of 255.
-        np.testing.assert_array_equal(pairs, [5 * 256 + 1, -3 * 256 + 1, 255, 255, 127 * 256 + 87])
+        kernel[0, 0, 0, 1], kernel[0, 0, 1, 0], kernel[0, 0, 299, 1] = 5, -3, 7
+        stored, counts = kernels.pack_sparse(kernel, "PAIRS")  # places 1, 2 and 599: two fillers of 255 before 87
+        np.testing.assert_array_equal(stored.reshape(-1, 2), [(1, 133), (1, 125), (255, 128), (255, 128), (87, 135)])
         np.testing.assert_array_equal(counts, [5, 0])
+
+    def test_sparse_of_small_gaps_by_hand(self):
+        kernel = np.zeros((1, 2, 1, 40), np.int8)
+        kernel[0, 0, 0, [0, 15, 31]] = 1, -2, 7  # gaps 0, 15 and 16, which is 15 and 1
+        stored, counts = kernels.pack_sparse(kernel, "NIBBLES")
+        np.testing.assert_array_equal(stored, [9 << 4, 6 << 4 | 15, 8 << 4 | 15, 15 << 4 | 1])
+        np.testing.assert_array_equal(counts, [4, 0])
+        kernel[0, 1, 0, 3] = 100  # alone in its row, so a zero follows
+        stored, counts = kernels.pack_sparse(kernel, "TRIPLETS")
+        wanted = [(15 << 4, 129, 126), (1 << 4 | 15, 128, 135), (3, 228, 128)]
+        np.testing.assert_array_equal(stored.reshape(-1, 3), wanted)
+        np.testing.assert_array_equal(counts, [2, 1])
+
+    @parameterized.parameters("PAIRS", "TRIPLETS", "NIBBLES")
+    def test_sparse_read_back(self, form):
+        kernel = random_kernel(-8, 7, 0.93, (6, 3, 4, 25))
+        stored, counts = kernels.pack_sparse(kernel, form)
+        groups, rows = iter(stored.reshape(-1, dict(PAIRS=2, TRIPLETS=3, NIBBLES=1)[form]).tolist()), []
+        for count in counts:
+            row, place = np.zeros(100, int), 0
+            for group in (next(groups) for _ in range(count)):
+                if form == "NIBBLES":
+                    pairs = [(group[0] & 15, (group[0] >> 4) - 8)]
+                elif form == "PAIRS":
+                    pairs = [(group[0], group[1] - 128)]
+                else:
+                    pairs = [(group[0] & 15, group[1] - 128), (group[0] >> 4, group[2] - 128)]
+                for gap, weight in pairs:
+                    place += gap
+                    row[place] += weight
+            rows.append(row)
+        self.assertIsNone(next(groups, None))
+        np.testing.assert_array_equal(np.array(rows), kernel.reshape(18, 100))
 
     def test_dense_by_hand(self):
         kernel = np.arange(-6, 6, dtype=np.int8).reshape(6, 1, 1, 2)
-        packed = kernels._pack_dense(kernel).astype(int) - 128
+        packed = kernels.pack_dense(kernel).astype(int) - 128
         np.testing.assert_array_equal(packed, [-6, -4, -2, 0, -5, -3, -1, 1, 2, 4, 0, 0, 3, 5, 0, 0])
 
-    def test_zeros_are_left_out_where_that_is_fewer_instructions(self):
-        lowered = graph.lower(tflite.read(converted("resnet8")))
+    def test_fields_by_hand(self):
+        kernel = np.array([[1, -8, 7, 0, 3], [-1, 2, 0, 0, -4], [5, 0, 0, 0, 0]], np.int8).reshape(3, 1, 1, 5)
+        words = kernels.pack_fields(kernel, 4)  # + 8, the first tap lowest, the second output above
+        wanted = [0x88A78F09, 0x0004000B, 0x0000888D, 0x00000008]
+        self.assertEqual([hex(w) for w in words.tolist()], [hex(w) for w in wanted])
+        words = kernels.pack_fields(np.array([[1, -2, 0], [-1, 0, 1]], np.int8).reshape(2, 1, 1, 3), 2)
+        self.assertEqual(words.tolist(), [0b00_11_10_01 << 8 | 0b00_10_00_11])
 
-        def files(zeros):
-            random = np.random.default_rng(0)
-            for step in lowered.steps:
-                if step.kind == "conv":
-                    shape = step.values["kernel"].shape
-                    step.values["kernel"] = np.where(random.random(shape) < zeros, 0, 50).astype(np.int8)
-            return {f for call in kernels.choose(lowered) for f in call.files}
+    def test_preferences(self):
+        """Speed has the fewest instructions, size the fewest bytes, and small codes take fewer of both."""
+        lowered = graph.lower(tflite.read(convolution(random_kernel(-8, 7, 0.5, (16, 3, 3, 16)), (16, 16))))
+        found = {prefer: kernels.choose(lowered, prefer=prefer)[1] for prefer in ("speed", "size", "balanced")}
+        calls = kernels.candidates(lowered.steps[1])
+        for board in kernels.BOARDS:
+            self.assertLessEqual(found["balanced"].instructions[board], calls[0].instructions[board])
+        self.assertEqual(found["size"].weight_bytes, min(c.weight_bytes for c in calls))
+        time = {c.kernel: sum(c.instructions[b] / calls[0].instructions[b] for b in kernels.BOARDS) for c in calls}
+        self.assertEqual(time[found["speed"].kernel], min(time.values()))
+        self.assertLess(found["balanced"].weight_bytes, 0.7 * calls[0].weight_bytes)
 
-        self.assertNotIn("conv_sparse", files(0.0))
-        self.assertNotIn("conv_dense", files(0.9))
+    @parameterized.parameters((0.0, "conv_dense_2"), (0.8, "conv_triplets_8_16"), (0.98, "conv_pairs_8_16"))
+    def test_zeros_are_left_out_where_that_pays(self, zeros, kernel):
+        lowered = graph.lower(tflite.read(convolution(random_kernel(-90, 90, zeros, (16, 3, 3, 16)), (16, 16))))
+        self.assertEqual(kernels.choose(lowered)[1].kernel, kernel)
+
+    def test_codes_of_few_bits_are_packed(self):
+        for low, high, kernel in ((-8, 7, "conv_packed_4_4"), (-1, 1, "conv_packed_2_4"), (-9, 7, "conv_dense_2")):
+            lowered = graph.lower(tflite.read(convolution(random_kernel(low, high, 0.0, (16, 3, 3, 16)), (16, 16))))
+            self.assertEqual(kernels.choose(lowered)[1].kernel, kernel)
+
+    def test_chunks_by_hand(self):
+        kernel = np.full((1, 1, 1, 40), 7, np.int8)  # 18 products of 255 * 7 fit 16 bits with their sign
+        self.assertEqual(kernels.chunk_taps(kernel), 16)
+        kernel[..., ::2] = -8  # of 40 taps, 20 negative ones sum to 255 * 160; 20 taps' 10 fit
+        self.assertEqual(kernels.chunk_taps(kernel), 20)
+        self.assertEqual(kernels.chunk_taps(np.ones((3, 2, 3, 15), np.int8)), 48)
 
 
 class FixedPointTest(absltest.TestCase):

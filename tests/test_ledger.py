@@ -59,6 +59,13 @@ class LedgerTest(parameterized.TestCase):
         self.assertEqual((row["stage"], row["tflite_bytes"]), ("int8", len(data)))
         self.assertEqual(row["gzip_bytes"], ledger.gzip_bytes(data))
 
+    def test_flash_joins_the_int8_row(self):
+        self._stage("dense")
+        ledger.add_tflite(self.workdir, test_export.converted("mini"))
+        before = ledger.read(self.workdir)
+        ledger.add_flash(self.workdir, 4321)
+        self.assertEqual(ledger.read(self.workdir), [before[0], before[1] | dict(flash_bytes=4321)])
+
     def test_damaged_int8_file_is_not_entered(self):
         with self.assertRaises(UserError):
             ledger.add_tflite(self.workdir, b"TFL3")

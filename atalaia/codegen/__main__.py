@@ -1,10 +1,11 @@
 """C for a microcontroller from any fully int8 .tflite file.
 
 python -m atalaia.codegen --tflite=FILE --out=mcu/models/NAME [--sparse=auto|always|never]
-    [--samples=16 --config=configs/cifar10.py] [--flash=BYTES --ram=BYTES]
+    [--prefer=balanced|speed|size] [--samples=16 --config=configs/cifar10.py] [--flash=BYTES --ram=BYTES] [--count]
 
 Writes model.c, model.h, golden.h, report.json and the file itself as model.tflite. Golden inputs are images of
-the validation split of the config, or random bytes by a fixed seed; golden outputs are TFLite Micro's.
+the validation split of the config, or random bytes by a fixed seed; golden outputs are TFLite Micro's. --count runs the
+C in the emulators and enters the instructions that they count in report.json.
 """
 
 import json
@@ -17,14 +18,27 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from atalaia import cli, data, engines, tflite
+from atalaia import cli, data, engines, ledger, tflite
 from atalaia import config as configs
-from atalaia.codegen import emit, graph, kernels, memory
+from atalaia.codegen import boards, emit, graph, kernels, memory
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
-# Cycles an instruction, read off Espressif's published times: smallest and largest (README, "On a board").
-CPI = {"esp32": ("lx106", 240e6, 1.06, 1.96), "esp32c3": ("rv32", 160e6, 1.16, 1.41)}
+# Cycles an instruction, read off Espressif's published times: smallest and largest. Clocks and caches of flash are
+# those of the data sheets.
+CHIPS = {
+    "esp32": dict(board="lx106", hertz=240e6, cpi=(1.06, 1.96), cache_bytes=32 << 10),
+    "esp32c3": dict(board="rv32", hertz=160e6, cpi=(1.16, 1.41), cache_bytes=16 << 10),
+}
+# Assumed of flash by four lines at 80 MHz: a line of 32 bytes takes 64 clocks, and about 20 of command and address.
+FLASH_HERTZ, FLASH_CLOCKS_PER_BYTE = 80e6, (64 + 20) / 32
+# What others report for TFLite Micro on a classic ESP32 at 240 MHz, milliseconds an inference.
+PUBLISHED = (
+    dict(model="MLPerf Tiny ResNet-8", engine="TFLM with ESP-NN", milliseconds=724, source="mcufit-bench"),
+    dict(model="person detection", engine="TFLM with ESP-NN", milliseconds=474, source="mcufit-bench"),
+    dict(model="person detection", engine="TFLM with ESP-NN", milliseconds=380, source="Espressif"),
+    dict(model="person detection", engine="TFLM, reference kernels", milliseconds=4084, source="Espressif"),
+)
 
 
 def generate(
@@ -33,6 +47,7 @@ def generate(
     images: np.ndarray | None = None,
     samples: int = 16,
     sparse: str = "auto",
+    prefer: str = "balanced",
     flash: int | None = None,
     ram: int | None = None,
 ) -> dict:
@@ -43,7 +58,7 @@ def generate(
       out: the folder, whose name is the model's.
       images: uint8 `[n, height, width, channels]` for the golden inputs; None: random bytes.
       samples: golden vectors.
-      sparse: "auto", "always" or "never".
+      sparse, prefer: as kernels.choose takes them.
       flash, ram: bytes that constants, and the arena, must fit.
 
     Raises:
@@ -51,11 +66,12 @@ def generate(
     """
     model = tflite.read(tflite_bytes)
     lowered = graph.lower(model)
-    calls, plan = kernels.choose(lowered, sparse), memory.plan(lowered)
-    report = _report(lowered, calls, plan, len(tflite_bytes))
+    calls, plan = kernels.choose(lowered, sparse, prefer), memory.plan(lowered)
+    report = _report(lowered, calls, plan)
     _refuse_too_large(report, flash, ram)
     inputs = _inputs(tflite_bytes, model, lowered, images, samples)
-    outputs = golden_outputs(tflite_bytes, model, lowered, inputs)
+    outputs, arena = golden_outputs(tflite_bytes, model, lowered, inputs)
+    report = dict(model=Path(out).name, **report, tflm=dict(file_bytes=len(tflite_bytes), arena_bytes=arena))
     name = Path(out).name
     scales = {
         i: (float(model.tensors[i].scale[0]), int(model.tensors[i].zero_point[0]))
@@ -70,21 +86,21 @@ def generate(
     for file, text in files.items():
         write_whole(Path(out) / file, text)
     write_whole(Path(out) / "model.tflite", tflite_bytes)
-    write_json(Path(out) / "report.json", dict(model=name) | report)
+    write_json(Path(out) / "report.json", report)
     return report
 
 
-def report(tflite_bytes: bytes, sparse: str = "auto") -> dict:
-    """What report.json would hold, but for the name, without writing anything.
+def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced") -> dict:
+    """What report.json would hold that needs no engine and no compiler, without writing anything.
 
     Raises:
       UserError: the file is damaged or not supported.
     """
     lowered = graph.lower(tflite.read(tflite_bytes))
-    return _report(lowered, kernels.choose(lowered, sparse), memory.plan(lowered), len(tflite_bytes))
+    return _report(lowered, kernels.choose(lowered, sparse, prefer), memory.plan(lowered))
 
 
-def _report(lowered, calls, plan, file_bytes):
+def _report(lowered, calls, plan):
     """Sizes and estimates, layer by layer."""
     layers = [
         dict(
@@ -93,33 +109,80 @@ def _report(lowered, calls, plan, file_bytes):
             kernel=call.kernel,
             macs=call.step.macs,
             zeros=float(np.mean(call.step.values["kernel"] == 0)) if "kernel" in call.step.values else None,
-            weight_bytes=sum(v.nbytes for _, v in call.arrays.values()),
+            weight_bytes=call.weight_bytes,
+            sweeps=call.sweeps,
             live_bytes=plan.layers[i],
             instructions={board: round(n) for board, n in call.instructions.items()},
         )
         for i, call in enumerate(calls)
     ]
-    instructions = {b: sum(layer["instructions"][b] for layer in layers) for b in kernels.COSTS}
-    estimates = {
-        chip: dict(
-            milliseconds=[round(1e3 * instructions[board] * cpi / hertz, 1) for cpi in (low, high)],
-            cpi=[low, high],
-            hertz=hertz,
-            formula=f"instructions on {board} * CPI {low} to {high} / {hertz / 1e6:.0f} MHz",
-        )
-        for chip, (board, hertz, low, high) in CPI.items()
-    }
+    instructions = {b: sum(layer["instructions"][b] for layer in layers) for b in kernels.BOARDS}
     return dict(
-        tflite_bytes=file_bytes,
         weight_bytes=sum(layer["weight_bytes"] for layer in layers),
         arena_bytes=plan.arena,
         arena_bound_bytes=plan.bound,
         macs=sum(layer["macs"] for layer in layers),
         estimated_instructions=instructions,
-        estimated=estimates,
+        counted_instructions=None,
+        estimated={chip: estimate(chip, instructions[CHIPS[chip]["board"]], layers) for chip in CHIPS},
+        published=list(PUBLISHED),
         notes=lowered.notes,
         layers=layers,
     )
+
+
+def estimate(chip: str, instructions: float, layers: list[dict]) -> dict:
+    """Milliseconds on a chip, smallest and largest, and how they come about.
+
+    Args:
+      chip: of `CHIPS`; instructions: an inference's; layers: of report.json, with weight_bytes and sweeps.
+    """
+    board, hertz, cpi, cache = (CHIPS[chip][k] for k in ("board", "hertz", "cpi", "cache_bytes"))
+    per_byte = FLASH_CLOCKS_PER_BYTE * hertz / FLASH_HERTZ
+    once = sum(layer["weight_bytes"] for layer in layers)
+    fits = [layer["weight_bytes"] <= cache for layer in layers]
+    again = sum(w["weight_bytes"] * (1 if fit else w["sweeps"]) for w, fit in zip(layers, fits, strict=True))
+    cycles = [instructions * c + b * per_byte for c, b in zip(cpi, (once, again), strict=True)]
+    return dict(
+        milliseconds=[round(1e3 * c / hertz, 1) for c in cycles],
+        cpi=list(cpi),
+        hertz=hertz,
+        flash_bytes_read=[once, again],
+        flash_milliseconds=[round(1e3 * b * per_byte / hertz, 1) for b in (once, again)],
+        formula=(
+            f"(instructions on {board} * CPI {cpi[0]} to {cpi[1]} + bytes read from flash * {per_byte:.3g} cycles) / "
+            f"{hertz / 1e6:.0f} MHz; assumed: flash by four lines at {FLASH_HERTZ / 1e6:.0f} MHz, constants read once "
+            f"(smallest) or, in layers that exceed the cache of {cache >> 10} KiB, at every pass over them (largest); "
+            "CPI holds some reads already, so that this is rather too much"
+        ),
+    )
+
+
+def count(out: Path, samples: int | None = None) -> dict[str, dict]:
+    """Runs a generated model in the emulators, enters the instructions in its report.json, and returns what they said.
+
+    Estimated milliseconds are then of the instructions that were counted.
+    """
+    found = {board: boards.run(out, board, samples) for board in boards.EMULATORS}
+    report = json.loads((Path(out) / "report.json").read_text())
+    counted = {board: row["instructions"] for board, row in found.items()}
+    report["counted_instructions"] = counted
+    report["code_bytes"] = {board: row["code_bytes"] for board, row in found.items()}
+    report["estimated"] = {c: estimate(c, counted[CHIPS[c]["board"]], report["layers"]) for c in CHIPS}
+    write_json(Path(out) / "report.json", report)
+    return found
+
+
+def flash_bytes(tflite_bytes: bytes) -> int:
+    """Code and constants of a model's generated C, compiled for rv32imc with -O2.
+
+    Raises:
+      UserError: as generate() and boards.run().
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        generate(tflite_bytes, Path(folder) / "model", samples=1)
+        found = boards.run(Path(folder) / "model", "rv32", 1)
+    return found["code_bytes"] + found["weight_bytes"]
 
 
 def _refuse_too_large(report, flash, ram):
@@ -153,8 +216,12 @@ def _inputs(tflite_bytes, model, lowered, images, samples):
     return chosen.reshape(len(chosen), -1).astype(np.int8)
 
 
-def golden_outputs(tflite_bytes: bytes, model: tflite.Model, lowered: graph.Graph, inputs: np.ndarray) -> np.ndarray:
-    """int8 `[samples, bytes of all outputs]` by TFLite Micro, in a process of its own: a damaged file can crash it.
+def golden_outputs(
+    tflite_bytes: bytes, model: tflite.Model, lowered: graph.Graph, inputs: np.ndarray
+) -> tuple[np.ndarray, int | None]:
+    """int8 `[samples, bytes of all outputs]` by TFLite Micro, and the bytes of its arena.
+
+    It runs in a process of its own: a damaged file can crash it.
 
     Raises:
       UserError: TFLite Micro cannot run the model.
@@ -179,7 +246,8 @@ def golden_outputs(tflite_bytes: bytes, model: tflite.Model, lowered: graph.Grap
             raise UserError(f"TFLite Micro cannot run this model, so there are no golden outputs: {reason}")
         with np.load(Path(folder) / "outputs.npz") as found:
             answers = [_as_int8(found[f"output{n}"], model.tensors[i]) for n, i in enumerate(lowered.outputs)]
-    return np.concatenate([a.reshape(len(inputs), -1) for a in answers], 1)
+    outputs = np.concatenate([a.reshape(len(inputs), -1) for a in answers], 1)
+    return outputs, ledger.recorded_arena_bytes(done.stdout + done.stderr)
 
 
 _GOLDEN = """
@@ -197,6 +265,7 @@ for sample in zip(*(inputs[f"input{n}"] for n in range(len(inputs)))):
     interpreter.invoke()
     for number in range(outputs):
         found[number].append(interpreter.get_output(number).copy())
+interpreter.print_allocations()
 np.savez(folder + "/outputs.npz", **{f"output{n}": np.stack(v) for n, v in enumerate(found)})
 """
 
@@ -217,7 +286,11 @@ def main() -> None:
         configs.validate(values.config)
         dataset = data.load(values.config.data, cli.cache())
         images = dataset.validation.images if len(dataset.validation.labels) else dataset.train.images
-    report = generate(tflite_bytes, Path(values.out), images, values.samples, values.sparse, values.flash, values.ram)
+    options = {name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram")}
+    report = generate(tflite_bytes, Path(values.out), images, **options)
+    if values.count:
+        count(Path(values.out))
+        report = json.loads((Path(values.out) / "report.json").read_text())
     print(json.dumps({k: v for k, v in report.items() if k != "layers"}, indent=2))
     print(f"written: {values.out}/model.c, model.h, golden.h, report.json, model.tflite")
 
@@ -227,6 +300,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("tflite", None, "The int8 .tflite file.")
     flags.DEFINE_string("out", None, "The folder to write, such as mcu/models/NAME.")
     flags.DEFINE_enum("sparse", "auto", ["auto", "always", "never"], "When zeros are left out.")
+    flags.DEFINE_enum("prefer", "balanced", ["balanced", "speed", "size"], "Of instructions and bytes of flash.")
+    flags.DEFINE_bool("count", False, "Run it in the emulators and enter the instructions in report.json.")
     flags.DEFINE_integer("samples", 16, "Golden vectors.", lower_bound=1)
     flags.DEFINE_integer("flash", None, "Bytes that the constants must fit.")
     flags.DEFINE_integer("ram", None, "Bytes that the arena must fit.")

@@ -82,7 +82,7 @@ class _Lowering:
                 self._drop(place, "the caller gets int8 values")
         for i in inputs:
             self._activation(i, 0, "the graph's input")
-            self._step("flip_in", "input", -1, (i,), i, {})
+            self._step("flip_in", "input", -1, (i,), i, dict(size=math.prod(self.tensors[i].shape)))
         for place, op in enumerate(model.operators):
             if place in self.done:
                 continue
@@ -99,7 +99,7 @@ class _Lowering:
                 reason = type(error).__name__
                 raise UserError(f"{op.kind} (operator {place}): its contents do not fit together ({reason})") from None
         for i in outputs:
-            self._step("flip_out", "output", -1, (self.root(i),), i, {})
+            self._step("flip_out", "output", -1, (self.root(i),), i, dict(size=math.prod(self.tensors[i].shape)))
         numbers = {i for s in self.steps for i in (*s.inputs, s.output)}
         shapes = {i: self.tensors[i].shape for i in numbers}
         sizes = {i: math.prod(shape) for i, shape in shapes.items()}
@@ -377,7 +377,8 @@ class _Lowering:
         self._activation(given, place, op.kind)
         answers = single.run(op, [self.tensors[given]], self.tensors[out], [np.arange(-128, 128).astype(np.int8)])
         table = (answers.astype(np.int16) + OFFSET).astype(np.uint8)
-        self._step("lookup", op.kind, place, (self.root(given),), out, dict(table=table))
+        values = dict(table=table, size=math.prod(self.tensors[out].shape))
+        self._step("lookup", op.kind, place, (self.root(given),), out, values)
 
     # Softmax, and operators that only move values.
 

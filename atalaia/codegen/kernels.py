@@ -1,154 +1,294 @@
-"""The kernel of each step, chosen by a count of instructions, and its weights as that kernel has them."""
+"""The kernel of each step, chosen by instructions and bytes of flash, and its weights as that kernel has them.
 
+A kernel's instructions are its work (how often each part of it runs) times costs.json, which experiments/mcu_costs.py
+fits to what the emulators count.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from atalaia.codegen.graph import Graph, Step
 
-GAP = 255  # the largest gap of a sparse weight
-
-# Instructions, estimated from the kernels' inner loops: of a dense weight and pixel, of a weight that is not zero and
-# pixel, of an output value, of a value in the other steps. What the emulators count: experiments/results/mcu.md.
-COSTS = {
-    "rv32": dict(dense=3.3, sparse=4.4, depthwise=5.0, output=32.0, value=28.0),
-    "lx106": dict(dense=5.0, sparse=5.8, depthwise=7.0, output=60.0, value=60.0),
-}
+BOARDS = ("rv32", "lx106")
+COSTS = Path(__file__).with_name("costs.json")  # board to kernel to part to instructions
+GAPS = {"PAIRS": 255, "TRIPLETS": 15, "NIBBLES": 15}  # forms of sparse weights, and the largest gap of each
+BITS = (2, 4)  # of packed weights, which are signed: [-2, 1] and [-8, 7]
 
 
 class Call(NamedTuple):
-    """A step with its kernel: files of mcu/kernels it needs, arrays (name, C type, values) and the kernel's name."""
+    """A step with its kernel.
+
+      kernel: the C function; files: those of mcu/kernels that it needs; arrays: name to (C type, values).
+      work: how often each part of the kernel runs in an inference; instructions: by board.
+      template: the C function that `kernel` is a case of, and its constants; sweeps: how often the weights are read.
+    fields: of the C struct, beside the step's own.
+    """
 
     step: Step
     kernel: str
     files: tuple[str, ...]
     arrays: dict[str, tuple[str, np.ndarray]]
-    instructions: dict[str, float]
+    work: dict[str, float]
+    cost: str
+    template: tuple[str, ...] = ()
+    sweeps: int = 1
+    fields: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all constants."""
+        return sum(values.nbytes for _, values in self.arrays.values())
+
+    @property
+    def instructions(self) -> dict[str, float]:
+        """Of an inference, by board."""
+        return {b: sum(n * _costs()[b][self.cost][part] for part, n in self.work.items()) for b in BOARDS}
 
 
-def choose(graph: Graph, sparse: str = "auto") -> list[Call]:
+def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced") -> list[Call]:
     """Calls of a graph's steps.
 
     Args:
-      graph: what to run; sparse: "auto" by the count of instructions, "always" or "never".
+      graph: what to run.
+      sparse: "auto", "always" (wherever there is a sparse kernel) or "never".
+      prefer: of the kernels of a step, "speed" takes that of fewest instructions, "size" that of fewest bytes of
+        constants, "balanced" the smallest product of both: a percent of one is worth a percent of the other.
     """
-    return [_CHOICES.get(step.kind, _pair)(step, sparse) for step in graph.steps]
+    return [_best(candidates(step), sparse, prefer) for step in graph.steps]
 
 
-def _conv(step, sparse):
+def candidates(step: Step) -> list[Call]:
+    """Every kernel that can run a step."""
+    return list(_CHOICES.get(step.kind, _pair)(step))
+
+
+def _best(calls, sparse, prefer):
+    """One of a step's calls; instructions count as their mean over the boards, each relative to the first call's."""
+    if sparse != "auto" and len(calls) > 1:
+        calls = [c for c in calls if c.template[0].endswith("sparse") == (sparse == "always")]
+    if len(calls) == 1:
+        return calls[0]
+    first = calls[0].instructions
+
+    def rank(call):
+        time, size = sum(call.instructions[b] / first[b] for b in BOARDS), call.weight_bytes
+        return dict(speed=(time, size), size=(size, time), balanced=(time * size, time))[prefer]
+
+    return min(calls, key=rank)
+
+
+# Convolutions and matrix products: dense, packed where codes are small, and sparse in each form.
+
+
+def _conv(step) -> Iterator[Call]:
+    yield _dense(step)
+    kernel = step.values["kernel"]
+    low, high = int(kernel.min(initial=0)), int(kernel.max(initial=0))
+    yield from (_packed(step, bits) for bits in BITS if -(1 << bits - 1) <= low and high < 1 << bits - 1)
+    for form in GAPS:
+        if form != "NIBBLES" or (low >= -8 and high <= 7):
+            stored, counts = pack_sparse(kernel, form)
+            if counts.max(initial=0) < 1 << 16:
+                yield _sparse(step, form, stored, counts)
+
+
+def _dense(step):
     v = step.values
-    costs = {kind: _conv_cost(step, kind) for kind in ("dense", "sparse")}
-    wanted = {"always": "sparse", "never": "dense"}.get(sparse)
-    if wanted is None:  # the sum over both boards, each in its own dense cost
-        total = {k: sum(c[b] / costs["dense"][b] for b in c) for k, c in costs.items()}
-        wanted = min(total, key=total.get)
-    arrays = _common(v)
-    if wanted == "dense":
-        arrays["weights"] = ("uint8_t", _pack_dense(v["kernel"]))
-        return Call(step, "conv_dense", ("rescale", "conv", "conv_dense"), arrays, costs["dense"])
-    pairs, counts = _pack_sparse(v["kernel"])
-    arrays |= {"weights": ("int16_t", pairs), "counts": ("uint16_t", counts)}
-    return Call(
-        step, f"conv_sparse_{v['stride_w'] * v['in_c']}", ("rescale", "conv", "conv_sparse"), arrays, costs["sparse"]
+    pixels = min(v["out_w"], 2)
+    sweeps, work = _sweeps(v, pixels, -(-v["out_c"] // 4))
+    taps = v["kernel_h"] * v["kernel_w"] * v["in_c"]
+    work |= dict(inner=work["group"] * taps, total=sweeps * pixels * taps)
+    arrays = _common(v) | dict(weights=("uint8_t", pack_dense(v["kernel"])))
+    return _instance(step, "conv_dense", f"conv_dense_{pixels}", (pixels,), arrays, work, sweeps)
+
+
+def _packed(step, bits):
+    v = step.values
+    pixels = 4 if v["out_w"] >= 4 else 1
+    sweeps, work = _sweeps(v, pixels, -(-v["out_c"] // 2))
+    words = pack_fields(v["kernel"], bits)
+    arrays = _common(v) | dict(weights=(f"uint{8 * bits}_t", words))
+    name = f"conv_packed_{bits}_{pixels}"
+    chunk = chunk_taps(v["kernel"])
+    taps = v["kernel_w"] * v["in_c"]
+    work |= dict(inner=sweeps * words.size, chunk=work["row"] * -(-taps // chunk))
+    call = _instance(step, "conv_packed", name, (bits, pixels), arrays, work, sweeps)
+    return call._replace(fields=(("chunk", chunk),))
+
+
+def _sparse(step, form, stored, counts):
+    v = step.values
+    pixels = next(n for n in (8, 4, 1) if v["out_w"] >= n)
+    sweeps, work = _sweeps(v, pixels, v["out_c"])
+    distance = v["stride_w"] * v["in_c"]
+    far = sum(i * distance > 255 for i in range(pixels))  # what does not lie in an Xtensa load
+    inner = sweeps * int(counts.sum())
+    work |= dict(inner=inner, far=inner * far * (2 if form == "TRIPLETS" else 1))
+    wide = int(counts.max(initial=0) > 255)
+    arrays = _common(v) | dict(
+        weights=("uint8_t", stored), counts=("uint16_t", counts) if wide else ("uint8_t", counts.astype(np.uint8))
     )
+    cost = f"conv_{form.lower()}_{pixels}"
+    name = f"{cost}_{distance}" + "_wide" * wide
+    return _instance(step, "conv_sparse", name, (form, pixels, distance, wide), arrays, work, sweeps, cost)
 
 
-def _conv_cost(step, kind):
+def _depthwise(step) -> Iterator[Call]:
     v = step.values
-    pixels, outputs = v["out_h"] * v["out_w"], v["out_h"] * v["out_w"] * v["out_c"]
-    weights = v["kernel"].size if kind == "dense" else np.count_nonzero(v["kernel"])
-    factor = 1.0 if kind == "dense" or v["out_w"] >= 4 else 2.0  # pixels one by one
-    return {b: pixels * weights * c[kind] * factor + outputs * c["output"] for b, c in COSTS.items()}
-
-
-def _depthwise(step, sparse):
-    del sparse
-    v = step.values
+    pixels = 4 if v["out_w"] >= 4 else 1
+    sweeps, work = _sweeps(v, pixels, v["out_c"])
+    work |= dict(inner=work["row"] * v["kernel_w"])
     arrays = _common(v) | {"weights": ("int8_t", v["kernel"].ravel())}
-    outputs = v["out_h"] * v["out_w"] * v["out_c"]
-    taps = v["kernel_h"] * v["kernel_w"]
-    cost = {b: outputs * (taps * c["depthwise"] + c["output"]) for b, c in COSTS.items()}
-    return Call(step, "depthwise", ("rescale", "conv", "depthwise"), arrays, cost)
+    yield _instance(step, "depthwise", f"depthwise_{pixels}", (pixels,), arrays, work, sweeps)
+
+
+def _instance(step, template, kernel, constants, arrays, work, sweeps, cost=None):
+    files = ("rescale", "conv", template)
+    return Call(step, kernel, files, arrays, work, cost or kernel, (template, *map(str, constants)), sweeps)
+
+
+def _sweeps(v, pixels, groups):
+    """Passes over the weights, and the work outside of inner loops: a group is of outputs that are summed together."""
+    blocks = -(-v["out_w"] // pixels)
+    sweeps = v["out_h"] * blocks
+    width = (v["out_w"] - 1) * v["stride_w"] + v["kernel_w"]
+    direct = v["kernel_h"] == 1 and not v["pad_left"] and width <= v["in_w"]
+    return sweeps, dict(
+        line=v["out_h"],
+        copied=0 if direct else v["out_h"] * v["kernel_h"] * width * v["in_c"],
+        group=sweeps * groups,
+        row=sweeps * groups * v["kernel_h"],
+        output=sweeps * pixels * v["out_c"],
+    )
 
 
 def _common(v):
     arrays = dict(bias=("int32_t", v["bias"]), multiplier=("int32_t", v["multiplier"]), shift=("int8_t", v["shift"]))
-    if v["low"] is not None:
-        arrays |= dict(low=("uint8_t", v["low"]), high=("uint8_t", v["high"]))
+    if v["low"] is not None:  # the activation's bounds, and then those by channel, in one
+        bounds = (np.minimum(np.maximum(v[k], v["low"]), v["high"]) for k in ("out_low", "out_high"))
+        arrays |= {k: ("uint8_t", b.astype(np.uint8)) for k, b in zip(("low", "high"), bounds, strict=True)}
     return arrays
 
 
-def _pack_dense(kernel):
-    """uint8: groups of four outputs, in them rows, columns and channels, in them a weight + 128 of each output."""
+def pack_dense(kernel: np.ndarray) -> np.ndarray:
+    """uint8: groups of four outputs, in them rows, columns and channels, in them a weight + 128 of each output.
+
+    Args:
+      kernel: int8 `[outputs, height, width, channels]`, as in the other forms.
+    """
     out, *rest = kernel.shape
     padded = np.zeros((-(-out // 4) * 4, *rest), np.int16)
     padded[:out] = kernel
     return (padded.reshape(-1, 4, *rest).transpose(0, 2, 3, 4, 1).ravel() + 128).astype(np.uint8)
 
 
-def _pack_sparse(kernel):
-    """int16 of weight << 8 | gap, and how many there are by output and kernel row."""
-    pairs, counts = [], []
-    for output in kernel:
-        for row in output:
-            values, place, before = row.ravel(), 0, len(pairs)
-            for at in np.flatnonzero(values):
-                gap = int(at) - place
-                while gap > GAP:
-                    pairs.append(GAP)
-                    gap -= GAP
-                pairs.append(int(values[at]) * 256 + gap)
-                place = int(at)
-            counts.append(len(pairs) - before)
-    return np.array(pairs, np.int16), np.array(counts, np.uint16)
+def pack_fields(kernel: np.ndarray, bits: int) -> np.ndarray:
+    """Words of four taps of two outputs: uint32 for 4 bits, uint16 for 2; each row starts a new word.
+
+    A weight is stored with 2^(bits - 1) added; the first output's taps lie in the lower half, the first of them lowest.
+    """
+    out, height = kernel.shape[:2]
+    run = math.prod(kernel.shape[2:])
+    codes = np.zeros((-(-out // 2) * 2, height, -(-run // 4) * 4), np.uint32)
+    codes[:out, :, :run] = kernel.reshape(out, height, run).astype(np.int64) + (1 << bits - 1)
+    taps = codes.reshape(-1, 2, height, codes.shape[2] // 4, 4) << (bits * np.arange(4, dtype=np.uint32))
+    first, second = taps.sum(-1).swapaxes(0, 1)
+    return (first | second << 4 * bits).ravel().astype(f"uint{8 * bits}")
 
 
-def _pool(step, sparse):
-    del sparse
+def chunk_taps(kernel: np.ndarray) -> int:
+    """Taps, a multiple of 4 up to a kernel row, whose products with uint8 sum to [-32768, 32767] in every output."""
+    rows = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1).astype(np.int64)
+    for parts in range(1, rows.shape[1] + 1):
+        chunk = -(-rows.shape[1] // (4 * parts)) * 4
+        padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % chunk))).reshape(len(rows), -1, chunk)
+        if (
+            chunk < 1 << 16
+            and 255 * max(np.maximum(padded, 0).sum(2).max(), np.maximum(-padded, 0).sum(2).max()) < 1 << 15
+        ):
+            return chunk
+    raise AssertionError("four weights of at most 4 bits always fit")
+
+
+def pack_sparse(kernel: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
+    """(bytes, groups by output and kernel row) of the weights that are not zero; forms: mcu/kernels/conv_sparse.c."""
+    rows = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
+    row, place = np.nonzero(rows)
+    same = np.r_[False, row[1:] == row[:-1]]
+    gap = place - np.where(same, np.r_[0, place[:-1]], 0)
+    zeros = np.maximum(gap - 1, 0) // GAPS[form]  # stored, to bridge a gap
+    weights, gaps = np.zeros(len(gap) + zeros.sum(), np.int64), np.full(len(gap) + zeros.sum(), GAPS[form])
+    at = np.cumsum(zeros + 1) - 1
+    weights[at], gaps[at] = rows[row, place], gap - zeros * GAPS[form]
+    counts = np.bincount(np.repeat(row, zeros + 1), minlength=len(rows))
+    if form == "TRIPLETS":  # a zero at the end of each row that is odd
+        odd = np.cumsum(counts)[counts % 2 == 1]
+        weights, gaps = (np.insert(x, odd, 0).reshape(-1, 2) for x in (weights, gaps))
+        stored, counts = np.stack([gaps[:, 0] | gaps[:, 1] << 4, *(weights.T + 128)], 1), (counts + 1) // 2
+    elif form == "NIBBLES":
+        stored = weights + 8 << 4 | gaps
+    else:
+        stored = np.stack([gaps, weights + 128], 1)
+    return stored.ravel().astype(np.uint8), counts
+
+
+# The other steps have one kernel each.
+
+
+def _pool(step):
     v = step.values
-    values = v["out_h"] * v["out_w"] * v["channels"] * v["kernel_h"] * v["kernel_w"]
-    return Call(step, step.kind, ("rescale", "pool"), {}, {b: 12.0 * values for b in COSTS})
+    outputs = v["out_h"] * v["out_w"] * v["channels"]
+    work = dict(value=outputs * v["kernel_h"] * v["kernel_w"], output=outputs)
+    yield Call(step, step.kind, ("rescale", "pool"), {}, work, step.kind)
 
 
-def _lookup(step, sparse):
-    del sparse
-    count = 256
+def _lookup(step):
     arrays = dict(table=("uint8_t", step.values["table"]))
-    return Call(step, "lookup", ("lookup",), arrays, dict.fromkeys(COSTS, 5.0 * count))
+    yield Call(step, "lookup", ("lookup",), arrays, dict(value=step.values["size"]), "lookup")
 
 
-def _mean(step, sparse):
-    del sparse
-    cost = dict.fromkeys(COSTS, 8.0 * step.values["pixels"] * step.values["channels"])
-    return Call(step, "mean", ("rescale", "mean"), {}, cost)
-
-
-def _softmax(step, sparse):
-    del sparse
+def _mean(step):
     v = step.values
-    cost = dict.fromkeys(COSTS, v["rows"] * (60.0 * v["size"] + 300))
-    return Call(step, "softmax", ("rescale", "softmax"), dict(table=("int32_t", v["table"])), cost)
+    work = dict(value=v["pixels"] * v["channels"], output=v["channels"])
+    yield Call(step, "mean", ("rescale", "mean"), {}, work, "mean")
 
 
-def _move(step, sparse):
-    del sparse
-    count = step.values["rows"] * step.values["block"] if step.kind == "copy" else step.values["out_h"] * 50
-    return Call(step, step.kind, (step.kind,), {}, dict.fromkeys(COSTS, 2.0 * count))
+def _softmax(step):
+    v = step.values
+    work = dict(value=v["rows"] * v["size"], output=v["rows"])
+    yield Call(step, "softmax", ("rescale", "softmax"), dict(table=("int32_t", v["table"])), work, "softmax")
 
 
-def _flip(step, sparse):
-    del sparse
-    return Call(step, "flip", ("flip",), {}, dict.fromkeys(COSTS, 0.0))
+def _move(step):
+    v = step.values
+    if step.kind == "copy":
+        work = dict(value=v["rows"] * v["block"], output=v["rows"])
+    else:
+        work = dict(value=v["out_h"] * v["out_w"] * v["out_c"], output=v["in_h"] * v["in_w"])
+    yield Call(step, step.kind, (step.kind,), {}, work, step.kind)
 
 
-def _pair(step, sparse):
-    del sparse
+def _flip(step):
+    yield Call(step, "flip", ("flip",), {}, dict(value=step.values["size"]), "flip")
+
+
+def _pair(step):
     v = step.values
     arrays = {"constant": ("uint8_t", v["constant"])} if "constant" in v else {}
     kernel = "add" if step.kind == "sub" else step.kind
-    factor = 3.0 if kernel == "add" else 1.0
-    cost = {b: v["values"] * c["value"] * factor for b, c in COSTS.items()}
-    return Call(step, kernel, ("rescale", "elementwise", kernel), arrays, cost)
+    work = dict(value=v["values"], output=v["values"] // v["b_inner"])
+    yield Call(step, kernel, ("rescale", "elementwise", kernel), arrays, work, kernel)
+
+
+@functools.cache
+def _costs():
+    return json.loads(COSTS.read_text())
 
 
 _CHOICES: dict[str, Any] = {

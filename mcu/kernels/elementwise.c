@@ -6,13 +6,14 @@ typedef struct {
     int8_t a_shift, b_shift, out_shift;
 } pair_t;
 
+/* `e` is a copy, which no store to `out` can change. */
 #define FOR_EACH_PAIR(EXPRESSION)                                                       \
-    for (uint32_t i = 0, inner = 0, j = 0; i < e->values; i++) {                        \
-        const int32_t a = a_values[i], b = b_values[j];                                 \
-        out[i] = clamp((EXPRESSION), e->out_low, e->out_high);                          \
-        if (++inner == e->b_inner) {                                                    \
-            inner = 0;                                                                  \
-            if (++j == e->b_size)                                                       \
-                j = 0;                                                                  \
-        }                                                                               \
-    }
+    const pair_t e = *pair;                                                             \
+    for (const uint8_t *end = a_values + e.values; a_values < end;)                     \
+        for (uint32_t j = 0; j < e.b_size; j++) {                                       \
+            const int32_t b = b_values[j];                                              \
+            for (uint32_t n = e.b_inner; n--;) {                                        \
+                const int32_t a = *a_values++;                                          \
+                *out++ = clamp((EXPRESSION), e.out_low, e.out_high);                    \
+            }                                                                           \
+        }

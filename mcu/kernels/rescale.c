@@ -1,8 +1,14 @@
+/* x / 2^power, halves away from zero. */
+static inline int32_t divide_by_power(int32_t x, int power)
+{
+    const int32_t mask = (int32_t)(((uint32_t)1 << power) - 1);
+    return (x >> power) + ((x & mask) > (mask >> 1) + (x < 0));
+}
+
 /* x * multiplier * 2^(shift - 31), rounded to 31 bits and then to integers: TFLite's MultiplyByQuantizedMultiplier. */
 static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
 {
-    int right = shift > 0 ? 0 : -shift;
-    int32_t high, mask = (int32_t)(((uint32_t)1 << right) - 1);
+    int32_t high;
     x = (int32_t)((uint32_t)x << (shift > 0 ? shift : 0));
 #if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
     {   /* no instruction for the high half of a product: from halves of 16 bits */
@@ -21,7 +27,7 @@ static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
 #else
     high = (int32_t)(((int64_t)x * multiplier + ((int64_t)1 << 30)) >> 31);
 #endif
-    return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0));
+    return divide_by_power(high, shift > 0 ? 0 : -shift);
 }
 
 static inline uint8_t clamp(int32_t x, int32_t low, int32_t high)

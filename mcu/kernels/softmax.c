@@ -2,12 +2,6 @@
  * output have scale 1/256. */
 static inline int32_t high_product(int32_t a, int32_t b) { return rescale(a, b, 0); }
 
-static inline int32_t divide_by_power(int32_t x, int power)
-{
-    int32_t mask = (int32_t)(((uint32_t)1 << power) - 1);
-    return (x >> power) + ((x & mask) > (mask >> 1) + (x < 0));
-}
-
 static inline int32_t saturating_shift(int32_t x, int power)
 {
     int32_t most = 2147483647 >> power;

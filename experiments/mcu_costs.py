@@ -1,0 +1,196 @@
+"""The instructions of each kernel, fitted to what the emulators count: atalaia/codegen/costs.json.
+
+python experiments/mcu_costs.py
+
+Runs networks of one step, of several sizes and shares of zeros, with every kernel that can run it, on rv32 and lx106
+(the Debian packages are those that `make -C mcu run` names), and fits the instructions of each part of a kernel by
+non-negative least squares of relative errors. A few minutes; run it after changing mcu/kernels. How well the sums
+predict whole networks stands in experiments/results/mcu.md.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from absl import app
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+# Height, width, channels, outputs, kernel, stride and share of zeros of convolutions; of one pixel: matrix products.
+CONVOLUTIONS = (
+    *((8, 16, 16, 16, 3, 1, 0.8), (8, 8, 32, 24, 3, 1, 0.9), (16, 16, 3, 16, 3, 1, 0.5), (6, 12, 24, 40, 1, 1, 0.8)),
+    *((8, 16, 20, 12, 5, 1, 0.7), (8, 32, 8, 8, 3, 2, 0.6), (4, 9, 64, 32, 1, 1, 0.9), (6, 11, 10, 30, 3, 1, 0.3)),
+    *((5, 5, 16, 16, 3, 1, 0.8), (4, 4, 64, 32, 3, 1, 0.8), (6, 6, 24, 40, 1, 1, 0.5), (7, 7, 10, 20, 5, 1, 0.9)),
+    *((6, 12, 12, 16, 3, 2, 0.7), (4, 6, 40, 9, 3, 1, 0.4), (3, 3, 16, 24, 3, 1, 0.8), (2, 2, 64, 24, 3, 1, 0.9)),
+    *((3, 3, 30, 12, 1, 1, 0.7), (1, 1, 256, 32, 1, 1, 0.8), (1, 1, 600, 100, 1, 1, 0.5), (1, 1, 64, 10, 1, 1, 0.0)),
+    *((1, 1, 1000, 50, 1, 1, 0.95), (4, 1, 40, 16, 1, 1, 0.6), (3, 1, 24, 24, 3, 1, 0.8), (5, 1, 12, 30, 5, 1, 0.5)),
+)
+# Height, width, channels, filters of each, kernel and stride.
+DEPTHWISE = (
+    *((8, 8, 16, 1, 3, 1), (12, 12, 8, 2, 3, 2), (9, 9, 20, 1, 5, 1), (6, 16, 10, 1, 1, 1), (4, 5, 64, 1, 3, 1)),
+    *((3, 3, 16, 1, 3, 1), (2, 2, 40, 2, 3, 1), (5, 1, 24, 1, 3, 1), (3, 2, 32, 1, 5, 1), (3, 3, 20, 1, 1, 1)),
+)
+COUNTS = ROOT / "runs/mcu_costs.json"  # what was counted already, by the C that was run: a run that was stopped goes on
+SHARED = ("line", "copied")  # parts of conv.c, which all its kernels go through
+# So that no layer's constants are built into a kernel: a network has several layers of a kind.
+GENERAL = '#pragma GCC optimize("no-ipa-cp", "no-inline-functions-called-once")\n'
+PIXELS = 400  # of the other steps, and a fourth of them
+
+
+def main(argv):
+    del argv
+    from atalaia.codegen import boards, kernels
+    from atalaia.files import write_json
+    from atalaia.progress import Progress
+
+    known = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
+    COUNTS.parent.mkdir(exist_ok=True)
+    cases = [(call, shapes) for step, shapes in steps() for call in kernels.candidates(step)]
+    costs = {}
+    with Progress("measure kernels", len(cases) * len(boards.EMULATORS), "runs") as progress:
+        for board in boards.EMULATORS:
+            counts = []
+            for call, shapes in cases:
+                counts.append(counted(call, shapes, board, known))
+                write_json(COUNTS, known)
+                progress.update()
+            costs[board] = fit(cases, counts)
+    write_json(kernels.COSTS, costs)
+    print(f"written: {kernels.COSTS}")
+
+
+def steps() -> list:
+    """(step, shapes of its input and output) of each network; flips first, since all networks have two."""
+    flips = [step("flip_in", (1, n), (1, n), size=n) for n in (PIXELS, PIXELS // 4)]
+    linear = [convolution(*case) for case in CONVOLUTIONS] + [depthwise(*case) for case in DEPTHWISE]
+    return flips + linear + [s for n in (PIXELS, PIXELS // 4) for s in others(n)]
+
+
+def step(kind, given, out, **values):
+    """(a graph.Step from tensor 0 to 1, their shapes)."""
+    from atalaia.codegen.graph import Step
+
+    return Step(kind, kind, 0, (0,), 1, values), (given, out)
+
+
+def convolution(height, width, channels, outputs, size, stride, zeros):
+    """With weights that every kernel can hold."""
+    random = np.random.default_rng(0)
+    kernel = random.choice([-1, 1], (outputs, size, size if width > 1 else 1, channels)).astype(np.int8)
+    kernel[random.random(kernel.shape) < zeros] = 0
+    return _linear("conv", height, width, channels, kernel, stride)
+
+
+def depthwise(height, width, channels, filters, size, stride):
+    kernel = np.random.default_rng(0).integers(-127, 128, (channels * filters, 1, size, size if width > 1 else 1))
+    return _linear("depthwise", height, width, channels, kernel.astype(np.int8), stride)
+
+
+def _linear(kind, height, width, channels, kernel, stride):
+    outputs, (tall, wide) = len(kernel), kernel.shape[2:] if kind == "depthwise" else kernel.shape[1:3]
+    out_h, out_w = -(-height // stride), -(-width // stride)
+    pads = [max((o - 1) * stride + k - n, 0) // 2 for o, k, n in ((out_h, tall, height), (out_w, wide, width))]
+    values = dict(in_h=height, in_w=width, in_c=channels, out_h=out_h, out_w=out_w, out_c=outputs)
+    values |= dict(kernel_h=tall, kernel_w=wide, stride_h=stride, stride_w=stride, pad_top=pads[0], pad_left=pads[1])
+    values |= dict(in_zero=128, out_zero=128, out_low=0, out_high=255, low=None, high=None, kernel=kernel)
+    values |= dict(bias=np.zeros(outputs, np.int32), multiplier=np.full(outputs, 1 << 30, np.int32))
+    values |= dict(shift=np.full(outputs, -6, np.int8))
+    return step(kind, (1, height, width, channels), (1, out_h, out_w, outputs), **values)
+
+
+def others(pixels):
+    """Every other kind of step, on so many pixels of eight channels."""
+    channels, side = 8, round(pixels**0.5)
+    shape, values = (1, side, side, channels), side * side * channels
+    for kind in ("max_pool", "mean_pool"):
+        for size in (2, 3):
+            window = dict(in_h=side, in_w=side, channels=channels, out_h=side // 2, out_w=side // 2, kernel_h=size)
+            window |= dict(kernel_w=size, stride_h=2, stride_w=2, pad_top=0, pad_left=0, out_low=0, out_high=255)
+            yield step(kind, shape, (1, side // 2, side // 2, channels), **window)
+    for kind in ("add", "mul", "maximum", "minimum"):
+        for inner in (1, values // 8):
+            pair = dict(values=values, b_inner=inner, b_size=values // inner, a_zero=128, b_zero=128, out_zero=128)
+            pair |= dict(out_low=0, out_high=255, a_multiplier=1 << 30, a_shift=0, b_multiplier=3 << 29, b_shift=-1)
+            pair |= dict(out_multiplier=3 << 29, out_shift=-18, constant=np.arange(values // inner).astype(np.uint8))
+            yield step(kind, shape, shape, **pair)
+    yield step("lookup", shape, shape, size=values, table=np.arange(256).astype(np.uint8))
+    pooled = dict(pixels=side * side, channels=channels, in_zero=128, out_zero=128, multiplier=1 << 30, shift=-8)
+    yield step("mean", shape, (1, channels), **pooled)
+    table = np.linspace(2**31 - 1, 0, 256).astype(np.int32)
+    for rows in (1, side):
+        yield step("softmax", shape, shape, rows=rows, size=values // rows, table=table)
+    for rows in (1, side):
+        moved = dict(rows=rows, block=values // rows, from_stride=values // rows, to_stride=values // rows, to_start=0)
+        yield step("copy", shape, shape, **moved)
+    grown = dict(in_h=side, in_w=side, in_c=channels, out_h=side + 2, out_w=side + 3, out_c=channels, top=1, left=1)
+    yield step("pad", shape, (1, side + 2, side + 3, channels), **grown, first=0, zero=128)
+
+
+def counted(call, shapes, board: str, known: dict[str, int]) -> int:
+    """Instructions of a network of the one step, and of the two flips at its borders."""
+    from atalaia.codegen import boards, emit, kernels, memory
+    from atalaia.codegen.graph import Graph, Step
+
+    shapes = dict(enumerate(shapes))
+    sizes = {i: int(np.prod(shape)) for i, shape in shapes.items()}
+    last = 0 if call.kernel == "flip" else 1
+    flips = [Step(k, k, 0, (i,), i, dict(size=sizes[i])) for k, i in (("flip_in", 0), ("flip_out", last))]
+    middle = [] if call.kernel == "flip" else [call]
+    network = Graph([flips[0], *(c.step for c in middle), flips[1]], sizes, shapes, (0,), (last,), [])
+    calls = [*kernels.candidates(flips[0]), *middle, *kernels.candidates(flips[1])]
+    plan = memory.plan(network)
+    inputs = np.random.default_rng(0).integers(-128, 128, (1, sizes[0]))
+    files = {
+        "model.c": GENERAL + emit.model_c("one", network, calls, plan),
+        "model.h": emit.model_h("one", network, plan, {i: (1.0, 0) for i in sizes}),
+        "golden.h": emit.golden_h(inputs, np.zeros((1, sizes[last]), np.int8)),  # equality is not asked here
+    }
+    key = hashlib.sha256("".join([board, *files.values()]).encode()).hexdigest()[:16]
+    if key not in known:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in files.items():
+                (Path(folder) / name).write_text(text)
+            known[key] = boards.run(Path(folder), board)["instructions"]
+    return known[key]
+
+
+def fit(cases: list, counts: list[int]) -> dict[str, dict[str, float]]:
+    """Instructions by kernel and part: what lies between the flips, as a sum of parts."""
+    calls = [call for call, _ in cases]
+    flips = [(n / 2, call) for call, n in zip(calls, counts, strict=True) if call.kernel == "flip"]
+    flip = sum(n for n, _ in flips) / sum(call.work["value"] for _, call in flips)
+    rows, targets = [], []
+    for (call, shapes), n in zip(cases, counts, strict=True):
+        if call.kernel != "flip":
+            borders = flip * sum(np.prod(shape) for shape in shapes)
+            rows.append({("" if part in SHARED else call.cost, part): k for part, k in call.work.items()})
+            targets.append(n - borders)
+    columns = sorted({key for row in rows for key in row})
+    found = dict(zip(columns, _least_squares(rows, columns, np.array(targets, float)), strict=True))
+    costs = {"flip": {"value": round(flip, 3)}}
+    for name in sorted({call.cost for call in calls} - {"flip"}):
+        parts = sorted({part for call in calls if call.cost == name for part in call.work})
+        costs[name] = {part: round(float(found["" if part in SHARED else name, part]), 3) for part in parts}
+    return costs
+
+
+def _least_squares(rows, columns, targets):
+    """Non-negative solution of rows x = targets, each row's error relative to its target."""
+    from sklearn.linear_model import LinearRegression
+
+    matrix = np.array([[row.get(c, 0.0) for c in columns] for row in rows]) / targets[:, None]
+    scale = np.maximum(matrix.max(0), 1e-12)  # of columns, so that the solver sees numbers of one size
+    model = LinearRegression(fit_intercept=False, positive=True)
+    solution = model.fit(matrix / scale, np.ones(len(rows))).coef_
+    predicted = matrix / scale @ solution
+    low, high = np.percentile(predicted, (5, 95))
+    print(f"{len(rows)} runs, predicted / counted from {low:.3f} to {high:.3f} in nine of ten")
+    return solution / scale
+
+
+if __name__ == "__main__":
+    app.run(main)
