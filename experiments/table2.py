@@ -90,6 +90,8 @@ def run(row: str, seed: int) -> dict:
     test = _evaluated(workdir, "test", _ENGINES.value)
     if not (ROOT / workdir / "layers.json").is_file():
         _module("evaluate", workdir, "--layers", "--split=validation")
+    if _read(workdir, "ledger.json")["rows"][-1].get("flash_bytes") is None:
+        add_flash(workdir)
     layers, ledger = _read(workdir, "layers.json"), _read(workdir, "ledger.json")["rows"]
     return record | dict(
         ranges=_read(workdir, "export.json")["ranges"],
@@ -119,6 +121,18 @@ def _agreement(workdir, name):
 
 def _read(workdir, name):
     return json.loads((ROOT / workdir / name).read_text())
+
+
+def add_flash(workdir: Path) -> None:
+    """Enters what the generated C takes in the run's ledger; without a compiler it stays empty, which is said."""
+    from atalaia import ledger
+    from atalaia.codegen import __main__ as codegen
+    from atalaia.errors import UserError
+
+    try:
+        ledger.add_flash(ROOT / workdir, codegen.flash_bytes((ROOT / workdir / "model.tflite").read_bytes()))
+    except UserError as error:
+        print(f"no flash of the C for {workdir}: {error}", file=sys.stderr)
 
 
 def keep(path: Path, row: str) -> None:
@@ -153,18 +167,10 @@ def _sparsity(workdir):
 def publish(row: dict) -> None:
     """Adds a row to the results in the place of an older one, and writes the tables and the picture."""
     from atalaia import report
-    from atalaia.files import write_json, write_whole
 
     path = RESULTS / "table2.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    rows = list({(r["row"], r["seed"]): r for r in (*rows, row)}.values())
-    rows.sort(key=lambda r: (list(ROWS).index(r["row"]), r["seed"]))
-    write_json(path, rows)
-    text = tables(rows)
-    write_whole(RESULTS / "table2.md", text)
-    report.insert(ROOT / "README.md", "table2", text)
-    picture(rows, RESULTS / "table2.png")
-    print(f"{text}\nwritten: {path}, .md, .png and README.md", flush=True)
+    rows = report.publish_rows(path, row, ("row", "seed"), tables, lambda r: (list(ROWS).index(r["row"]), r["seed"]))
+    picture(rows, path.with_suffix(".png"))
 
 
 def tables(rows: list[dict]) -> str:
@@ -189,7 +195,7 @@ def _accuracies(groups):
 
 def _sizes(groups):
     yield (
-        "| row, bytes | float32 | checkpoint | .tflite | gzip -9 | download (model.atl) | flash of compiled C "
+        "| row, bytes | float32 | checkpoint | .tflite | gzip -9 | download (model.atl) | flash of the C, rv32 -O2 "
         "| TFLM's arena |"
     )
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"
