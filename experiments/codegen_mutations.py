@@ -2,9 +2,10 @@
 
 python experiments/codegen_mutations.py [--files=10000] [--compile_every=200]
 
-Bytes of small int8 files are changed at random (seed 0). A file that is not refused is planned and given kernels; of
-those, every so many are generated whole, compiled with sanitizers and compared with TFLite Micro's answers for the same
-damaged file. Writes experiments/results/codegen_mutations.json. Needs requirements-dev.txt and gcc.
+Bytes of small int8 files are changed at random (file n with seed n). A file that is not refused is planned and given
+kernels; of those, every so many are generated whole, compiled with sanitizers and compared with TFLite Micro's
+answers for the same damaged file. Writes experiments/results/codegen_mutations.json and .md after every 500 files; a
+run that was stopped goes on. Needs requirements-dev.txt and gcc.
 """
 
 import collections
@@ -21,6 +22,15 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 RESULT = ROOT / "experiments/results/codegen_mutations.json"
 MODELS = ("convolutions", "depthwise", "pools", "pairs", "moves", "softmax", "mean")
+SAVE_EVERY = 500
+OUTCOMES = {
+    "refused": "refused with one line",
+    "passed": "passed: planned and given kernels",
+    "run, equal to TFLM": "of those, compiled and run, equal to TFLM in every byte",
+    "run, refused": "of those, refused when TFLM could not run them",
+    "run, wrong": "of those, wrong",
+    "crashed": "ended in another exception",
+}
 
 _FILES = flags.DEFINE_integer("files", 10_000, "Damaged files.")
 _EVERY = flags.DEFINE_integer("compile_every", 200, "Files that pass, for each one that is compiled and run.")
@@ -29,37 +39,70 @@ _EVERY = flags.DEFINE_integer("compile_every", 200, "Files that pass, for each o
 def main(argv):
     del argv
     from int8_models import build
+
+    from atalaia.files import write_json, write_whole
+    from atalaia.progress import Progress
+
+    begun = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    if begun.get("compile_every") != _EVERY.value or begun.get("files", 0) >= _FILES.value:
+        begun = {}
+    counts, slowest = collections.Counter(begun.get("outcomes", {})), begun.get("slowest_seconds", 0.0)
+    originals = [build(name) for name in MODELS]
+    with Progress("damaged files", _FILES.value, "files", initial=begun.get("files", 0)) as progress:
+        for number in range(begun.get("files", 0), _FILES.value):
+            start = time.monotonic()
+            try_file(damaged(originals, number), counts)
+            slowest = max(slowest, time.monotonic() - start)
+            progress.update()
+            if (number + 1) % SAVE_EVERY == 0 or number + 1 == _FILES.value:
+                result = dict(files=number + 1, compile_every=_EVERY.value, models=MODELS, outcomes=dict(counts))
+                write_json(RESULT, result | dict(slowest_seconds=round(slowest, 2)))
+                write_whole(RESULT.with_suffix(".md"), table(result, slowest))
+    print(RESULT.with_suffix(".md").read_text())
+    sys.exit(1 if counts["run, wrong"] or counts["crashed"] else 0)
+
+
+def damaged(originals: list[bytes], number: int) -> bytes:
+    """File `number`, the same in each run: one to four bytes of an original are others."""
+    random, data = np.random.default_rng(number), bytearray(originals[number % len(originals)])
+    for at in random.integers(0, len(data), random.integers(1, 5)):
+        data[at] = random.integers(256)
+    return bytes(data)
+
+
+def try_file(data: bytes, counts: collections.Counter) -> None:
+    """Counts what becomes of a file."""
     from test_codegen import run
 
     from atalaia import tflite
     from atalaia.codegen import __main__ as codegen
     from atalaia.codegen import graph, kernels, memory
     from atalaia.errors import UserError
-    from atalaia.files import write_json
 
-    random, counts, slowest = np.random.default_rng(0), collections.Counter(), 0.0
-    originals = [build(name) for name in MODELS]
-    for number in range(_FILES.value):
-        data = bytearray(originals[number % len(originals)])
-        for at in random.integers(0, len(data), random.integers(1, 5)):
-            data[at] = random.integers(256)
-        begin = time.monotonic()
-        try:
-            lowered = graph.lower(tflite.read(bytes(data)))
-            kernels.choose(lowered)
-            memory.plan(lowered)
-            counts["passed"] += 1
-            if counts["passed"] % _EVERY.value == 0:
-                with tempfile.TemporaryDirectory() as folder:
-                    codegen.generate(bytes(data), Path(folder), samples=3)
-                    found = run(Path(folder))
-                counts["run, equal to TFLM" if not found else "run, wrong"] += 1
-        except UserError:
-            counts["refused"] += 1
-        slowest = max(slowest, time.monotonic() - begin)
-    result = dict(files=_FILES.value, models=MODELS, slowest_seconds=round(slowest, 2), **counts)
-    write_json(RESULT, result)
-    print(json.dumps(result, indent=2))
+    stage = "refused"
+    try:
+        lowered = graph.lower(tflite.read(data))
+        kernels.choose(lowered)
+        memory.plan(lowered)
+        counts["passed"] += 1
+        if counts["passed"] % _EVERY.value == 0:
+            stage = "run, refused"
+            with tempfile.TemporaryDirectory() as folder:
+                codegen.generate(data, Path(folder), samples=3)
+                found = run(Path(folder))
+            counts["run, wrong" if found else "run, equal to TFLM"] += 1
+    except UserError:
+        counts[stage] += 1
+    except Exception as error:  # what this script looks for
+        counts["crashed"] += 1
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+
+
+def table(result: dict, slowest: float) -> str:
+    """The outcomes in Markdown."""
+    lines = ["| damaged .tflite files | number |", "|---|---:|", f"| all | {result['files']:,} |"]
+    lines += [f"| {text} | {result['outcomes'].get(name, 0):,} |" for name, text in OUTCOMES.items()]
+    return "\n".join([*lines, "", f"The slowest took {slowest:.1f} s, compiling and running counted."]) + "\n"
 
 
 if __name__ == "__main__":
