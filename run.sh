@@ -107,7 +107,7 @@ case $word in
   mcu) compilers && setup requirements.txt && .venv/bin/python experiments/mcu.py "$@" ;;
   sweep) setup requirements.txt && .venv/bin/python -m atalaia.sweep "$@" ;;
   search) setup requirements.txt && .venv/bin/python -m atalaia.search "$@" ;;
-  test) compilers && setup requirements.txt requirements-dev.txt && .venv/bin/python -m pytest "$@" ;;
+  test) compilers && setup requirements.txt requirements-dev.txt && .venv/bin/python -m pytest -n 2 --dist worksteal "$@" ;;
   lint)
     setup requirements-dev.txt
     .venv/bin/ruff format --check . && .venv/bin/ruff check .

@@ -1,4 +1,4 @@
-"""Parses absl's flags, which pytest does not, so that absltest's temporary folders work."""
+"""Parses absl's flags, which pytest does not, so that absltest's temporary folders work; one folder for all workers."""
 
 import os
 import shutil
@@ -7,10 +7,15 @@ import tempfile
 from absl import flags
 from absl.testing import absltest  # noqa: F401, defines --test_tmpdir
 
+FOLDER = "ATALAIA_TEST_FOLDER"  # the workers of pytest-xdist find it in the environment that they inherit
+
 
 def pytest_configure():
-    folder = tempfile.mkdtemp(prefix="atalaia_test_")
-    flags.FLAGS(["pytest", f"--test_tmpdir={folder}"])
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="atalaia_test_")
+    folder = os.environ[FOLDER]
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    flags.FLAGS(["pytest", f"--test_tmpdir={folder}/{worker}"])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as atalaia does, but before a test imports jax
     # What one test compiled, the next and the programs it starts need not.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/xla"
@@ -18,4 +23,5 @@ def pytest_configure():
 
 
 def pytest_unconfigure():
-    shutil.rmtree(flags.FLAGS.test_tmpdir, ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
