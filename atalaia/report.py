@@ -86,10 +86,17 @@ def confusion_picture(
         ax=axes,
     )
     axes.set_title(title)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure as PNG and closes it."""
+    from matplotlib import pyplot as plt
+
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
     plt.close(figure)
-    write_whole(path, picture.getvalue())
+    write_whole(path, content.getvalue())
 
 
 def run_summary(workdir: Path) -> str:

@@ -9,7 +9,6 @@ that atalaia.search proposes with, which is told a recorded value when it tries 
 Writes experiments/results/search_replay.json, .md and .png, and the table in README.md.
 """
 
-import io
 import json
 import statistics
 import sys
@@ -157,8 +156,7 @@ def picture(space, grid, found: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from atalaia import search
-    from atalaia.files import write_whole
+    from atalaia import report, search
 
     drawn = search.is_grid(space)
     figure, axes = plt.subplots(1, 1 + drawn, figsize=(6.5 * (1 + drawn), 4.2), layout="constrained", squeeze=False)
@@ -171,10 +169,7 @@ def picture(space, grid, found: dict, path: Path) -> None:
     axes[0, 0].legend()
     if drawn:
         search.grid_map(axes[0, 1], space, grid, "validation accuracy")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    plt.close(figure)
-    write_whole(path, content.getvalue())
+    report.save_figure(figure, path)
 
 
 def publish(space, grid: list[tuple[dict, float]], seeds: int) -> None:

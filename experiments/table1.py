@@ -10,7 +10,6 @@ trained yet in runs/table1 (each row goes on where it was) and evaluates the tes
 experiments/results/table1.json, .md and .png, and the table in README.md.
 """
 
-import io
 import json
 import statistics
 import subprocess
@@ -172,7 +171,7 @@ def picture(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from atalaia.files import write_whole
+    from atalaia import report
 
     names = [name for name in THESIS if any(r["row"].startswith(name) for r in rows)]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -184,10 +183,7 @@ def picture(rows: list[dict], path: Path) -> None:
     axes.set(ylabel="test accuracy, %", title=rows[0]["data"])
     axes.set_ylim(bottom=max(0, min(100 * r["test"]["accuracy"] for r in rows) - 5))
     axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    plt.close(figure)
-    write_whole(path, content.getvalue())
+    report.save_figure(figure, path)
 
 
 if __name__ == "__main__":

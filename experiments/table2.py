@@ -234,14 +234,12 @@ def _percent(rows, engine, figure):
 
 def picture(rows: list[dict], path: Path) -> None:
     """Validation accuracy of the integer network against download size, one point a run."""
-    import io
-
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from atalaia.files import write_whole
+    from atalaia import report
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for row in [r for r in rows if "int8_sizes" in r]:
@@ -251,10 +249,7 @@ def picture(rows: list[dict], path: Path) -> None:
     axes.set(xscale="log", xlabel="download size, model.atl, kB", ylabel="validation accuracy, integer network, %")
     axes.set_title("Thesis network on CIFAR-10")
     axes.grid(alpha=0.3, which="both")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    plt.close(figure)
-    write_whole(path, content.getvalue())
+    report.save_figure(figure, path)
 
 
 if __name__ == "__main__":
