@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import test_codegen
 from absl.testing import absltest, parameterized
 from test_export import converted
 
@@ -70,6 +71,15 @@ class BoardsTest(parameterized.TestCase):
         if board != "host":
             self.assertBetween(found["instructions_per_mac"], 1, 100)
             self.assertBetween(found["stack_bytes"], 64, 2000)
+
+    @parameterized.product(board=boards.EMULATORS, name=("ternary", "narrow"))
+    def test_every_kernel_equals_tflm(self, board, name):
+        """Rows of eight or more pixels, and of three."""
+        require(self, board)
+        with tempfile.TemporaryDirectory() as folder:
+            for kernel in test_codegen.each_kernel(name, Path(folder) / "one"):
+                found = boards.run(Path(folder) / "one", board, 3)
+                self.assertEqual((found["samples"], found["equal"]), (3, 3), kernel)
 
     def test_flash_is_code_and_constants_of_rv32(self):
         require(self, "rv32")

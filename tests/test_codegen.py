@@ -105,6 +105,19 @@ KERNELS = {
 }
 
 
+def each_kernel(name, folder):
+    """Writes a network of KERNELS with each kernel that can hold its weights in turn, and gives the kernel's name."""
+    kernel, size, stride, same, *_ = KERNELS[name]
+    content = convolution(kernel(), size, stride, same)
+    codegen.generate(content, folder, samples=12)
+    lowered = graph.lower(tflite.read(content))
+    first, linear, last = (kernels.candidates(step) for step in lowered.steps)
+    for call in linear:
+        calls = [*first, call, *last]
+        (folder / "model.c").write_text(emit.model_c(folder.name, lowered, calls, memory.plan(lowered)))
+        yield call.kernel
+
+
 class ParityTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
@@ -124,16 +137,11 @@ class ParityTest(parameterized.TestCase):
     @parameterized.parameters(*KERNELS)
     def test_every_kernel_of_a_convolution(self, name):
         """The same golden vectors with each kernel that can hold the weights."""
-        kernel, size, stride, same, sparse, others = KERNELS[name]
-        content = convolution(kernel(), size, stride, same)
-        codegen.generate(content, self.folder / "one", samples=12)
-        lowered = graph.lower(tflite.read(content))
-        steps, plan, found = [kernels.candidates(step) for step in lowered.steps], memory.plan(lowered), []
-        for candidate in steps[1]:
-            calls = [steps[0][0], candidate, steps[2][0]]
-            (self.folder / "one/model.c").write_text(emit.model_c("one", lowered, calls, plan))
-            self.assertEqual(run(self.folder / "one"), "", candidate.kernel)
-            found.append(candidate.kernel)
+        *_, sparse, others = KERNELS[name]
+        found = []
+        for kernel in each_kernel(name, self.folder / "one"):
+            self.assertEqual(run(self.folder / "one"), "", kernel)
+            found.append(kernel)
         self.assertContainsSubset([f"conv_pairs_{sparse}", f"conv_triplets_{sparse}", *others], found)
         self.assertLen(found, 3 + len(others))
 
