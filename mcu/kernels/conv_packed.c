@@ -1,13 +1,13 @@
 /* Weights of few bits, stored as weight + 8 in 4 bits or weight + 2 in 2 bits. A word holds four taps of two outputs, those
  * of the second 16 bits higher, so that one multiplication serves both: u * (w0 + 65536 w1). The sums of c->chunk products
  * fit 16 bits with their sign, whatever the activations; then they are taken apart. One pixel or four at once. */
-#define PACKED_TAP(i)                                       \
-    {                                                       \
-        const uint32_t both = (word & mask) - offset;       \
-        a0 += both * p[i];                                  \
-        if (pixels > 1)                                     \
+#define PACKED_TAP(i)                                                \
+    {                                                                \
+        const uint32_t both = (word & mask) - offset;                \
+        a0 += both * p[i];                                           \
+        if (pixels > 1)                                              \
             a1 += both * q[i], a2 += both * r[i], a3 += both * s[i]; \
-        word >>= bits;                                      \
+        word >>= bits;                                               \
     }
 /* The higher sum by itself; the lower one is what it leaves of the total. */
 #define PACKED_PART(i) (total##i += a##i, high##i += (uint32_t)((int32_t)(a##i + 0x8000u) >> 16))

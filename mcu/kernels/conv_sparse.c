@@ -3,15 +3,15 @@
  * weight + 8 and gap in one byte. A gap that is too large is made of zeros between. One, four or eight pixels at once. */
 enum { PAIRS = 2, TRIPLETS = 3, NIBBLES = 1 }; /* bytes of a group */
 
-#define SPARSE_TAKE(stored)                                                                       \
-    {                                                                                             \
-        const uint32_t weight = (uint32_t)(stored);                                               \
-        a0 += weight * p[0];                                                                      \
-        if (pixels > 1)                                                                           \
-            a1 += weight * p[step], a2 += weight * p[2 * step], a3 += weight * p[3 * step];       \
-        if (pixels > 4)                                                                           \
-            a4 += weight * p[4 * step], a5 += weight * p[5 * step], a6 += weight * p[6 * step],   \
-                a7 += weight * p[7 * step];                                                       \
+#define SPARSE_TAKE(stored)                                                                     \
+    {                                                                                           \
+        const uint32_t weight = (uint32_t)(stored);                                             \
+        a0 += weight * p[0];                                                                    \
+        if (pixels > 1)                                                                         \
+            a1 += weight * p[step], a2 += weight * p[2 * step], a3 += weight * p[3 * step];     \
+        if (pixels > 4)                                                                         \
+            a4 += weight * p[4 * step], a5 += weight * p[5 * step], a6 += weight * p[6 * step], \
+                a7 += weight * p[7 * step];                                                     \
     }
 
 /* `step`: bytes between two pixels, a constant so that it lies in the load; `wide`: whether counts have 16 bits. */
