@@ -14,8 +14,9 @@ def pytest_configure():
     if FOLDER not in os.environ:
         os.environ[FOLDER] = tempfile.mkdtemp(prefix="atalaia_test_")
     folder = os.environ[FOLDER]
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-    flags.FLAGS(["pytest", f"--test_tmpdir={folder}/{worker}"])
+    own = f"{folder}/{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    os.makedirs(own, exist_ok=True)
+    flags.FLAGS(["pytest", f"--test_tmpdir={own}"])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as atalaia does, but before a test imports jax
     # What one test compiled, the next and the programs it starts need not.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/xla"
