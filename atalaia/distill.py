@@ -6,13 +6,11 @@ many fixed augmented views, one an epoch in turn, whose logits are kept on the d
 image and view, whatever the number of epochs, students and trials.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +22,7 @@ from ml_collections import ConfigDict
 
 from atalaia import augment, checkpoint, data, losses
 from atalaia.errors import UserError
-from atalaia.files import write_json
+from atalaia.files import locked, write_json
 from atalaia.progress import Progress
 
 SELF = "self"  # the teacher that is this run's own network, as its first stage leaves it
@@ -56,11 +54,11 @@ def mix(
 
     Args:
       hard: the loss by labels, `[]`.
-      logits, teacher_logits: `[batch, classes]`; no gradient reaches the teacher.
+      logits, teacher_logits: `[batch, classes]`; no gradient reaches the teacher (losses.py).
       labels: int32 `[batch]`, -1 where there is none.
       config: fields of config.distillation.
     """
-    soft = losses.SOFT_LOSSES[config.loss](logits, jax.lax.stop_gradient(teacher_logits), labels, config)
+    soft = losses.SOFT_LOSSES[config.loss](logits, teacher_logits, labels, config)
     return config.alpha * hard + (1 - config.alpha) * jnp.mean(soft)
 
 
@@ -97,7 +95,7 @@ class Cache(NamedTuple):
         Raises:
           KeyboardInterrupt: `stop()` became true; what is done is kept.
         """
-        with _locked(self.folder / "lock"):
+        with locked(self.folder / "lock"):
             self._fill(number, stop)
         return np.asarray(self.logits[number])
 
@@ -157,7 +155,7 @@ def open_cache(
     name = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache) / "teachers" / name
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "lock"):
+    with locked(folder / "lock"):
         _claim(folder, meta)
         logits = _open_array(folder / "logits.npy", shape)
 
@@ -196,11 +194,3 @@ def _claim(folder, meta):
     other = [k for k, v in meta.items() if found.get(k) != v]
     if other:
         raise UserError(f"{folder} holds logits of another {' and '.join(other)}: delete that folder")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process at a time is inside; the system frees the lock of one that dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,9 +1,11 @@
 """Files that appear whole or not at all: written beside their place, then renamed."""
 
+import contextlib
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,19 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         temporary = Path(folder) / path.name
         np.savez(temporary, **arrays)
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """Only one process at a time is inside; `waiting()` is called where another one is.
+
+    Yields the lock's file descriptor: a program that it is handed to keeps the lock too. The system frees the lock when
+    the last of them ends, however that was.
+    """
+    with Path(path).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()

@@ -11,7 +11,6 @@ tries the points that it would have tried.
 
 import contextlib
 import difflib
-import fcntl
 import io
 import json
 import math
@@ -28,7 +27,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from atalaia import cli, metrics, runs, tflite
+from atalaia import cli, files, metrics, runs, tflite
 from atalaia import config as configs
 from atalaia import space as spaces
 from atalaia.errors import Diverged, UserError
@@ -408,13 +407,9 @@ def locked(workdir: Path, waiting: Callable[[str], None] = print) -> Iterator[in
     A trial outlives a search that was killed: the search that goes on waits for it, and says so by `waiting`.
     """
     Path(workdir).mkdir(parents=True, exist_ok=True)
-    with (Path(workdir) / "search.lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting(f"waiting until another search in {workdir}, or a trial that one left behind, has ended")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    message = f"waiting until another search in {workdir}, or a trial that one left behind, has ended"
+    with files.locked(Path(workdir) / "search.lock", lambda: waiting(message)) as lock:
+        yield lock
 
 
 def main() -> None:

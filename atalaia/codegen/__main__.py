@@ -67,11 +67,11 @@ def generate(
     model = tflite.read(tflite_bytes)
     lowered = graph.lower(model)
     calls, plan = kernels.choose(lowered, sparse, prefer), memory.plan(lowered)
-    report = _report(lowered, calls, plan)
-    _refuse_too_large(report, flash, ram)
+    found = _report(lowered, calls, plan)
+    _refuse_too_large(found, flash, ram)
     inputs = _inputs(tflite_bytes, model, lowered, images, samples)
     outputs, arena = golden_outputs(tflite_bytes, model, lowered, inputs)
-    report = dict(model=Path(out).name, **report, tflm=dict(file_bytes=len(tflite_bytes), arena_bytes=arena))
+    found = dict(model=Path(out).name, **found, tflm=dict(file_bytes=len(tflite_bytes), arena_bytes=arena))
     name = Path(out).name
     scales = {
         i: (float(model.tensors[i].scale[0]), int(model.tensors[i].zero_point[0]))
@@ -86,8 +86,8 @@ def generate(
     for file, text in files.items():
         write_whole(Path(out) / file, text)
     write_whole(Path(out) / "model.tflite", tflite_bytes)
-    write_json(Path(out) / "report.json", report)
-    return report
+    write_json(Path(out) / "report.json", found)
+    return found
 
 
 def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced") -> dict:
