@@ -159,19 +159,12 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
             y = quantize.apply_layer(layer, None, x)
             y = _fake_mean(x, y, *q) if isinstance(layer, layers.GlobalAvgPool) else y
         else:
-            lower = upper = step = None
             if path in bits:
-                weights, scales = _fake_weights(layer, variables, path, q[0], bits[path])
-                y, step = _accumulate(layer, weights, scales, x, q[0])
-                lower, upper = weights.lower, weights.upper
+                y, q = _linear(layer, variables, path, x, q[0], bits[path], grid)
             else:
                 y = quantize.apply_layer(layer, None, *(value[0] for value in values))
-            if lower is None:
                 q = grid(path, y)
-            else:  # bounds on the grid themselves, as the file has them, not rounded like an accumulator
-                q = grid(path, jnp.clip(y, lower, upper))
-                y = jnp.clip(y, quantize.fake_quant(lower, *q), quantize.fake_quant(upper, *q))
-            y = quantize.fake_quant(y, *q, step=step)
+                y = quantize.fake_quant(y, *q)
         see(path, (y, *q))
         return (y, *q)
 
@@ -196,16 +189,25 @@ def _fake_weights(layer, variables, path, input_scale, bits):
     return weights._replace(kernel=kernel, bias=bias), scale
 
 
-def _accumulate(layer, weights, scales, x, input_scale):
-    """A layer's output before it is rounded, and the accumulators' step by channel.
+def _linear(layer, variables, path, x, input_scale, bits, grid):
+    """Output of a Conv or Dense on its grid, and that grid.
 
-    Summed over the integers that x and the kernel stand for, since float32 sums of integers are exact below 2^24, and
-    those of reals are not: what is rounded next is then the integer network's accumulator.
+    It is summed over the integers that x and the kernel stand for, since float32 sums of integers are exact below 2^24,
+    and those of reals are not: the accumulator and what it is rounded to are then the integer network's.
     """
+    weights, scales = _fake_weights(layer, variables, path, input_scale, bits)
     step = jax.lax.stop_gradient(input_scale * scales)
-    total = quantize.linear(layer, _codes(x, input_scale), _codes(weights.kernel, scales))
-    y = (total + _codes(weights.bias, step)) * step
-    return (nn.relu(y) if weights.relu else y), step
+    total = quantize.linear(layer, _codes(x, input_scale), _codes(weights.kernel, scales)) + _codes(weights.bias, step)
+    y = nn.relu(total * step) if weights.relu else total * step
+    seen = y if weights.lower is None else jnp.clip(y, weights.lower, weights.upper)
+    scale, zero_point = grid(path, seen)
+    steps = quantize.rescale(*jax.lax.stop_gradient((total, input_scale, scales, scale)))
+    steps = jnp.maximum(steps, 0) if weights.relu else steps
+    if weights.lower is not None:
+        lower, upper = (quantize.fake_quant(bound, scale, zero_point) for bound in (weights.lower, weights.upper))
+        y = jnp.clip(y, lower, upper)
+        steps = jnp.clip(steps, *(jnp.round(jax.lax.stop_gradient(bound / scale)) for bound in (lower, upper)))
+    return quantize.fake_quant(y, scale, zero_point, steps=steps), (scale, zero_point)
 
 
 def _codes(x, scale):

@@ -83,7 +83,7 @@ class Folded(NamedTuple):
 
 
 def quantize(
-    x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None, step: Any = None
+    x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None, steps: Any = None
 ) -> jax.Array:
     """Nearest integer of the grid, as float32: clip(round(x / scale) + zero_point, qmin, qmax); ties to even.
 
@@ -93,39 +93,32 @@ def quantize(
       zero_point: integers of scale's shape.
       qmin, qmax: bounds of the grid.
       axis: x's dimension of the channels where scale is `[channels]`.
-      step: where x is an accumulator's real value, the accumulator's step, `[]` or `[channels of x's last dimension]`:
-        rounded as TFLite rescales it, first to 2^-n of the grid, n by step / scale, then halves away from zero.
+      steps: x / scale already rounded to integers, where it is known better than in float32, as by `rescale`.
     """
     scale, zero_point = _along(scale, x, axis), _along(zero_point, x, axis)
-    steps = x / scale
-    if step is None:
-        rounded = jnp.round(steps)
-    else:
-        finer = jnp.exp2(jnp.maximum(-jnp.frexp(step / scale)[1], 0).astype(jnp.float32))
-        rounded = jnp.floor(steps * finer + 0.5) / finer
-        rounded = jnp.sign(rounded) * jnp.floor(jnp.abs(rounded) + 0.5)
-    return jnp.clip(rounded + zero_point, qmin, qmax)
+    steps = jnp.round(x / scale) if steps is None else steps
+    return jnp.clip(steps + zero_point, qmin, qmax)
 
 
 def fake_quant(
-    x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None, step: Any = None
+    x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None, steps: Any = None
 ) -> jax.Array:
     """The real value of x's nearest grid point, float32; arguments as `quantize`.
 
     Gradients are those of LSQ (Esser et al., 2020, arXiv:1902.08153, section 2.1): x's passes straight through where x
     lies on the grid and is 0 where x is clipped; scale's is round(x / scale) - x / scale, or the end of the grid.
     """
-    return _fake_quant(x, scale, zero_point, step, qmin, qmax, axis)
+    return _fake_quant(x, scale, zero_point, steps, qmin, qmax, axis)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _fake_quant(x, scale, zero_point, step, qmin, qmax, axis):
-    q = quantize(x, scale, zero_point, qmin, qmax, axis, step)
+def _fake_quant(x, scale, zero_point, steps, qmin, qmax, axis):
+    q = quantize(x, scale, zero_point, qmin, qmax, axis, steps)
     return (q - _along(zero_point, x, axis)) * _along(scale, x, axis)
 
 
-def _fake_quant_forward(x, scale, zero_point, step, qmin, qmax, axis):
-    return _fake_quant(x, scale, zero_point, step, qmin, qmax, axis), (x, scale, zero_point)
+def _fake_quant_forward(x, scale, zero_point, steps, qmin, qmax, axis):
+    return _fake_quant(x, scale, zero_point, steps, qmin, qmax, axis), (x, scale, zero_point)
 
 
 def _fake_quant_backward(qmin, qmax, axis, kept, grad):
@@ -139,6 +132,53 @@ def _fake_quant_backward(qmin, qmax, axis, kept, grad):
 
 
 _fake_quant.defvjp(_fake_quant_forward, _fake_quant_backward)
+
+
+def rescale(total: jax.Array, input_scale: Any, weight_scale: Any, output_scale: Any) -> jax.Array:
+    """Integers of the output's grid that stand for accumulators, as simulate.py and TFLite round them; float32.
+
+    total * ratio, ratio = input_scale * weight_scale / output_scale = mantissa * 2^shift with a mantissa of 31 bits in
+    [0.5, 1). What is above 1 of 2^shift comes first; total * mantissa is rounded to an integer, halves up; then what is
+    below 1, rounded again, halves away from zero. Products of so many bits are held as sums of two float32 (Dekker,
+    1971), since training has no 64-bit types.
+
+    Args:
+      total: integers as float32, `[..., out]`, exact below 2^24.
+      input_scale, output_scale: float32 `[]`; weight_scale: float32 `[out]`, of `weight_scale`'s 8 bits.
+    """
+    mantissa, rest, shift = _mantissa(input_scale, weight_scale, output_scale)
+    total = jnp.ldexp(total, jnp.maximum(shift, 0))
+    right = jnp.ldexp(jnp.float32(1), jnp.minimum(shift, 0))  # XLA's exp2 is not exact
+    high, low = _product(total, mantissa)
+    whole = jnp.floor(high)
+    whole = whole + jnp.floor((high - whole) + (low + total * rest) + 0.5)
+    return jnp.sign(whole) * jnp.floor(jnp.abs(whole) * right + 0.5)
+
+
+def _mantissa(input_scale, weight_scale, output_scale):
+    """ratio's mantissa as a sum of two float32, rounded to 31 bits, and its shift; ratio as in `rescale`."""
+    high, low = _product(input_scale, weight_scale)  # 24 and 8 bits: exact
+    first = high / output_scale
+    back, error = _product(first, output_scale)
+    second = ((high - back) - error + low) / output_scale
+    high, shift = jnp.frexp(first)
+    low = jnp.ldexp(second, -shift)
+    below = (high == 0.5) & (low < 0)  # the sum's own power of two is one less
+    high, low, shift = (jnp.where(below, a, b) for a, b in ((2 * high, high), (2 * low, low), (shift - 1, shift)))
+    return high, jnp.round(low * 2.0**31) * 2.0**-31, shift
+
+
+def _product(a, b):
+    """a * b as float32 and what it lacks, exactly: halves of 12 bits have products that float32 holds."""
+    (a1, a2), (b1, b2) = _halves(a), _halves(b)
+    product = a * b
+    return product, (((a1 * b1 - product) + a1 * b2) + a2 * b1) + a2 * b2
+
+
+def _halves(x):
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.int32)
+    first = jax.lax.bitcast_convert_type(bits & np.int32(-(1 << 12)), jnp.float32)
+    return first, x - first
 
 
 def mean_codes(q: jax.Array) -> jax.Array:

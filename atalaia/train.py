@@ -47,7 +47,7 @@ from atalaia.errors import Diverged, UserError
 from atalaia.files import write_json
 from atalaia.progress import Progress
 
-EVAL_BATCH = 500
+EVAL_BATCH = 125  # on 2 cores, of 16 to 500: a layer's maps stay in cache (2,740 against 2,270 images/s at 500)
 
 
 def over_devices(*axes: str):

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from atalaia import config
 
-DENSE, PRUNE, QUANTIZE = 25.0, 4.0, 4.0  # epochs
+DENSE, PRUNE, QUANTIZE = 25.0, 10.0, 4.0  # epochs
+VIEWS = 8  # augmented images of each one that the teacher sees
 TEACHER = "runs/table2/dense"  # guides what is made of it
 
 
@@ -25,6 +26,7 @@ def get_config(row: str = "dense") -> ConfigDict:
     c.loss.label_smoothing = 0.1
     c.distillation.alpha = 0.2
     c.distillation.temperature = 3.0
+    c.distillation.views = VIEWS
     c.dense.epochs = DENSE
     c.dense.learning_rate = 0.1
     c.dense.warmup = 0.2
@@ -52,7 +54,7 @@ def dense_int8(c):
 
 def pruned(c):
     c.start_from = TEACHER
-    _prune(c, "conv0a=0; conv0b=0.4; conv=0.6; logits=0.7", 0.985)
+    _prune(c, "conv0a=0; conv0b=0.3; conv=0.55; logits=0.7", 0.985)
 
 
 def small(c):
@@ -86,8 +88,8 @@ def smallest(c):
 def _prune(c, layers, others):
     c.stages = ("prune",)
     c.prune.epochs = PRUNE
-    c.prune.learning_rate = 0.03
-    c.prune.end = 0.6
+    c.prune.learning_rate = 0.05
+    c.prune.end = 0.5
     c.prune.layers = layers
     c.prune.sparsity = others
     c.prune.teacher = TEACHER

@@ -1,24 +1,30 @@
 """Where the time of a training step goes, from XLA's own trace of it.
 
-python experiments/train_profile.py        # rows: thesis, resnet8 and mobilenetv1 at batch 128
+python experiments/train_profile.py [--networks=... --batches=...]        # rows as in train_speed.py
 
 Every operation's time, less that of what it encloses, is counted for the part of the step that its name comes from, on
-all cores together. Writes experiments/results/train_profile.json and .md, and the table in README.md.
+all cores together. Run it on a quiet machine. Writes experiments/results/train_profile.json and .md, and the table in
+README.md.
 """
 
 import collections
 import gzip
 import json
+import os
 import re
 import sys
 import tempfile
 from pathlib import Path
 
+from absl import app
+
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
+import train_speed  # noqa: E402
+
 RESULTS = ROOT / "experiments/results"
-ROWS = ("thesis:32:128", "resnet8:32:128", "mobilenetv1:96:128")
-STEPS = 10
+SECONDS = 3.0  # of a trace, about
+KEY = ("row", "vectors")  # a row is replaced by a newer one of the same
 
 # First match counts; the names are those of the network's layers and of jax.named_scope in train.py and ops.py.
 PARTS = (
@@ -34,68 +40,74 @@ PARTS = (
 )
 
 
-def main() -> None:
-    from train_speed import Row
-
+def main(argv):
+    del argv
     from atalaia import report
-    from atalaia.files import write_json, write_whole
 
-    profiles = {text: profile(Row(text)) for text in ROWS}
-    text = table(profiles)
-    write_json(RESULTS / "train_profile.json", profiles)
-    write_whole(RESULTS / "train_profile.md", text)
-    report.insert(ROOT / "README.md", "train_profile", text)
-    print(text)
+    with tempfile.TemporaryDirectory() as dump:
+        # XLA's own text of every program it compiles: the only place that ties a traced operation to its layer.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text"
+        for text in train_speed.rows():
+            row = dict(row=text, vectors=train_speed.vectors(), **profile(train_speed.Row(text), Path(dump)))
+            print(json.dumps(row), flush=True)
+            report.publish_rows(RESULTS / "train_profile.json", row, KEY, table)
 
 
-def profile(row) -> dict[str, float]:
-    """Milliseconds of one step by part, summed over the cores."""
+def profile(row, dump: Path) -> dict:
+    """Milliseconds of one step, or of the evaluation of 2000 images, and of its parts, summed over the cores."""
     import jax
-    from train_speed import our_step
 
-    run, _, hlo = our_step(row)
-    run(3)
-    names = dict(re.findall(r"%?([\w.-]+) = [^\n]*op_name=\"([^\"]+)\"", hlo()))
+    for path in dump.glob("*.txt"):
+        path.unlink()
+    run, _ = train_speed.our_step(row)
+    run(1)
+    calls = max(1, round(SECONDS / train_speed.timed(run, 1)))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, create_perfetto_trace=True):
-            run(STEPS)
+            wall = train_speed.timed(run, calls) / calls
         (path,) = Path(folder).rglob("perfetto_trace.json.gz")
         trace = json.loads(gzip.decompress(path.read_bytes()))
-    events = trace["traceEvents"] if isinstance(trace, dict) else trace
+    names = {}
+    for path in dump.glob("*after_optimizations.txt"):
+        found = re.findall(r"%?([\w.-]+) = [^\n]*op_name=\"([^\"]+)\"", path.read_text())
+        names |= {(path.name.split(".")[1], operation): place for operation, place in found}
     parts = collections.Counter()
-    for name, microseconds in own_times(events):
-        place = names.get(name, "")
+    for module, operation, microseconds in own_times(trace["traceEvents"] if isinstance(trace, dict) else trace):
+        place = names.get((module, operation), "")
         part = next((part for part, pattern in PARTS if re.search(pattern, place)), "other")
-        parts[part] += microseconds / 1000 / STEPS
-    return dict(parts.most_common())
+        parts[part] += microseconds / 1000 / calls
+    return dict(milliseconds=1000 * wall, parts=dict(parts.most_common()))
 
 
 def own_times(events: list[dict]):
-    """(operation, its microseconds less those of the operations inside it) of XLA's events in a trace."""
+    """(module, operation, its microseconds less those of the operations inside it) of XLA's events in a trace."""
     threads = collections.defaultdict(list)
     for event in events:
         if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
             threads[event["pid"], event["tid"]].append(event)
     for thread in threads.values():
-        open_events = []  # [end, name, own]
+        open_events = []  # [end, module, operation, own]
         for event in sorted(thread, key=lambda e: (e["ts"], -e["dur"])):
             while open_events and open_events[-1][0] <= event["ts"]:
                 yield open_events.pop()[1:]
             if open_events:
-                open_events[-1][2] -= event["dur"]
-            open_events.append([event["ts"] + event["dur"], event["args"]["hlo_op"], event["dur"]])
+                open_events[-1][3] -= event["dur"]
+            end, args = event["ts"] + event["dur"], event["args"]
+            open_events.append([end, args["hlo_module"], args["hlo_op"], event["dur"]])
         yield from (e[1:] for e in open_events)
 
 
-def table(profiles: dict[str, dict[str, float]]) -> str:
+def table(rows: list[dict]) -> str:
     """Parts of the step in percent of all operations' time, in Markdown."""
-    parts = list(dict.fromkeys(part for p in profiles.values() for part in p))
-    lines = ["| % of a step's operations | " + " | ".join(profiles) + " |", "|---|" + "---:|" * len(profiles)]
-    for part in parts:
-        shares = [100 * p.get(part, 0) / sum(p.values()) for p in profiles.values()]
-        lines.append(f"| {part} | " + " | ".join(f"{share:.1f}" for share in shares) + " |")
+    parts = list(dict.fromkeys(part for row in rows for part in row["parts"]))
+    lines = ["| network, images, batch | ms | " + " | ".join(f"{part}, %" for part in parts) + " |"]
+    lines.append("|---|" + "---:|" * (1 + len(parts)))
+    for row in rows:
+        shares = [100 * row["parts"].get(part, 0) / sum(row["parts"].values()) for part in parts]
+        name = row["row"].replace(":", ", ")
+        lines.append(f"| {name} | {row['milliseconds']:.0f} | " + " | ".join(f"{s:.1f}" for s in shares) + " |")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)
