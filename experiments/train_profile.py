@@ -50,7 +50,7 @@ def main(argv):
         for text in train_speed.rows():
             row = dict(row=text, vectors=train_speed.vectors(), **profile(train_speed.Row(text), Path(dump)))
             print(json.dumps(row), flush=True)
-            report.publish_rows(RESULTS / "train_profile.json", row, KEY, table)
+            report.publish_rows(RESULTS / "train_profile.json", row, KEY, table, order)
 
 
 def profile(row, dump: Path) -> dict:
@@ -95,6 +95,12 @@ def own_times(events: list[dict]):
             end, args = event["ts"] + event["dur"], event["args"]
             open_events.append([end, args["hlo_module"], args["hlo_op"], event["dur"]])
         yield from (e[1:] for e in open_events)
+
+
+def order(row: dict) -> tuple:
+    """As in the table of the speed."""
+    network, _, batch, *evaluate = row["row"].split(":")
+    return row["vectors"], evaluate, int(batch), list(train_speed.NETWORKS).index(network)
 
 
 def table(rows: list[dict]) -> str:
