@@ -10,17 +10,12 @@ trained yet in runs/table1 (each row goes on where it was) and evaluates the tes
 experiments/results/table1.json, .md and .png, and the table in README.md.
 """
 
-import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 from absl import app, flags
+from tables import RESULTS, SEEDS, evaluated, percent, read, seeded, step
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
-RESULTS = ROOT / "experiments/results"
 CONFIG, TEACHER = "configs/table1.py", "configs/teacher.py"
 SEARCHED, SEARCH_EPOCHS = "rafael_base", 20.0
 # Accuracy % on STL-10 in the thesis: by itself, distilled.
@@ -40,20 +35,17 @@ ROWS = (
 )
 
 _ROWS = flags.DEFINE_list("rows", list(ROWS), "The rows to run; all that ran before stay in the table.")
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "One run each.")
 _STL10 = flags.DEFINE_bool("stl10", False, "On STL-10 itself.")
 _TRIALS = flags.DEFINE_integer("trials", 12, "Of the search for alpha and temperature, of 32 points.", lower_bound=1)
-_DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
 
 
 def main(argv):
     del argv
     from atalaia import report
 
-    unknown = set(_ROWS.value) - set(ROWS)
-    if unknown:
+    if unknown := set(_ROWS.value) - set(ROWS):
         raise app.UsageError(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    for seed in map(int, _SEEDS.value):
+    for seed in map(int, SEEDS.value):
         for row in ROWS:
             if row in _ROWS.value:
                 figures = run(row, seed)
@@ -68,7 +60,7 @@ def _order(row):
 
 def folder(name: str, seed: int = 0) -> Path:
     """The run folder of a row."""
-    return Path("runs/table1_stl10" if _STL10.value else "runs/table1") / (name if seed == 0 else f"{name}_seed{seed}")
+    return seeded(Path("runs/table1_stl10" if _STL10.value else "runs/table1") / name, seed)
 
 
 def run(row: str, seed: int) -> dict:
@@ -76,7 +68,7 @@ def run(row: str, seed: int) -> dict:
     workdir, chosen = folder(row, seed), {}
     if row == "teacher":
         head = folder("teacher_head", seed)
-        _module("train", head, _config(TEACHER), f"--config.seed={seed}")
+        step("train", f"--workdir={head}", _config(TEACHER), f"--config.seed={seed}")
         arguments = [_config(TEACHER, "finetune"), f"--config.start_from={head}"]
     else:
         arguments = [_config(CONFIG, row)]
@@ -85,22 +77,19 @@ def run(row: str, seed: int) -> dict:
         arguments += [f"--config.{field}={value}" for field, value in chosen.items()]
         arguments.append(f"--config.distill.teacher={folder('teacher', seed)}")
     arguments.append(f"--config.seed={seed}")
-    _module("train", workdir, *arguments)
-    for split, name in (("validation", "evaluation_validation.json"), ("test", "evaluation.json")):
-        if not (ROOT / workdir / name).is_file():
-            _module("evaluate", workdir, f"--split={split}", "--engines=jax")
-    config = _read(workdir, "config.json")
+    step("train", f"--workdir={workdir}", *arguments)
+    scores = {split: evaluated(workdir, split, "jax")["jax"] for split in ("validation", "test")}
+    config = read(workdir, "config.json")
     return dict(
         row=row,
         seed=seed,
-        data=_read(workdir, "evaluation_details.json")["dataset"],
+        data=read(workdir, "evaluation_details.json")["dataset"],
         command=f"python -m atalaia.train --workdir={workdir} {' '.join(arguments)}",
         epochs=sum(config[stage]["epochs"] for stage in config["stages"]),
-        values=_read(workdir, "ledger.json")["rows"][-1]["parameters"],
-        seconds=_read(workdir, "train.json")["seconds"],
+        values=read(workdir, "ledger.json")["rows"][-1]["parameters"],
+        seconds=read(workdir, "train.json")["seconds"],
         chosen=chosen,
-        validation=_read(workdir, "evaluation_validation.json")["jax"],
-        test=_read(workdir, "evaluation.json")["jax"],
+        **scores,
     )
 
 
@@ -109,24 +98,14 @@ def search() -> dict:
     workdir = folder("search")
     words = [_config(CONFIG, SEARCHED + DISTILLED), "--space=configs/search_kd.py", f"--trials={_TRIALS.value}"]
     words.append(f"--config.distill.epochs={SEARCH_EPOCHS:g}")
-    _module("search", workdir, *words)
-    done = [row for row in _read(workdir, "search.json")["trials"] if row.get("value") is not None]
+    step("search", f"--workdir={workdir}", *words)
+    done = [row for row in read(workdir, "search.json")["trials"] if row.get("value") is not None]
     return max(done, key=lambda row: row["value"])["point"]
 
 
 def _config(file, *words):
     words = [w for w in words if w] + ["stl10"] * _STL10.value
     return f"--config={file}" + (f":{','.join(words)}" if words else "")
-
-
-def _module(name, workdir, *arguments):
-    data = [f"--data_dir={_DATA.value}"] if _DATA.value else []
-    command = [sys.executable, "-m", f"atalaia.{name}", f"--workdir={workdir}", *arguments, *data]
-    subprocess.run(command, check=True, cwd=ROOT)
-
-
-def _read(workdir, name):
-    return json.loads((ROOT / workdir / name).read_text())
 
 
 def table(rows: list[dict]) -> str:
@@ -158,10 +137,7 @@ def table(rows: list[dict]) -> str:
 
 
 def _accuracy(rows):
-    values = [100 * r["test"]["accuracy"] for r in rows]
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else "-"
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return percent(rows, lambda row: row["test"]["accuracy"])
 
 
 def picture(rows: list[dict], path: Path) -> None:

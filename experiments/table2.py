@@ -7,17 +7,12 @@ once a row, and writes experiments/results/table2.json, .md and .png, the models
 experiments/results/table2/, and the table in README.md. Rows are those of configs/cifar10_table2.py.
 """
 
-import json
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 from absl import app, flags
+from tables import RESULTS, ROOT, SEEDS, evaluated, percent, read, seeded, step
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
-RESULTS = ROOT / "experiments/results"
 RUNS = Path("runs/table2")
 CONFIG = "configs/cifar10_table2.py"
 SMALL = 100_000  # bytes of a model that is kept beside the table
@@ -42,14 +37,14 @@ THESIS = {
 }
 
 _ROWS = flags.DEFINE_list("rows", list(ROWS), "The rows to run; all that ran before stay in the tables.")
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "One run each.")
 _ENGINES = flags.DEFINE_string("test_engines", "jax,jax_int,tflm", "On the whole test set; tflm takes minutes a row.")
-_DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
 
 
 def main(argv):
     del argv
-    for seed in map(int, _SEEDS.value):
+    if unknown := set(_ROWS.value) - set(ROWS):
+        raise app.UsageError(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    for seed in map(int, SEEDS.value):
         for row in ROWS:
             if row in _ROWS.value:
                 publish(run(row, seed))
@@ -57,7 +52,7 @@ def main(argv):
 
 def folder(row: str, seed: int) -> Path:
     """The run folder of a row."""
-    return RUNS / (row if seed == 0 else f"{row}_seed{seed}")
+    return seeded(RUNS / row, seed)
 
 
 def run(row: str, seed: int) -> dict:
@@ -68,33 +63,33 @@ def run(row: str, seed: int) -> dict:
     if start and row != "dense_more":
         start += [f"--config.{stage}.teacher={folder('dense', seed)}" for stage in ("prune", "quantize")]
     arguments = [f"--config={CONFIG}:{row}", f"--config.seed={seed}", *start]
-    _module("train", workdir, *arguments)
+    step("train", f"--workdir={workdir}", *arguments)
     record = dict(
         row=row,
         seed=seed,
         epochs=_epochs(row),
         command=f"python -m atalaia.train --workdir={workdir} {' '.join(arguments)}",
         sparsity=_sparsity(workdir),
-        seconds=_read(workdir, "train.json")["seconds"],
+        seconds=read(workdir, "train.json")["seconds"],
     )
     if row in FLOAT_ONLY:
-        evaluations = {split: _evaluated(workdir, split, "jax") for split in ("validation", "test")}
-        return record | evaluations | dict(float_sizes=_read(workdir, "ledger.json")["rows"][-1])
+        evaluations = {split: evaluated(workdir, split, "jax") for split in ("validation", "test")}
+        return record | evaluations | dict(float_sizes=read(workdir, "ledger.json")["rows"][-1])
     if not (ROOT / workdir / "export.json").is_file():  # what export writes last
-        _module("export", workdir)
+        step("export", f"--workdir={workdir}")
     for file in ("model.tflite", "model.atl"):
         if (ROOT / workdir / file).stat().st_size < SMALL:
             keep(workdir / file, row)
-    validation = _evaluated(workdir, "validation", "jax,jax_int,tflite,xnnpack")
+    validation = evaluated(workdir, "validation", "jax,jax_int,tflite,xnnpack")
     agreement = _agreement(workdir, "evaluation_validation_details.json")
-    test = _evaluated(workdir, "test", _ENGINES.value)
+    test = evaluated(workdir, "test", _ENGINES.value)
     if not (ROOT / workdir / "layers.json").is_file():
-        _module("evaluate", workdir, "--layers", "--split=validation")
-    if _read(workdir, "ledger.json")["rows"][-1].get("flash_bytes") is None:
+        step("evaluate", f"--workdir={workdir}", "--layers", "--split=validation")
+    if read(workdir, "ledger.json")["rows"][-1].get("flash_bytes") is None:
         add_flash(workdir)
-    layers, ledger = _read(workdir, "layers.json"), _read(workdir, "ledger.json")["rows"]
+    layers, ledger = read(workdir, "layers.json"), read(workdir, "ledger.json")["rows"]
     return record | dict(
-        ranges=_read(workdir, "export.json")["ranges"],
+        ranges=read(workdir, "export.json")["ranges"],
         validation=validation,
         test=test,
         equal=agreement | _agreement(workdir, "evaluation_details.json"),
@@ -105,22 +100,10 @@ def run(row: str, seed: int) -> dict:
     )
 
 
-def _evaluated(workdir, split, engines):
-    """The scores of a split, which is looked at once."""
-    name = "evaluation.json" if split == "test" else f"evaluation_{split}.json"
-    if not (ROOT / workdir / name).is_file():
-        _module("evaluate", workdir, f"--split={split}", f"--engines={engines}")
-    return _read(workdir, name)
-
-
 def _agreement(workdir, name):
     """Equality of each engine with the integer network, by engine."""
-    rows = [r for r in _read(workdir, name)["agreement"] if r["engines"][0] == "jax_int"]
+    rows = [r for r in read(workdir, name)["agreement"] if r["engines"][0] == "jax_int"]
     return {r["engines"][1]: dict(predictions=r["predictions"], bytes=r["bytes"]) for r in rows}
-
-
-def _read(workdir, name):
-    return json.loads((ROOT / workdir / name).read_text())
 
 
 def add_flash(workdir: Path) -> None:
@@ -143,13 +126,6 @@ def keep(path: Path, row: str) -> None:
     write_whole(RESULTS / "table2" / f"{row}{path.suffix}", (ROOT / path).read_bytes())
 
 
-def _module(name, workdir, *arguments):
-    data = [f"--data_dir={_DATA.value}"] if _DATA.value else []
-    subprocess.run(
-        [sys.executable, "-m", f"atalaia.{name}", f"--workdir={workdir}", *arguments, *data], check=True, cwd=ROOT
-    )
-
-
 def _epochs(row):
     """Epochs of training in all, those of the runs that it started from counted."""
     import cifar10_table2
@@ -160,8 +136,8 @@ def _epochs(row):
 
 
 def _sparsity(workdir):
-    path = ROOT / workdir / "sparsity.json"
-    return json.loads(path.read_text())["all pruned parameters"] if path.is_file() else 0.0
+    pruned = (ROOT / workdir / "sparsity.json").is_file()
+    return read(workdir, "sparsity.json")["all pruned parameters"] if pruned else 0.0
 
 
 def publish(row: dict) -> None:
@@ -226,10 +202,7 @@ def _equality(integer):
 
 
 def _percent(rows, engine, figure):
-    values = [100 * r["test"][engine][figure] for r in rows if engine in r["test"]]
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else "-"
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return percent([r for r in rows if engine in r["test"]], lambda row: row["test"][engine][figure])
 
 
 def picture(rows: list[dict], path: Path) -> None:

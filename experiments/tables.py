@@ -1,0 +1,51 @@
+"""What the scripts of tables share: a run's steps in processes of their own, its files, figures of several seeds."""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
+RESULTS = ROOT / "experiments/results"
+
+SEEDS = flags.DEFINE_list("seeds", ["0"], "One run each.")
+_DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
+
+
+def step(name: str, *arguments: str) -> None:
+    """`python -m atalaia.NAME ARGUMENTS`; where it fails, having said why, the script ends with its exit code."""
+    data = [f"--data_dir={_DATA.value}"] if _DATA.value else []
+    command = [sys.executable, "-m", f"atalaia.{name}", *arguments, *data]
+    if code := subprocess.run(command, check=False, cwd=ROOT).returncode:
+        sys.exit(code)
+
+
+def seeded(folder: Path, seed: int) -> Path:
+    """The run folder of a row with this seed."""
+    return folder if seed == 0 else folder.with_name(f"{folder.name}_seed{seed}")
+
+
+def evaluated(workdir: Path, split: str, engines: str) -> dict:
+    """The scores of a split by engine; a split is looked at once."""
+    name = "evaluation.json" if split == "test" else f"evaluation_{split}.json"
+    if not (ROOT / workdir / name).is_file():
+        step("evaluate", f"--workdir={workdir}", f"--split={split}", f"--engines={engines}")
+    return read(workdir, name)
+
+
+def read(workdir: Path, name: str) -> dict:
+    """A JSON file of a run folder."""
+    return json.loads((ROOT / workdir / name).read_text())
+
+
+def percent(rows: Sequence[dict], figure: Callable[[dict], float]) -> str:
+    """100 * figure(row): of one row that, of several seeds the median with the smallest and the largest."""
+    values = [100 * figure(row) for row in rows]
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else "-"
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
