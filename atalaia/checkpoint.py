@@ -38,8 +38,8 @@ def open_folder(workdir: Path, keep: Sequence[int] = (), writing: bool = True) -
 
 
 def exists(workdir: Path) -> bool:
-    """Whether a run folder holds a checkpoint."""
-    return any((Path(workdir) / "checkpoints").glob("[0-9]*"))
+    """Whether a run folder holds a checkpoint; one whose save was cut short is none."""
+    return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
 
 
 def save(manager: Manager, step: int, state: Any, meta: dict) -> None:

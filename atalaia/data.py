@@ -90,8 +90,9 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
     # Before they are resized: all of CIFAR-10 at 96x96 would take 1.7 GB.
     train = _subset(train, "train", config.train_per_class, config.split_seed, source.class_names)
     test = _subset(test, "test", config.test_per_class, TEST_SEED, source.class_names)
-    name = _display_name(config, train.images.shape[1])
+    native = train.images.shape[1]
     train, validation = _carve(train, config.validation, config.split_seed)
+    name = _display_name(config, native, round(len(train.labels) / len(source.class_names)))
 
     def convert(images):
         return _convert(images, config, name)
@@ -160,13 +161,16 @@ def _subset(split: Split, part: str, per_class: int, seed: int, class_names: tup
     return Split(split.images[kept], split.labels[kept])
 
 
-def _display_name(config: ConfigDict, native: int) -> str:
-    """What is shown as the data set's name; `native` is the images' height before they are resized."""
+def _display_name(config: ConfigDict, native: int, per_class: int) -> str:
+    """What is shown as the data set's name.
+
+    `native` is the images' height before they are resized; `per_class` are the images trained on, validation taken off.
+    """
     name = TITLES.get(config.name, config.name)
     if config.size and config.size != native:
         name += f" {'upsampled' if config.size > native else 'reduced'} to {config.size}x{config.size}"
     if config.train_per_class:
-        name += f", {config.train_per_class} images a class"
+        name += f", {per_class} images a class"
         name += f" ({config.test_per_class} to test)" if config.test_per_class else ""
     elif config.test_per_class:
         name += f", {config.test_per_class} test images a class"

@@ -29,15 +29,15 @@ from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
-BATCH = 500
 LAYER_IMAGES = 100  # images of --layers
 
 
 def jax_logits(config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray) -> np.ndarray:
     """float32 logits `[n, classes]` of a finished run's network on uint8 images."""
     run = train.load_trained(config, workdir, dataset)
-    apply = jax.jit(lambda images: run.forward(run.variables, data.to_float(images))[0])
-    return np.concatenate([np.asarray(apply(images[i : i + BATCH])) for i in range(0, len(images), BATCH)])
+    apply = jax.jit(lambda variables, images: run.forward(variables, data.to_float(images))[0])
+    batches = [images[i : i + train.EVAL_BATCH] for i in range(0, len(images), train.EVAL_BATCH)]
+    return np.concatenate([np.asarray(apply(run.variables, batch)) for batch in batches])
 
 
 def jax_int_logits(config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Runs as other programs: what atalaia.sweep and atalaia.search share."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,16 +40,32 @@ def command(step: str, workdir: Path, arguments: Sequence[str] = ()) -> list[str
     return [sys.executable, "-m", f"atalaia.{step}", f"--workdir={workdir}", *arguments]
 
 
-def run(step: str, workdir: Path, arguments: Sequence[str] = ()) -> bool:
-    """One step of a run, waited for; True where it went well.
+def call(words: Sequence[str], cwd: Path | None = None) -> int:
+    """Runs a program and gives its exit code; one that a signal ended is named on stderr.
+
+    Ctrl-C reaches the program too, and it gets the time to save what it has.
 
     Raises:
-      KeyboardInterrupt: the step was stopped by Ctrl-C.
+      KeyboardInterrupt: Ctrl-C, once the program has ended.
     """
-    code = subprocess.run(command(step, workdir, arguments), check=False).returncode
-    if code == 130:
+    process, interrupted = subprocess.Popen(words, cwd=cwd), False
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted or code == 130:
         raise KeyboardInterrupt
-    return code == 0
+    if code < 0:
+        why = " (often: too little memory)" if code == -signal.SIGKILL else ""
+        print(f"error: {' '.join(words[1:])} was ended by signal {-code}{why}", file=sys.stderr)
+    return code
+
+
+def run(step: str, workdir: Path, arguments: Sequence[str] = ()) -> bool:
+    """One step of a run, waited for; True where it went well; raises as `call`."""
+    return call(command(step, workdir, arguments)) == 0
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -44,7 +44,7 @@ from atalaia import (
 )
 from atalaia import config as configs
 from atalaia.errors import Diverged, UserError
-from atalaia.files import write_json
+from atalaia.files import locked, write_json
 from atalaia.progress import Progress
 
 EVAL_BATCH = 125  # on 2 cores, of 16 to 500: a layer's maps stay in cache (2,740 against 2,270 images/s at 500)
@@ -114,11 +114,17 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     elif config.pretrained and not checkpoint.exists(workdir):
         state = state._replace(params=pretrained.load(state.params, cache))
     configs.claim(config, workdir)
-    print(_summary(config, model, state, dataset), flush=True)
+    with locked(
+        Path(workdir) / "lock", lambda: print(f"another process trains in {workdir}: waiting for it", flush=True)
+    ):
+        print(_summary(config, model, state, dataset), flush=True)
+        return _run_plan(config, workdir, cache, dataset, plan, model, state)
 
+
+def _run_plan(config, workdir, cache, dataset, plan, model, initial):
+    """The stages from the last checkpoint on."""
     manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan])
-    initial = state
-    state, seconds = restore(manager, config, model, state)
+    state, seconds = restore(manager, config, model, initial)
     if state.step:
         print(f"going on from step {state.step} of {plan[-1].end}", flush=True)
     with metrics.Writer(workdir, int(state.step)) as writer, _StopSignal() as stop:
@@ -415,7 +421,10 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
 
 def _finished_run(field: str, folder: Path) -> tuple[ConfigDict, int]:
     """The config and the last step of a run that another can take its float network from."""
-    source = configs.load(folder)
+    try:
+        source = configs.load(folder)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
     if not (folder / "train.json").is_file():
         raise UserError(f"{field}: the run in {folder} is not finished: give its atalaia.train command again")
     if source.stages[-1] == "quantize":

@@ -61,6 +61,8 @@ def small(c):
     """What :pruned becomes on the int8 grids."""
     c.start_from = "runs/table2/pruned"
     _quantize(c)
+    c.quantize.epochs = 8.0
+    c.quantize.learning_rate = 0.02
 
 
 def small4(c):

@@ -1,11 +1,11 @@
 """The students of the thesis's Table 1 on CIFAR-10 upsampled to 96x96, 500 images a class: `:NAME`, `:NAME_distilled`.
 
 ./run.sh table1                                                                 # every row, then the table
-python -m atalaia.train --config=configs/table1.py:rafael_base --workdir=runs/table1/rafael_base
-python -m atalaia.train --config=configs/table1.py:rafael_base_distilled --workdir=runs/table1/rafael_base_distilled
+python -m atalaia.train --config=configs/table1.py:rafael_base --workdir=runs/rafael_base
+python -m atalaia.train --config=configs/table1.py:rafael_base_distilled --workdir=runs/rafael_base_distilled
 
 NAME is one of STUDENTS. The distilled ones need the teacher of configs/teacher.py in runs/table1/teacher, and get the
-same epochs. `:NAME,stl10` is the same on STL-10 itself, in runs/table1_stl10.
+same epochs. `:NAME,stl10` is the same on STL-10 itself, with the teacher in runs/table1_stl10/teacher.
 """
 
 from ml_collections import ConfigDict
@@ -36,12 +36,14 @@ def get_config(words: str = "rafael_base") -> ConfigDict:
     c.model = name
     c.batch_size = 64
     c.data.validation = 0.1
+    c.eval_epochs = 5.0
     if data == "stl10":
         c.data.name = "stl10"
     else:
         c.data.name = "cifar10"
         c.data.size = 96
-        c.data.train_per_class = 500
+        c.data.train_per_class = 1000
+        c.data.validation = 0.5  # 500 a class to train on, as STL-10 has, and as many to choose by
         c.data.test_per_class = 800
     c.augment.flip = True
     c.augment.pad_crop = 12

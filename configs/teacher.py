@@ -24,6 +24,7 @@ def get_config(words: str = "") -> ConfigDict:
     c.batch_size = 64
     c.checkpoint_seconds = 600.0
     c.data.validation = 0.1
+    c.eval_epochs = 5.0
     c.augment.flip = True
     c.augment.pad_crop = 12
     c.dense.epochs = 6.0
@@ -35,7 +36,8 @@ def get_config(words: str = "") -> ConfigDict:
     else:
         c.data.name = "cifar10"
         c.data.size = 96
-        c.data.train_per_class = 500
+        c.data.train_per_class = 1000
+        c.data.validation = 0.5  # 500 a class to train on, as STL-10 has, and as many to choose by
         c.data.test_per_class = 800
     if "finetune" in given:
         c.start_from = f"runs/table1{'_stl10' if 'stl10' in given else ''}/teacher_head"

@@ -5,16 +5,17 @@ python experiments/table1.py [--rows=teacher,rafael_base,rafael_base_distilled,.
 
 By default on CIFAR-10 upsampled to 96x96, 500 images a class to train and 800 to test, since STL-10 is in no package
 registry; --stl10 is the same on STL-10 itself, where its binary files are at hand. Alpha and temperature come from a
-search on the student SEARCHED (atalaia.search, by the validation split), which all others take over. Trains what is not
-trained yet in runs/table1 (each row goes on where it was) and evaluates the test set once a row. Writes
-experiments/results/table1.json, .md and .png, and the table in README.md.
+search on the student SEARCHED (atalaia.search, by the validation split), which all others take over. The teacher of
+seed 0 teaches every seed, by VIEWS of configs/table1.py of each image; students by themselves see new ones in every
+epoch. Trains what is not trained yet in runs/table1 (each row goes on where it was) and evaluates the test set once a
+row. Writes experiments/results/table1.json, .md and .png, and the table in README.md.
 """
 
 import statistics
 from pathlib import Path
 
 from absl import app, flags
-from tables import RESULTS, SEEDS, evaluated, percent, read, seeded, step
+from tables import RESULTS, ROOT, SEEDS, evaluated, percent, read, seeded, step
 
 CONFIG, TEACHER = "configs/table1.py", "configs/teacher.py"
 SEARCHED, SEARCH_EPOCHS = "rafael_base", 20.0
@@ -64,33 +65,47 @@ def folder(name: str, seed: int = 0) -> Path:
 
 
 def run(row: str, seed: int) -> dict:
-    """Trains and evaluates a row where that is not done, and returns its figures."""
+    """Trains and evaluates a row where that is not done, what it needs first, and returns its figures."""
     workdir, chosen = folder(row, seed), {}
+    arguments, first = [_config(CONFIG, row)], ()
     if row == "teacher":
-        head = folder("teacher_head", seed)
-        step("train", f"--workdir={head}", _config(TEACHER), f"--config.seed={seed}")
-        arguments = [_config(TEACHER, "finetune"), f"--config.start_from={head}"]
-    else:
-        arguments = [_config(CONFIG, row)]
+        first = (folder("teacher_head", seed),)
+        train_head(first[0], seed)
+        arguments = [_config(TEACHER, "finetune"), f"--config.start_from={first[0]}"]
     if row.endswith(DISTILLED):
-        chosen = search()
+        if not (ROOT / folder("teacher") / "train.json").is_file():
+            run("teacher", 0)
+        chosen = chosen_before(workdir) or search()
         arguments += [f"--config.{field}={value}" for field, value in chosen.items()]
-        arguments.append(f"--config.distill.teacher={folder('teacher', seed)}")
+        arguments.append(f"--config.distill.teacher={folder('teacher')}")
     arguments.append(f"--config.seed={seed}")
     step("train", f"--workdir={workdir}", *arguments)
     scores = {split: evaluated(workdir, split, "jax")["jax"] for split in ("validation", "test")}
-    config = read(workdir, "config.json")
+    parts = [read(part, "config.json") for part in (*first, workdir)]
     return dict(
         row=row,
         seed=seed,
         data=read(workdir, "evaluation_details.json")["dataset"],
         command=f"python -m atalaia.train --workdir={workdir} {' '.join(arguments)}",
-        epochs=sum(config[stage]["epochs"] for stage in config["stages"]),
+        epochs=sum(config[stage]["epochs"] for config in parts for stage in config["stages"]),
         values=read(workdir, "ledger.json")["rows"][-1]["parameters"],
-        seconds=read(workdir, "train.json")["seconds"],
+        seconds=sum(read(part, "train.json")["seconds"] for part in (*first, workdir)),
         chosen=chosen,
         **scores,
     )
+
+
+def train_head(workdir: Path, seed: int) -> None:
+    """The teacher's last layer alone."""
+    step("train", f"--workdir={workdir}", _config(TEACHER), f"--config.seed={seed}")
+
+
+def chosen_before(workdir: Path) -> dict:
+    """Alpha and temperature that a run was begun with, whatever a longer search says now; {} for a new run."""
+    if not (ROOT / workdir / "config.json").is_file():
+        return {}
+    distillation = read(workdir, "config.json")["distillation"]
+    return {f"distillation.{field}": distillation[field] for field in ("alpha", "temperature")}
 
 
 def search() -> dict:
@@ -98,6 +113,7 @@ def search() -> dict:
     workdir = folder("search")
     words = [_config(CONFIG, SEARCHED + DISTILLED), "--space=configs/search_kd.py", f"--trials={_TRIALS.value}"]
     words.append(f"--config.distill.epochs={SEARCH_EPOCHS:g}")
+    words.append(f"--config.distill.teacher={folder('teacher')}")
     step("search", f"--workdir={workdir}", *words)
     done = [row for row in read(workdir, "search.json")["trials"] if row.get("value") is not None]
     return max(done, key=lambda row: row["value"])["point"]

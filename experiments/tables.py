@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +18,16 @@ _DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
 
 def step(name: str, *arguments: str) -> None:
     """`python -m atalaia.NAME ARGUMENTS`; where it fails, having said why, the script ends with its exit code."""
+    from atalaia import runs
+
     data = [f"--data_dir={_DATA.value}"] if _DATA.value else []
     command = [sys.executable, "-m", f"atalaia.{name}", *arguments, *data]
-    if code := subprocess.run(command, check=False, cwd=ROOT).returncode:
-        sys.exit(code)
+    try:
+        code = runs.call(command, ROOT)
+    except KeyboardInterrupt:
+        code = 130
+    if code:
+        sys.exit(code if code > 0 else 1)
 
 
 def seeded(folder: Path, seed: int) -> Path:

@@ -198,8 +198,7 @@ class DamageTest(CheckpointTest):
 
 
 class KilledTest(CheckpointTest):
-    def test_killed_in_the_middle_of_a_save(self):
-        self._save(1)
+    def _kill_in_the_middle_of_a_save(self):
         code = (
             "import os, signal, sys; from unittest import mock; import numpy as np; from atalaia import checkpoint\n"
             "manager = checkpoint.open_folder(sys.argv[1])\n"
@@ -208,6 +207,17 @@ class KilledTest(CheckpointTest):
         )
         done = subprocess.run([sys.executable, "-c", code, str(self.workdir)], capture_output=True, check=False)
         self.assertEqual(done.returncode, -9, done.stderr)
+
+    def test_killed_in_the_middle_of_the_first_save(self):
+        self._kill_in_the_middle_of_a_save()
+        self.assertLen(list((self.workdir / "checkpoints").iterdir()), 1)
+        self.assertFalse(checkpoint.exists(self.workdir))  # else start_from would be skipped
+        self._save(1)
+        self.assertTrue(checkpoint.exists(self.workdir))
+
+    def test_killed_in_the_middle_of_a_save(self):
+        self._save(1)
+        self._kill_in_the_middle_of_a_save()
         left = [p.name for p in (self.workdir / "checkpoints").iterdir()]
         self.assertLen(left, 2)  # the whole one and what the kill left
         self._assert_is(self._restore(), 1)

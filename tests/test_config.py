@@ -159,7 +159,9 @@ class Table1Test(absltest.TestCase):
         names = ["rafael_base", "rafael_1", "rafael_2", "rafael_3", "student"]
         stand_in = list(self._all("table1", names))
         self.assertEqual([c.model for c in stand_in], names)
-        self.assertEqual({(c.data.name, c.data.size, c.data.train_per_class) for c in stand_in}, {("cifar10", 96, 500)})
+        self.assertEqual(
+            {(c.data.name, c.data.size, c.data.train_per_class) for c in stand_in}, {("cifar10", 96, 1000)}
+        )
         theirs = list(self._all("table1", [f"{name},stl10" for name in names]))
         self.assertEqual({(c.data.name, c.data.size, c.data.train_per_class) for c in theirs}, {("stl10", 0, 0)})
 

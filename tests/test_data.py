@@ -105,6 +105,7 @@ class LoadTest(DataTest):
         ({"size": 12}, "digits upsampled to 12x12"),
         ({"size": 4}, "digits reduced to 4x4"),
         ({"train_per_class": 20}, "digits, 20 images a class"),
+        ({"train_per_class": 20, "validation": 0.25}, "digits, 15 images a class"),
         (
             {"size": 12, "train_per_class": 20, "test_per_class": 9},
             "digits upsampled to 12x12, 20 images a class (9 to test)",

@@ -1,12 +1,18 @@
 """Rafael's networks: the board's budgets, their sizes, and their integers."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl.testing import absltest, parameterized
+from flax.traverse_util import flatten_dict, unflatten_dict
+from test_quantize import drawn, images
 
-from atalaia import layers, models, quantize
+from atalaia import export, layers, models, pruning, quantize
+from atalaia.codegen import __main__ as codegen
 from atalaia.codegen import memory
 from atalaia.codegen.graph import Graph, Step
 
@@ -60,6 +66,26 @@ class BudgetTest(parameterized.TestCase):
         self.assertLessEqual(found, FLASH)
         self.assertGreater(found, 0.95 * FLASH)  # what is not used is accuracy given away
         self.assertLess(_int8_bytes(_variables("rafael_base_32", 32)["params"]), FLASH)
+
+    def test_the_pipelines_zeros_make_all_constants_fit(self):
+        """Those of rescaling and of sparse kernels too, which weights and biases alone do not show."""
+        path = Path(__file__).parents[1] / "configs/pipeline.py"
+        recipe = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("recipe", path))
+        spec.loader.exec_module(recipe)
+        config = recipe.get_config()
+        model, shape = models.create(config.model, 10), (32, 32, 3)
+        variables = drawn(model, shape)
+        sparsity, _ = pruning.targets(variables["params"], config.prune)
+        flat = flatten_dict(variables["params"], sep="/")
+        for name, part in sparsity.items():
+            size = np.abs(flat[name])
+            flat[name] = np.where(size <= np.quantile(size, part), 0, flat[name])
+        variables = variables | dict(params=unflatten_dict(flat, sep="/"))
+        folded = quantize.fold(model, variables)
+        grids = quantize.output_grids(quantize.calibrate(model, folded, [images(shape)]))
+        made = codegen.report(export.convert(model, quantize.quantize_network(model, folded, grids), shape))
+        self.assertLessEqual(made["weight_bytes"], 0.98 * recipe.FLASH)  # where the zeros lie moves it a little
+        self.assertGreater(made["weight_bytes"], 0.9 * recipe.FLASH)
 
     @parameterized.parameters(*VARIANTS)
     def test_arena(self, name):

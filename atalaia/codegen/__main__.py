@@ -162,8 +162,15 @@ def count(out: Path, samples: int | None = None) -> dict[str, dict]:
     """Runs a generated model in the emulators, enters the instructions in its report.json, and returns what they said.
 
     Estimated milliseconds are then of the instructions that were counted.
+
+    Raises:
+      UserError: as boards.run(), or a board's bytes are not the golden ones.
     """
     found = {board: boards.run(out, board, samples) for board in boards.EMULATORS}
+    for board, row in found.items():
+        if row["equal"] < row["samples"]:
+            wrong = row["samples"] - row["equal"]
+            raise UserError(f"{out} on {board}: {wrong} of {row['samples']} samples differ from TFLite Micro")
     report = json.loads((Path(out) / "report.json").read_text())
     counted = {board: row["instructions"] for board, row in found.items()}
     report["counted_instructions"] = counted

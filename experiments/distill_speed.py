@@ -1,0 +1,125 @@
+"""An epoch of a student with its teacher's logits cached, against one that runs the teacher in each step.
+
+python experiments/distill_speed.py [--repeats=5]
+
+The student and the teacher of Table 1, rafael_base and resnet50_160 at 96x96, whole training steps on
+the same images, repeats alternating in one process. Weights are new ones: their values change no time. Filling the
+cache is measured too: it is paid once for each image and view, whatever the number of epochs, students and trials. Run
+it on a quiet machine. Writes experiments/results/distill_speed.json and .md, and the table in README.md.
+"""
+
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments"), str(ROOT / "configs")]
+RESULTS = ROOT / "experiments/results"
+STUDENT, TEACHER, SIZE, CLASSES = "rafael_base", "resnet50_160", 96, 10
+BATCHES = 8  # of different images
+STEPS = {"cached": 16, "live": 2}  # of one repeat
+
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Of each way.", lower_bound=1)
+
+
+def main(argv):
+    del argv
+    import train_speed
+
+    from atalaia import report
+
+    ways, batch = steps()
+    for way, run in ways.items():
+        run(1 if way == "live" else 2)  # compiles
+    seconds = {way: [] for way in ways}
+    for _ in range(_REPEATS.value):
+        for way, run in ways.items():
+            seconds[way].append(train_speed.timed(run, STEPS.get(way, 2)) / STEPS.get(way, 2))
+    row = dict(
+        student=STUDENT,
+        teacher=TEACHER,
+        size=SIZE,
+        batch=batch,
+        cores=os.cpu_count(),
+        vectors=train_speed.vectors(),
+        repeats=_REPEATS.value,
+        images_per_s={way: batch / statistics.median(found) for way, found in seconds.items()},
+        spread={way: [batch / max(found), batch / min(found)] for way, found in seconds.items()},
+        ratio=statistics.median(seconds["live"]) / statistics.median(seconds["cached"]),
+    )
+    report.publish_rows(RESULTS / "distill_speed.json", row, ("student", "teacher", "cores", "vectors"), table)
+
+
+def steps() -> tuple[dict, int]:
+    """`run(steps)` of each way, and the images of a step."""
+    import jax
+    import table1
+
+    from atalaia import data, distill, models, train
+
+    config = table1.get_config(f"{STUDENT}_distilled")
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (BATCHES * config.batch_size, SIZE, SIZE, 3), np.uint8)
+    split = data.Split(images, random.randint(0, CLASSES, len(images)).astype(np.int32))
+    student, teacher = (models.create(name, CLASSES) for name in (STUDENT, TEACHER))
+    taught = train.variables_of(train.init_state(config, teacher, images.shape[1:]))
+    (stage,) = train.make_plan(config, len(images))
+    first = train.init_state(config, student, images.shape[1:])
+    optimizer = train.make_optimizer(config, stage, first.params)
+    guides = dict(
+        cached=dict(logits=random.randn(len(images), CLASSES).astype(np.float32), view=0),
+        live=dict(variables=taught),
+    )
+    split, guides = jax.device_put((split, guides))
+    step = train.make_step(config, train.make_forward(config, student, stage), optimizer, teacher.apply)
+    order = train.epoch_order(first.key, 0, len(images))
+
+    def training(guide):
+        held = [jax.tree.map(jax.numpy.array, first._replace(opt_state=optimizer.init(first.params)))]
+
+        def run(steps):
+            for number in range(steps):
+                held[0], figures = step(held[0], split, order, number % BATCHES * config.batch_size, guide)
+            jax.block_until_ready(figures)
+
+        return run
+
+    @jax.jit
+    def answer(variables, index):
+        return teacher.apply(
+            variables, distill.fixed_view(data.to_float(split.images[index]), index, 0, config.augment)
+        )
+
+    def fill(calls):
+        for number in range(calls):
+            index = np.arange(config.batch_size) + number % BATCHES * config.batch_size
+            jax.block_until_ready(answer(guides["live"]["variables"], index))
+
+    return {way: training(guide) for way, guide in guides.items()} | {"fill": fill}, config.batch_size
+
+
+def table(rows: list[dict]) -> str:
+    """Images a second of each way, median with the smallest and the largest, in Markdown."""
+    lines = [
+        "| machine | student, teacher | logits cached, images/s | teacher in each step, images/s | ratio "
+        "| filling the cache, images/s |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for r in rows:
+        rates = {
+            w: f"{v:.0f} ({r['spread'][w][0]:.0f} to {r['spread'][w][1]:.0f})" for w, v in r["images_per_s"].items()
+        }
+        machine = f"{r['cores']} cores, {r['vectors']}"
+        lines.append(
+            f"| {machine} | {r['student']}, {r['teacher']}, images of {r['size']}x{r['size']} | {rates['cached']} "
+            f"| {rates['live']} | {r['ratio']:.1f} | {rates['fill']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    app.run(main)
