@@ -590,6 +590,7 @@ def _finish(run):
             steps=run.plan[-1].end,
             seconds=round(time.monotonic() - run.clock, 1),
             peak_memory_bytes=metrics.peak_memory_bytes(),
+            dataset=run.dataset.name,
             seed=run.config.seed,
             val_accuracy=metrics.last(run.workdir, "val_accuracy"),
         )

@@ -1,6 +1,7 @@
 """Bayesian against random search on a grid that was run once: trials until one of the best tenth is found.
 
 python experiments/search_replay.py --grid --config=FILE [--config.FIELD=VALUE ...] [--data_dir=FOLDER]
+    such as --config=configs/table1.py:rafael_base_distilled --config.distill.epochs=20
 python experiments/search_replay.py [--seeds=100]
 
 With --grid every point of the space is trained in runs/search_grid (what is done is not trained again), and
@@ -34,10 +35,11 @@ def main() -> None:
         return train_grid(space, [a for a in sys.argv[1:] if a.startswith(("--config", "--data_dir="))])
     if not GRID.is_file():
         raise UserError(f"no {GRID}: train the grid first with --grid --config=FILE")
-    rows = json.loads(GRID.read_text())
+    grid = json.loads(GRID.read_text())
+    rows = grid["rows"]
     if len(rows) < spaces.size(space):
         raise UserError(f"{GRID} has {len(rows)} of {spaces.size(space)} points: go on with --grid --config=FILE")
-    publish(space, [(_point(space, row), row["val_accuracy"]) for row in rows], flags.FLAGS.seeds)
+    publish(space, grid, flags.FLAGS.seeds)
 
 
 def train_grid(space: dict, arguments: list[str]) -> None:
@@ -53,17 +55,27 @@ def train_grid(space: dict, arguments: list[str]) -> None:
         raise UserError("--grid needs --config=FILE")
     shared = {name.removeprefix("config."): v for name, v in given.items() if name.startswith("config.")}
     points, rows = list(spaces.every_point(space)), []
-    workdirs = [RUNS / ",".join(f"{_short(field)}={value}" for field, value in point.items()) for point in points]
+    workdirs = [
+        ROOT / RUNS / ",".join(f"{_short(field)}={value}" for field, value in point.items()) for point in points
+    ]
     for point, workdir in zip(points, workdirs, strict=True):
-        configs.refuse_other_run(runs.check(given["config"], shared | point), workdir)
+        config = runs.check(given["config"], shared | point)
+        configs.refuse_other_run(config, workdir)
     for number, (point, workdir) in enumerate(zip(points, workdirs, strict=True), 1):
         if not (workdir / "train.json").is_file():
             print(f"point {number} of {len(points)}: {workdir.name}", flush=True)
             if not runs.run("train", workdir, [*arguments, *runs.override_flags(point)]):
                 raise UserError(f"the training in {workdir} failed, see above; the ones before it are kept")
-        accuracy = json.loads((workdir / "train.json").read_text())["val_accuracy"]
-        rows.append({_short(field): value for field, value in point.items()} | dict(val_accuracy=accuracy))
-        write_json(GRID, rows)
+        done = json.loads((workdir / "train.json").read_text())
+        rows.append({_short(field): value for field, value in point.items()} | dict(val_accuracy=done["val_accuracy"]))
+        grid = dict(
+            model=config.model,
+            data=done["dataset"],
+            epochs=sum(config[stage].epochs for stage in config.stages),
+            seed=config.seed,
+            arguments=[a for a in arguments if not a.startswith("--data_dir=")],
+        )
+        write_json(GRID, grid | dict(rows=rows))
     print(f"written: {GRID}")
 
 
@@ -137,7 +149,11 @@ def figures(trials: list[int]) -> dict:
 
 def table(found: dict) -> str:
     """The replay in Markdown."""
+    of = found["of"]
+    trained = f"{of['epochs']:g} epochs, seed {of['seed']}"
     lines = [
+        f"Validation accuracy of {of['model']}, distilled, on {of['data']}: {trained}.",
+        "",
         f"| search over {found['points']} points, {found['seeds']} seeds: trials to one of the best {found['targets']} "
         "| median | mean | standard deviation | 10th to 90th percentile | most |",
         "|---|---:|---:|---:|---:|---:|",
@@ -172,12 +188,13 @@ def picture(space, grid, found: dict, path: Path) -> None:
     report.save_figure(figure, path)
 
 
-def publish(space, grid: list[tuple[dict, float]], seeds: int) -> None:
+def publish(space, recorded: dict, seeds: int) -> None:
     """Replays, and writes the figures, the table and the picture."""
     from atalaia import report
     from atalaia.files import write_json, write_whole
 
-    found = replay(space, grid, seeds)
+    grid = [(_point(space, row), row["val_accuracy"]) for row in recorded["rows"]]
+    found = dict(of={k: v for k, v in recorded.items() if k != "rows"}, **replay(space, grid, seeds))
     write_json(RESULTS / "search_replay.json", found)
     text = table(found)
     write_whole(RESULTS / "search_replay.md", text)
