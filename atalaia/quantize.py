@@ -147,8 +147,12 @@ def rescale(total: jax.Array, input_scale: Any, weight_scale: Any, output_scale:
       input_scale, output_scale: float32 `[]`; weight_scale: float32 `[out]`, of `weight_scale`'s 8 bits.
     """
     mantissa, rest, shift = _mantissa(input_scale, weight_scale, output_scale)
-    total = jnp.ldexp(total, jnp.maximum(shift, 0))
-    right = jnp.ldexp(jnp.float32(1), jnp.minimum(shift, 0))  # XLA's exp2 is not exact
+    left, right = (
+        jnp.ldexp(jnp.float32(1), part(shift, 0)) for part in (jnp.maximum, jnp.minimum)
+    )  # exp2 is not exact
+    # Or XLA would compute these anew for every element: 6.4 instead of 2.5 ms for 128x32x32x32.
+    mantissa, rest, left, right = jax.lax.optimization_barrier((mantissa, rest, left, right))
+    total = total * left
     high, low = _product(total, mantissa)
     whole = jnp.floor(high)
     whole = whole + jnp.floor((high - whole) + (low + total * rest) + 0.5)

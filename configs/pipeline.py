@@ -26,14 +26,14 @@ def get_config() -> ConfigDict:
     c.distillation.views = 8
     c.stages = ("distill", "prune", "quantize")
     c.distill.teacher = TEACHER
-    c.distill.epochs = 30.0
+    c.distill.epochs = 24.0
     c.distill.learning_rate = 0.1
     c.distill.warmup = 0.1
     c.prune.teacher = TEACHER
-    c.prune.epochs = 5.0
+    c.prune.epochs = 4.0
     c.prune.learning_rate = 0.03
     c.prune.layers = "depthwise=0; stem=0; logits=0"
     c.prune.sparsity = 0.45  # so that the tables of sparse kernels and of rescaling fit too
     c.quantize.teacher = TEACHER
-    c.quantize.epochs = 4.0
+    c.quantize.epochs = 3.0
     return c
