@@ -2,8 +2,8 @@
 
 python experiments/distill_speed.py [--repeats=5]
 
-The student and the teacher of Table 1, rafael_base and resnet50_160 at 96x96, whole training steps on
-the same images, repeats alternating in one process. Weights are new ones: their values change no time. Filling the
+The student and the teacher of Table 1, rafael_base and resnet50_160 at 96x96, whole training steps on the same
+images, repeats alternating in one process. Weights are new ones: their values change no time. Filling the
 cache is measured too: it is paid once for each image and view, whatever the number of epochs, students and trials. Run
 it on a quiet machine. Writes experiments/results/distill_speed.json and .md, and the table in README.md.
 """
@@ -17,26 +17,25 @@ import numpy as np
 from absl import app, flags
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "experiments"), str(ROOT / "configs")]
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
+
+import train_speed  # noqa: E402
+
 RESULTS = ROOT / "experiments/results"
 STUDENT, TEACHER, SIZE, CLASSES = "rafael_base", "resnet50_160", 96, 10
 BATCHES = 8  # of different images
 STEPS = {"cached": 16, "live": 2}  # of one repeat
 
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Of each way.", lower_bound=1)
-
 
 def main(argv):
     del argv
-    import train_speed
-
     from atalaia import report
 
     ways, batch = steps()
     for way, run in ways.items():
         run(1 if way == "live" else 2)  # compiles
     seconds = {way: [] for way in ways}
-    for _ in range(_REPEATS.value):
+    for _ in range(flags.FLAGS.repeats):
         for way, run in ways.items():
             seconds[way].append(train_speed.timed(run, STEPS.get(way, 2)) / STEPS.get(way, 2))
     row = dict(
@@ -46,7 +45,7 @@ def main(argv):
         batch=batch,
         cores=os.cpu_count(),
         vectors=train_speed.vectors(),
-        repeats=_REPEATS.value,
+        repeats=flags.FLAGS.repeats,
         images_per_s={way: batch / statistics.median(found) for way, found in seconds.items()},
         spread={way: [batch / max(found), batch / min(found)] for way, found in seconds.items()},
         ratio=statistics.median(seconds["live"]) / statistics.median(seconds["cached"]),
@@ -57,11 +56,10 @@ def main(argv):
 def steps() -> tuple[dict, int]:
     """`run(steps)` of each way, and the images of a step."""
     import jax
-    import table1
 
-    from atalaia import data, distill, models, train
+    from atalaia import data, distill, models, runs, train
 
-    config = table1.get_config(f"{STUDENT}_distilled")
+    config = runs.check(f"{ROOT}/configs/table1.py:{STUDENT}_distilled", {})
     random = np.random.RandomState(0)
     images = random.randint(0, 256, (BATCHES * config.batch_size, SIZE, SIZE, 3), np.uint8)
     split = data.Split(images, random.randint(0, CLASSES, len(images)).astype(np.int32))
