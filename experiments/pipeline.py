@@ -4,7 +4,8 @@ python experiments/pipeline.py [--seeds=0] [--data_dir=FOLDER]
 
 Trains what is not trained yet: the teacher (runs/table2/dense, which Table 2 shares) and the run of configs/pipeline.py
 in runs/pipeline; each goes on where it was. Then exports, evaluates (the test set once), writes C to runs/pipeline/c
-and counts its instructions on emulators. Writes experiments/results/pipeline.json and .md, and the table in README.md.
+and counts its instructions on emulators. Writes experiments/results/pipeline.json and .md, the
+model as pipeline.atl beside them, and the table in README.md.
 """
 
 import sys
@@ -35,6 +36,7 @@ def run(seed: int) -> dict:
     """Runs the steps that are not done, and returns the figures."""
     from atalaia.codegen import boards
     from atalaia.errors import UserError
+    from atalaia.files import write_whole
 
     try:  # a compiler or emulator that is missing shows before hours of training
         for board in boards.EMULATORS:
@@ -60,6 +62,8 @@ def run(seed: int) -> dict:
         "--count",
     )
     made = read(workdir, "c/report.json")
+    name = f"pipeline{'' if seed == 0 else f'_seed{seed}'}.atl"
+    write_whole(RESULTS / name, (ROOT / workdir / "model.atl").read_bytes())
     return dict(
         seed=seed,
         command=f"python experiments/pipeline.py --seeds={seed}",
