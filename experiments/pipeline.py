@@ -62,8 +62,7 @@ def run(seed: int) -> dict:
         "--count",
     )
     made = read(workdir, "c/report.json")
-    name = f"pipeline{'' if seed == 0 else f'_seed{seed}'}.atl"
-    write_whole(RESULTS / name, (ROOT / workdir / "model.atl").read_bytes())
+    write_whole(RESULTS / f"{workdir.name}.atl", (ROOT / workdir / "model.atl").read_bytes())
     return dict(
         seed=seed,
         command=f"python experiments/pipeline.py --seeds={seed}",

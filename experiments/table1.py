@@ -72,7 +72,7 @@ def run(row: str, seed: int) -> dict:
     arguments, first = [_config(CONFIG, row)], ()
     if row == "teacher":
         first = (folder("teacher_head", seed),)
-        train_head(first[0], seed)
+        step("train", f"--workdir={first[0]}", _config(TEACHER), f"--config.seed={seed}")  # the last layer alone
         arguments = [_config(TEACHER, "finetune"), f"--config.start_from={first[0]}"]
     if row.endswith(DISTILLED):
         if not (ROOT / folder("teacher") / "train.json").is_file():
@@ -95,11 +95,6 @@ def run(row: str, seed: int) -> dict:
         chosen=chosen,
         **scores,
     )
-
-
-def train_head(workdir: Path, seed: int) -> None:
-    """The teacher's last layer alone."""
-    step("train", f"--workdir={workdir}", _config(TEACHER), f"--config.seed={seed}")
 
 
 def chosen_before(workdir: Path) -> dict:
