@@ -6,6 +6,7 @@ import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
+from optax import contrib
 
 from atalaia.errors import UserError
 
@@ -24,8 +25,28 @@ def _adamw(learning_rate, config):
     return optax.adamw(learning_rate, b1=config.momentum, weight_decay=config.weight_decay, mask=kernels)
 
 
+def _muon(learning_rate, config):
+    """Muon (K. Jordan, 2024) for kernels of convolutions, each a matrix (patch, output channels); SGD for the rest.
+
+    Muon's weight decay is apart from the gradient; divided by 1 - momentum it is as strong as that of SGD. A dense
+    layer's matrix is too large to orthogonalise at every step, one column of a depthwise kernel has nothing to.
+    """
+    matrix = contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    muon = contrib.muon(
+        learning_rate,
+        beta=config.momentum,
+        weight_decay=config.weight_decay / (1 - config.momentum),
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: matrix, params),
+    )
+
+    def labels(params):
+        return jax.tree.map(lambda p: "muon" if p.ndim == 4 and p.shape[2] > 1 else "sgd", params)
+
+    return optax.partition({"muon": muon, "sgd": _sgd(learning_rate, config)}, labels)
+
+
 # Weight decay is a part of the gradient in "sgd" and "adam", and apart from it in "adamw" (arXiv:1711.05101).
-OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
+OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "muon": _muon}
 
 SCHEDULES = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),

@@ -36,6 +36,7 @@ def get_config(row: str = "dense") -> ConfigDict:
 
 def dense(c):
     c.stages = ("dense",)
+    c.dense.optimizer = "muon"
     c.augment.cutout = 8
 
 
@@ -90,6 +91,7 @@ def smallest(c):
 def _prune(c, layers, others):
     c.stages = ("prune",)
     c.prune.epochs = PRUNE
+    c.prune.optimizer = "muon"
     c.prune.learning_rate = 0.05
     c.prune.end = 0.5
     c.prune.layers = layers

@@ -38,7 +38,7 @@ COUNTS = ROOT / "runs/mcu_costs.json"  # what was counted already, by the C that
 SHARED = ("line", "copied")  # parts of conv.c, which all its kernels go through
 # So that no layer's constants are built into a kernel: a network has several layers of a kind.
 GENERAL = '#pragma GCC optimize("no-ipa-cp", "no-inline-functions-called-once")\n'
-PIXELS = 400  # of the other steps, and a fourth of them
+PIXELS = 400  # of the other steps, and a half and a fourth of them
 
 
 def main(argv):
@@ -67,7 +67,7 @@ def steps() -> list:
     """(step, shapes of its input and output) of each network; flips first, since all networks have two."""
     flips = [step("flip_in", (1, n), (1, n), size=n) for n in (PIXELS, PIXELS // 4)]
     linear = [convolution(*case) for case in CONVOLUTIONS] + [depthwise(*case) for case in DEPTHWISE]
-    return flips + linear + [s for n in (PIXELS, PIXELS // 4) for s in others(n)]
+    return flips + linear + [s for n in (PIXELS, PIXELS // 2, PIXELS // 4) for s in others(n)]
 
 
 def step(kind, given, out, **values):

@@ -135,7 +135,7 @@ def _two_in_two_out(tf, w, x, y):
 NETWORKS = {
     "convolutions": ((1, 11, 9, 5), _convolutions),
     "dilation": ((1, 13, 12, 3), _dilation),
-    "depthwise": ((1, 12, 13, 4), _depthwise),
+    "depthwise": ((1, 12, 19, 4), _depthwise),
     "pools": ((1, 8, 8, 4), _pools),
     "pairs": ((1, 6, 6, 8), _pairs),
     "moves": ((1, 7, 5, 6), _moves),

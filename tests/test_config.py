@@ -44,7 +44,7 @@ class ValidateTest(parameterized.TestCase):
         ("model", "model", "resnet9", "unknown model 'resnet9'.*resnet8, student, thesis"),
         ("data", "data.name", "mnist", "no data set is called 'mnist'.*cifar10"),
         ("loss", "loss.name", "l2", "^loss.name: .*'l2', only cross_entropy"),
-        ("optimizer", "prune.optimizer", "lion", "^prune.optimizer: .*'lion', only adam, adamw, sgd"),
+        ("optimizer", "prune.optimizer", "lion", "^prune.optimizer: .*'lion', only adam, adamw, muon, sgd"),
         ("lr_schedule", "dense.lr_schedule", "step", "^dense.lr_schedule: .*'step', only constant, cosine"),
         ("stage", "stages", ("dense", "shrink"), "^stages: .*'shrink', only dense, distill, prune"),
         ("prune_schedule", "prune.schedule", "linear", "^prune.schedule: .*'linear', only constant, cubic, one_shot"),

@@ -65,6 +65,27 @@ class OptimizerTest(parameterized.TestCase):
             params = optax.apply_updates(params, updates)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, expected)
 
+    def test_muon_orthogonalises_the_kernels_of_convolutions(self):
+        """The first step against the singular vectors of the gradient; what is no such kernel moves as by SGD."""
+        shapes = {"conv": (3, 3, 4, 6), "depthwise": (3, 3, 1, 6), "dense": (8, 5), "bias": (6,)}
+        rng = np.random.default_rng(0)
+        params, grads = ({n: {"kernel": jnp.float32(rng.normal(size=s))} for n, s in shapes.items()} for _ in range(2))
+        fields = {"lr_schedule": "constant", "warmup": 0.0}
+
+        def step(name):
+            optimizer = optimizers.create(_config(name, **fields), 5)
+            return jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
+
+        muon, sgd = step("muon"), step("sgd")
+        direction = -muon["conv"]["kernel"] / RATE - DECAY / (1 - MOMENTUM) * params["conv"]["kernel"]
+        u, _, vt = np.linalg.svd(np.reshape(grads["conv"]["kernel"], (36, 6)), full_matrices=False)
+        rotated = u.T @ np.reshape(direction, (36, 6)) @ vt.T
+        # Newton-Schulz with these coefficients brings singular values near 1, not to it.
+        np.testing.assert_allclose(np.diag(rotated), 1, atol=0.35)
+        np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=1e-4)
+        for name in ("depthwise", "dense", "bias"):
+            np.testing.assert_allclose(muon[name]["kernel"], sgd[name]["kernel"], rtol=1e-6, err_msg=name)
+
     @parameterized.parameters("thesis", "resnet8")
     def test_kernels_alone_are_decayed(self, name):
         """In a whole network: kernels are what has more than one dimension, all else is biases and BatchNorm's."""

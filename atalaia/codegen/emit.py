@@ -76,7 +76,7 @@ def _instances(calls):
     for kernel, (template, *constants) in sorted({(c.kernel, c.template) for c in calls if c.template}):
         yield (
             f"static void {kernel}(const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out)\n"
-            f"{{\n    {template}(c, window, row_bytes, out, {', '.join(constants)});\n}}\n"
+            f"{{\n    {template}({', '.join(('c', 'window', 'row_bytes', 'out', *constants))});\n}}\n"
         )
 
 
@@ -147,7 +147,10 @@ def _statement(number, call, graph, plan):
         case "pad" | "mean":
             return f"    {step.kind}(&s{number}, {place[step.inputs[0]]}, {out});"
     second = f"s{number}_constant" if "constant" in step.values else place[step.inputs[1]]
-    last = f", {int(step.kind == 'sub')}" if call.kernel == "add" else ""
+    last = ""
+    if call.kernel == "add":
+        terms = plan.windows[number]
+        last = f", {0 if terms is None else f'(void *)(a + {terms})'}, {int(step.kind == 'sub')}"
     return f"    {call.kernel}(&s{number}, {place[step.inputs[0]]}, {second}, {out}{last});"
 
 

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atalaia.codegen import memory
 from atalaia.codegen.graph import Graph, Step
 
 BOARDS = ("rv32", "lx106")
 COSTS = Path(__file__).with_name("costs.json")  # board to kernel to part to instructions
 GAPS = {"PAIRS": 255, "TRIPLETS": 15, "NIBBLES": 15}  # forms of sparse weights, and the largest gap of each
+COLUMNS = 16  # of depthwise.c
 BITS = (2, 4)  # of packed weights, which are signed: [-2, 1] and [-8, 7]
 
 
@@ -70,8 +72,8 @@ def candidates(step: Step) -> list[Call]:
 
 def _best(calls, sparse, prefer):
     """One of a step's calls; instructions count as their mean over the boards, each relative to the first call's."""
-    if sparse != "auto" and len(calls) > 1:
-        calls = [c for c in calls if c.template[0].endswith("sparse") == (sparse == "always")]
+    if sparse != "auto":
+        calls = [c for c in calls if c.template and c.template[0].endswith("sparse") == (sparse == "always")] or calls
     if len(calls) == 1:
         return calls[0]
     first = calls[0].instructions
@@ -146,10 +148,16 @@ def _depthwise(step) -> Iterator[Call]:
     work |= dict(inner=work["row"] * v["kernel_w"])
     arrays = _common(v) | {"weights": ("int8_t", v["kernel"].ravel())}
     yield _instance(step, "depthwise", f"depthwise_{pixels}", (pixels,), arrays, work, sweeps)
+    if (v["kernel_h"], v["kernel_w"], v["stride_w"]) == (3, 3, 1):
+        rows = v["out_h"] * v["out_c"]
+        parts = -(-v["out_w"] // COLUMNS)
+        work = work | dict(row=rows, group=rows * parts, inner=rows * (v["out_w"] + 2 * parts))
+        work |= dict(output=rows * v["out_w"])
+        yield _instance(step, "depthwise_columns", "depthwise_3x3", (), arrays, work, v["out_h"])
 
 
 def _instance(step, template, kernel, constants, arrays, work, sweeps, cost=None):
-    files = ("rescale", "conv", template)
+    files = ("rescale", "conv", "depthwise" if template.startswith("depthwise") else template)
     return Call(step, kernel, files, arrays, work, cost or kernel, (template, *map(str, constants)), sweeps)
 
 
@@ -283,7 +291,9 @@ def _pair(step):
     arrays = {"constant": ("uint8_t", v["constant"])} if "constant" in v else {}
     kernel = "add" if step.kind == "sub" else step.kind
     work = dict(value=v["values"], output=v["values"] // v["b_inner"])
-    yield Call(step, kernel, ("rescale", "elementwise", kernel), arrays, work, kernel)
+    tabled = memory.scratch_bytes(step) > 0
+    work |= dict(tables=1) if tabled else {}
+    yield Call(step, kernel, ("rescale", "elementwise", kernel), arrays, work, f"{kernel}_tabled" if tabled else kernel)
 
 
 @functools.cache

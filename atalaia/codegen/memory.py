@@ -6,6 +6,7 @@ from typing import NamedTuple
 from atalaia.codegen.graph import Graph, Step
 
 ALIGN = 4
+TABLED = 1024  # values from which on a sum is faster by tables of what each of the 256 values of a term gives
 _IN_PLACE = (
     "add",
     "sub",
@@ -19,7 +20,7 @@ _IN_PLACE = (
 class Plan(NamedTuple):
     """Offsets in the arena.
 
-    tensors: by number; windows: of each step's scratch rows, None where it has none; arena: bytes.
+    tensors: by number; windows: of each step's scratch bytes, None where it has none; arena: bytes.
     bound: bytes that live at once in the fullest step, below which no placement can be; layers: those bytes by step.
     """
 
@@ -52,7 +53,7 @@ def plan(graph: Graph) -> Plan:
             given = step.inputs[0]
             if uses[given][1] == at and given not in graph.outputs and step.inputs.count(given) == 1:
                 shared[step.output] = given
-    windows = [_window_bytes(step, step.output in shared) for step in graph.steps]
+    windows = [scratch_bytes(step, step.output in shared) for step in graph.steps]
     blocks = {}
     for i, (first, last) in uses.items():
         root = home(i)
@@ -96,14 +97,16 @@ def _worth_in_place(step, graph):
     """A convolution that is safe to run in place, where that takes fewer bytes than an output of its own."""
     if step.kind not in ("conv", "depthwise") or not in_place_is_safe(step):
         return False
-    return _window_bytes(step, True) - _window_bytes(step, False) < graph.sizes[step.output]
+    return scratch_bytes(step, True) - scratch_bytes(step, False) < graph.sizes[step.output]
 
 
-def _window_bytes(step, in_place):
-    """Bytes of the rows that a convolution copies; 0 where it can read them where they lie."""
+def scratch_bytes(step: Step, in_place: bool = False) -> int:
+    """Bytes of the rows that a convolution copies, 0 where it can read them where they lie; of the tables of a sum."""
+    v = step.values
+    if step.kind in ("add", "sub"):
+        return 2 * 256 * 4 if v["values"] >= TABLED else 0
     if step.kind not in ("conv", "depthwise"):
         return 0
-    v = step.values
     width = (v["out_w"] - 1) * v["stride_w"] + v["kernel_w"]
     direct = v["kernel_h"] == 1 and not v["pad_top"] and not v["pad_left"] and width <= v["in_w"]
     return 0 if direct and not in_place else v["kernel_h"] * width * v["in_c"]

@@ -9,11 +9,14 @@ typedef struct {
 /* `e` is a copy, which no store to `out` can change. */
 #define FOR_EACH_PAIR(EXPRESSION)                                                       \
     const pair_t e = *pair;                                                             \
-    for (const uint8_t *end = a_values + e.values; a_values < end;)                     \
-        for (uint32_t j = 0; j < e.b_size; j++) {                                       \
-            const int32_t b = b_values[j];                                              \
-            for (uint32_t n = e.b_inner; n--;) {                                        \
-                const int32_t a = *a_values++;                                          \
-                *out++ = clamp((EXPRESSION), e.out_low, e.out_high);                    \
-            }                                                                           \
-        }
+    const uint8_t *b_value = b_values, *b_end = b_values + e.b_size;                    \
+    uint32_t left = e.b_inner;                                                          \
+    for (const uint8_t *end = a_values + e.values; a_values < end;) {                   \
+        const int32_t a = *a_values++, b = *b_value;                                    \
+        *out++ = clamp((EXPRESSION), e.out_low, e.out_high);                            \
+        if (--left == 0) {                                                              \
+            left = e.b_inner;                                                           \
+            if (++b_value == b_end)                                                     \
+                b_value = b_values;                                                     \
+        }                                                                               \
+    }

@@ -11,7 +11,11 @@ static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
     int32_t high;
     x = (int32_t)((uint32_t)x << (shift > 0 ? shift : 0));
 #if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
-    {   /* no instruction for the high half of a product: from halves of 16 bits */
+    /* No instruction for the high half of a product. A small x times parts of 11 bits fits 32 bits: */
+    if ((uint32_t)x + (1u << 20) < 1u << 21) {
+        int32_t middle = x * (multiplier >> 11 & 2047) + (x * (multiplier & 2047) >> 11);
+        high = (x * (multiplier >> 22) + (middle >> 11) + 256) >> 9;
+    } else { /* from halves of 16 bits */
         int32_t x_high = x >> 16, m_high = multiplier >> 16;
         uint32_t x_low = (uint32_t)x & 0xFFFF, m_low = (uint32_t)multiplier & 0xFFFF;
         uint32_t low = x_low * m_low;
