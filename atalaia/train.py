@@ -414,7 +414,8 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
     source, step = _finished_run("start_from", folder)
     model = models.create(source.model, 2)  # its classes do not matter here
     manager = checkpoint.open_folder(folder, writing=False)
-    _refuse_other_shapes("start_from", folder, source, config.model, checkpoint.parameter_shapes(manager, step), state)
+    theirs, same = checkpoint.parameter_shapes(manager, step), "model, image size and classes"
+    _refuse_other_shapes("start_from", folder, source, theirs, config.model, state, same)
     found, _ = restore(manager, source, model, state, step)
     return found._replace(step=state.step, key=state.key)
 
@@ -432,13 +433,13 @@ def _finished_run(field: str, folder: Path) -> tuple[ConfigDict, int]:
     return source, json.loads((folder / "train.json").read_text())["steps"]
 
 
-def _refuse_other_shapes(field, folder, source, model, theirs, state):
+def _refuse_other_shapes(field, folder, source, theirs, what, state, same):
     ours = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(state.params)}
     if theirs != ours:
         name = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
         raise UserError(
             f"{field}: {folder} holds a {source.model} with {name} of shape {theirs.get(name)}, "
-            f"but this run's {model} has {ours.get(name)}: model, image size and classes must be the same"
+            f"but this run's {what} has {ours.get(name)}: {same} must be the same"
         )
 
 
@@ -477,7 +478,8 @@ def _fitting_run(field, folder, dataset):
     shapes = state_shapes(source, model, dataset.train.images.shape[1:])
     manager = checkpoint.open_folder(folder, writing=False)
     theirs = checkpoint.parameter_shapes(manager, step)
-    _refuse_other_shapes(field, folder, source, f"data ({len(dataset.class_names)} classes)", theirs, shapes)
+    what = f"data ({len(dataset.class_names)} classes)"
+    _refuse_other_shapes(field, folder, source, theirs, what, shapes, "image size and classes")
     return source, model, manager, step, shapes
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from atalaia import config
 
-DENSE, PRUNE, QUANTIZE = 25.0, 10.0, 4.0  # epochs
+DENSE, PRUNE, QUANTIZE = 25.0, 14.0, 4.0  # epochs
 VIEWS = 8  # augmented images of each one that the teacher sees
 TEACHER = "runs/table2/dense"  # guides what is made of it
 
@@ -55,14 +55,14 @@ def dense_int8(c):
 
 def pruned(c):
     c.start_from = TEACHER
-    _prune(c, "conv0a=0; conv0b=0.3; conv=0.55; logits=0.7", 0.985)
+    _prune(c, "conv0a=0; conv0b=0.3; conv=0.57; logits=0.7", 0.985)
 
 
 def small(c):
     """What :pruned becomes on the int8 grids."""
     c.start_from = "runs/table2/pruned"
     _quantize(c)
-    c.quantize.epochs = 8.0
+    c.quantize.epochs = 6.0
     c.quantize.learning_rate = 0.02
 
 

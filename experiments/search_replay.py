@@ -54,7 +54,7 @@ def train_grid(space: dict, arguments: list[str]) -> None:
     if "config" not in given:
         raise UserError("--grid needs --config=FILE")
     shared = {name.removeprefix("config."): v for name, v in given.items() if name.startswith("config.")}
-    points, rows = list(spaces.every_point(space)), []
+    points, rows, grid = list(spaces.every_point(space)), [], {}
     workdirs = [
         ROOT / RUNS / ",".join(f"{_short(field)}={value}" for field, value in point.items()) for point in points
     ]
@@ -65,7 +65,9 @@ def train_grid(space: dict, arguments: list[str]) -> None:
         if not (workdir / "train.json").is_file():
             print(f"point {number} of {len(points)}: {workdir.name}", flush=True)
             if not runs.run("train", workdir, [*arguments, *runs.override_flags(point)]):
-                raise UserError(f"the training in {workdir} failed, see above; the ones before it are kept")
+                print(f"the training in {workdir} failed, see above: its point counts as 0 until it is trained")
+                rows.append({_short(field): value for field, value in point.items()} | dict(val_accuracy=0.0))
+                continue
         done = json.loads((workdir / "train.json").read_text())
         rows.append({_short(field): value for field, value in point.items()} | dict(val_accuracy=done["val_accuracy"]))
         grid = dict(
@@ -76,6 +78,10 @@ def train_grid(space: dict, arguments: list[str]) -> None:
             arguments=[a for a in arguments if not a.startswith("--data_dir=")],
         )
         write_json(GRID, grid | dict(rows=rows))
+    if grid:  # its last points may have failed
+        write_json(GRID, grid | dict(rows=rows))
+    if not grid or not all(row["val_accuracy"] for row in rows):
+        raise UserError("points failed, see above; started again, this tries them again and keeps the others")
     print(f"written: {GRID}")
 
 

@@ -8,8 +8,10 @@ static inline int32_t divide_by_power(int32_t x, int power)
 /* x * multiplier * 2^(shift - 31), rounded to 31 bits and then to integers: TFLite's MultiplyByQuantizedMultiplier. */
 static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
 {
+    const int power = shift > 0 ? 0 : -shift;
     int32_t high;
-    x = (int32_t)((uint32_t)x << (shift > 0 ? shift : 0));
+    if (shift > 0)
+        x = (int32_t)((uint32_t)x << shift);
 #if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
     /* No instruction for the high half of a product. A small x times parts of 11 bits fits 32 bits: */
     if ((uint32_t)x + (1u << 20) < 1u << 21) {
@@ -31,7 +33,7 @@ static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
 #else
     high = (int32_t)(((int64_t)x * multiplier + ((int64_t)1 << 30)) >> 31);
 #endif
-    return divide_by_power(high, shift > 0 ? 0 : -shift);
+    return divide_by_power(high, power);
 }
 
 static inline uint8_t clamp(int32_t x, int32_t low, int32_t high)
