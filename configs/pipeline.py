@@ -27,12 +27,10 @@ def get_config() -> ConfigDict:
     c.stages = ("distill", "prune", "quantize")
     c.distill.teacher = TEACHER
     c.distill.epochs = 24.0
-    c.distill.optimizer = "muon"
     c.distill.learning_rate = 0.1
     c.distill.warmup = 0.1
     c.prune.teacher = TEACHER
     c.prune.epochs = 4.0
-    c.prune.optimizer = "muon"
     c.prune.learning_rate = 0.03
     c.prune.layers = "depthwise=0; stem=0; logits=0"
     c.prune.sparsity = 0.45  # so that the tables of sparse kernels and of rescaling fit too

@@ -48,7 +48,7 @@ def _graph(name, size=96) -> Graph:
         if isinstance(layer, layers.Dense):
             given = layers.spec((1, given.shape[-1]))
         out = layers.output_spec(layer, *[given] * len(inputs)).shape
-        kind, values = type(layer).__name__.lower(), {}
+        kind, values = type(layer).__name__.lower(), dict(values=math.prod(out))
         if isinstance(layer, layers.Conv):
             kind, values = "depthwise" if layer.depthwise else "conv", window(layer, given.shape, out)
         number = len(sizes)

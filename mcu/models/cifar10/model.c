@@ -20,10 +20,16 @@ static inline int32_t divide_by_power(int32_t x, int power)
 /* x * multiplier * 2^(shift - 31), rounded to 31 bits and then to integers: TFLite's MultiplyByQuantizedMultiplier. */
 static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
 {
+    const int power = shift > 0 ? 0 : -shift;
     int32_t high;
-    x = (int32_t)((uint32_t)x << (shift > 0 ? shift : 0));
+    if (shift > 0)
+        x = (int32_t)((uint32_t)x << shift);
 #if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
-    {   /* no instruction for the high half of a product: from halves of 16 bits */
+    /* No instruction for the high half of a product. A small x times parts of 11 bits fits 32 bits: */
+    if ((uint32_t)x + (1u << 20) < 1u << 21) {
+        int32_t middle = x * (multiplier >> 11 & 2047) + (x * (multiplier & 2047) >> 11);
+        high = (x * (multiplier >> 22) + (middle >> 11) + 256) >> 9;
+    } else { /* from halves of 16 bits */
         int32_t x_high = x >> 16, m_high = multiplier >> 16;
         uint32_t x_low = (uint32_t)x & 0xFFFF, m_low = (uint32_t)multiplier & 0xFFFF;
         uint32_t low = x_low * m_low;
@@ -39,7 +45,7 @@ static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
 #else
     high = (int32_t)(((int64_t)x * multiplier + ((int64_t)1 << 30)) >> 31);
 #endif
-    return divide_by_power(high, shift > 0 ? 0 : -shift);
+    return divide_by_power(high, power);
 }
 
 static inline uint8_t clamp(int32_t x, int32_t low, int32_t high)
@@ -98,14 +104,17 @@ typedef struct {
 /* `e` is a copy, which no store to `out` can change. */
 #define FOR_EACH_PAIR(EXPRESSION)                                                       \
     const pair_t e = *pair;                                                             \
-    for (const uint8_t *end = a_values + e.values; a_values < end;)                     \
-        for (uint32_t j = 0; j < e.b_size; j++) {                                       \
-            const int32_t b = b_values[j];                                              \
-            for (uint32_t n = e.b_inner; n--;) {                                        \
-                const int32_t a = *a_values++;                                          \
-                *out++ = clamp((EXPRESSION), e.out_low, e.out_high);                    \
-            }                                                                           \
-        }
+    const uint8_t *b_value = b_values, *b_end = b_values + e.b_size;                    \
+    uint32_t left = e.b_inner;                                                          \
+    for (const uint8_t *end = a_values + e.values; a_values < end;) {                   \
+        const int32_t a = *a_values++, b = *b_value;                                    \
+        *out++ = clamp((EXPRESSION), e.out_low, e.out_high);                            \
+        if (--left == 0) {                                                              \
+            left = e.b_inner;                                                           \
+            if (++b_value == b_end)                                                     \
+                b_value = b_values;                                                     \
+        }                                                                               \
+    }
 
 /* Both at 2^20 times a grid of twice the larger scale. rescale(x << 20, m, s) for |x| <= 255 and s <= 0, in 32 bits:
  * (x m 2^20 + 2^30) >> 31 = x (m >> 11) + ((x (m & 2047) + 2^10) >> 11). */
@@ -114,11 +123,22 @@ static inline int32_t add_term(int32_t x, int32_t multiplier, int shift)
     return divide_by_power(x * (multiplier >> 11) + ((x * (multiplier & 2047) + 1024) >> 11), -shift);
 }
 
-static void add(const pair_t *pair, const uint8_t *a_values, const uint8_t *b_values, uint8_t *out, int subtract)
+/* `terms`: room for 512, where so many values are added that a table of their terms is worth it; or NULL. */
+static void add(const pair_t *pair, const uint8_t *a_values, const uint8_t *b_values, uint8_t *out, int32_t *terms,
+                int subtract)
 {
-    FOR_EACH_PAIR(e.out_zero + rescale(add_term(a - e.a_zero, e.a_multiplier, e.a_shift) +
-                                           (subtract ? -1 : 1) * add_term(b - e.b_zero, e.b_multiplier, e.b_shift),
-                                       e.out_multiplier, e.out_shift))
+    const int sign = subtract ? -1 : 1;
+    if (terms) {
+        for (int i = 0; i < 256; i++) {
+            terms[i] = add_term(i - pair->a_zero, pair->a_multiplier, pair->a_shift);
+            terms[256 + i] = sign * add_term(i - pair->b_zero, pair->b_multiplier, pair->b_shift);
+        }
+        FOR_EACH_PAIR(e.out_zero + rescale(terms[a] + terms[256 + b], e.out_multiplier, e.out_shift))
+    } else {
+        FOR_EACH_PAIR(e.out_zero + rescale(add_term(a - e.a_zero, e.a_multiplier, e.a_shift) +
+                                               sign * add_term(b - e.b_zero, e.b_multiplier, e.b_shift),
+                                           e.out_multiplier, e.out_shift))
+    }
 }
 
 /* Convolutions and matrix products (a matrix product is a convolution of one pixel). Inside, an activation is its int8
@@ -3238,15 +3258,15 @@ void model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *a
     conv(&s1, a + 16384, a + 0, a + 19456);
     conv(&s2, a + 0, a + 16384, a + 32768);
     conv(&s3, a + 16384, a + 16384, a + 32768);
-    add(&s4, a + 0, a + 16384, a + 0, 0);
+    add(&s4, a + 0, a + 16384, a + 0, (void *)(a + 32768), 0);
     conv(&s5, a + 0, a + 16384, a + 24576);
     conv(&s6, a + 16384, a + 16384, a + 24576);
     conv(&s7, a + 0, a + 0, a + 24576);
-    add(&s8, a + 0, a + 16384, a + 0, 0);
+    add(&s8, a + 0, a + 16384, a + 0, (void *)(a + 24576), 0);
     conv(&s9, a + 0, a + 16384, a + 20480);
     conv(&s10, a + 16384, a + 16384, a + 20480);
     conv(&s11, a + 0, a + 0, a + 20480);
-    add(&s12, a + 0, a + 16384, a + 0, 0);
+    add(&s12, a + 0, a + 16384, a + 0, (void *)(a + 20480), 0);
     pool(&s13, a + 0, a + 16384, 1);
     conv(&s14, a + 16384, a + 0, 0);
     flip(a + 0, outputs[0], 10);
