@@ -10,12 +10,15 @@ minutes for each of the others; figures: experiments/results/table2.md.
 from ml_collections import ConfigDict
 
 from atalaia import config
+from atalaia.errors import UserError
 
 DENSE, PRUNE, QUANTIZE = 25.0, 12.0, 4.0  # epochs
 TEACHER = "runs/table2/dense"  # guides what is made of it
 
 
 def get_config(row: str = "dense") -> ConfigDict:
+    if row not in ROWS:
+        raise UserError(f"configs/cifar10_table2.py has no {row!r}, only {', '.join(ROWS)}")
     c = config.base()
     c.model = "thesis"
     c.data.name = "cifar10"

@@ -145,7 +145,7 @@ class RecipeTest(parameterized.TestCase):
         self.assertIn("./run.sh", module.__doc__)
 
 
-class Table1Test(absltest.TestCase):
+class TablesTest(absltest.TestCase):
     def _all(self, name, words):
         module = _recipe(next(path for path in RECIPES if path.stem == name))
         for text in words:
@@ -154,6 +154,13 @@ class Table1Test(absltest.TestCase):
             yield config
         with self.assertRaisesRegex(UserError, f"{name}.py.*'?nothing"):
             module.get_config("nothing")
+
+    def test_every_row_of_table_2(self):
+        names = ["dense", "dense_more", "dense_int8", "pruned", "small", "small4", "pruned_more", "smallest"]
+        found = list(self._all("cifar10_table2", names))
+        starts = {name: config.start_from for name, config in zip(names, found, strict=True)}
+        self.assertEqual({name for name, start in starts.items() if not start}, {"dense"})
+        self.assertEqual((starts["small"], starts["small4"]), ("runs/table2/pruned", "runs/table2/pruned"))
 
     def test_every_student(self):
         names = ["rafael_base", "rafael_1", "rafael_2", "rafael_3", "student"]
