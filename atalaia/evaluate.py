@@ -130,8 +130,7 @@ def compare_layers(
     found = {name: engines.run_tensors(name, tflite_bytes, images, [places[path] for path in exact]) for name in names}
     found = {name: dict(zip(exact, tensors, strict=True)) for name, tensors in found.items()}
     if model.trained:
-        run = train.load_trained(config, workdir, dataset)
-        training = qat.forward_codes(run.model, run.variables, data.to_float(images), config.quantize)
+        training = qat.forward_codes(model.code, model.run.variables, data.to_float(images), config.quantize)
         found = {"training": training} | found
     rows = [
         dict(layer=path) | {name: float(np.mean(codes[path].reshape(q.shape) == q)) for name, codes in found.items()}

@@ -301,9 +301,10 @@ def export(workdir: Path, cache: Path, ranges: str = "auto") -> Path:
     tflite_bytes = convert(model.code, model.network, dataset.train.images.shape[1:])
     path = Path(workdir) / "model.tflite"
     write_whole(path, tflite_bytes)
-    write_whole(path.with_suffix(".atl"), pack.pack(tflite_bytes))
+    packed = pack.pack(tflite_bytes)
+    write_whole(path.with_suffix(".atl"), packed)
     write_json(path.with_name("ranges.json"), model.ranges)
-    ledger.add_tflite(workdir, tflite_bytes)
+    ledger.add_tflite(workdir, tflite_bytes, len(packed))
     record = dict(
         ranges="trained" if model.trained else "calibrated",
         seconds=round(time.monotonic() - start, 1),

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from atalaia import pack, tflite
+from atalaia import tflite
 from atalaia.errors import UserError
 from atalaia.files import write_json
 
@@ -43,8 +43,8 @@ def add_stage(workdir: Path, stage: str, variables: dict, checkpoint_bytes: int)
     )
 
 
-def add_tflite(workdir: Path, data: bytes) -> None:
-    """Enters the int8 file under the stage "int8"."""
+def add_tflite(workdir: Path, data: bytes, download_bytes: int) -> None:
+    """Enters the int8 file under the stage "int8"; download_bytes is the size of its model.atl."""
     graph = tflite.read(data)
     shapes = {i for op in graph.operators if op.kind == "RESHAPE" for i in op.inputs[1:]}  # no values of the network
     constants = [t.data for i, t in enumerate(graph.tensors) if t.data is not None and i not in shapes]
@@ -55,7 +55,7 @@ def add_tflite(workdir: Path, data: bytes) -> None:
         nonzeros=sum(int(np.count_nonzero(c)) for c in constants),
         tflite_bytes=len(data),
         gzip_bytes=gzip_bytes(data),
-        download_bytes=len(pack.pack(data)),
+        download_bytes=download_bytes,
         tflm_arena_bytes=tflm_arena_bytes(data),
     )
 

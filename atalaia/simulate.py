@@ -31,12 +31,20 @@ class Integers(NamedTuple):
 
 
 class Model(NamedTuple):
-    """An integer network: its code, its integers by path, and ranges by layer where they came from calibration."""
+    """An integer network: the run that it is of, its integers by path, and the real ranges of its layers."""
 
-    code: nn.Module
+    run: train.Trained
     network: dict[str, QLayer | QParams]
     ranges: dict[str, tuple[float, float]]
-    trained: bool  # the ranges come from stage `quantize`
+
+    @property
+    def code(self) -> nn.Module:
+        return self.run.model
+
+    @property
+    def trained(self) -> bool:
+        """Whether the ranges were trained, in stage `quantize`."""
+        return self.run.stage == "quantize"
 
 
 def load(config: ConfigDict, workdir: Path, dataset: data.Dataset, ranges: str = "auto") -> Model:
@@ -54,14 +62,14 @@ def load(config: ConfigDict, workdir: Path, dataset: data.Dataset, ranges: str =
         if ranges == "calibrated":
             raise UserError(f"{workdir} was trained with its ranges: calibrating would not be what was trained")
         network = qat.integers(run.model, run.variables, config.quantize)
-        return Model(run.model, network, real_ranges(network), trained=True)
+        return Model(run, network, real_ranges(network))
     if ranges == "trained":
         raise UserError(f"{workdir} has no trained ranges: add the stage quantize, or export with --ranges=calibrated")
     quantize.require_int8(run.model, dataset.train.images.shape[1:])
     folded = quantize.fold(run.model, run.variables)
     batches = quantize.calibration_batches(dataset.train.images, config.calibration.images, config.seed)
     found = quantize.calibrate(run.model, folded, batches)
-    return Model(run.model, quantize.quantize_network(run.model, folded, quantize.output_grids(found)), found, False)
+    return Model(run, quantize.quantize_network(run.model, folded, quantize.output_grids(found)), found)
 
 
 def real_ranges(network: dict[str, QLayer | QParams]) -> dict[str, tuple[float, float]]:

@@ -62,14 +62,14 @@ def train_grid(space: dict, arguments: list[str]) -> None:
         config = runs.check(given["config"], shared | point)
         configs.refuse_other_run(config, workdir)
     for number, (point, workdir) in enumerate(zip(points, workdirs, strict=True), 1):
+        rows.append({_short(field): value for field, value in point.items()} | dict(val_accuracy=0.0))
         if not (workdir / "train.json").is_file():
             print(f"point {number} of {len(points)}: {workdir.name}", flush=True)
             if not runs.run("train", workdir, [*arguments, *runs.override_flags(point)]):
                 print(f"the training in {workdir} failed, see above: its point counts as 0 until it is trained")
-                rows.append({_short(field): value for field, value in point.items()} | dict(val_accuracy=0.0))
                 continue
         done = json.loads((workdir / "train.json").read_text())
-        rows.append({_short(field): value for field, value in point.items()} | dict(val_accuracy=done["val_accuracy"]))
+        rows[-1]["val_accuracy"] = done["val_accuracy"]
         grid = dict(
             model=config.model,
             data=done["dataset"],

@@ -7,7 +7,7 @@ import numpy as np
 import test_export
 from absl.testing import absltest
 
-from atalaia import evaluate, export, simulate
+from atalaia import evaluate, export, simulate, train
 
 LABELS = np.array([0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 1, 1, 1, 0])
@@ -69,7 +69,8 @@ class LayersTest(absltest.TestCase):
         self.file = test_export.converted("splat")
 
     def compare(self, network):
-        model = simulate.Model(self.model, network, {}, trained=False)
+        run = train.Trained(self.model, {}, forward=None, stage="dense")
+        model = simulate.Model(run, network, {})
         places = export.check(self.file, self.model, self.network)
         with (
             absltest.mock.patch.object(simulate, "load", return_value=model),

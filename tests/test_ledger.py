@@ -47,7 +47,7 @@ class LedgerTest(parameterized.TestCase):
     @parameterized.parameters("mini", "thesis")  # the second has a RESHAPE, whose shape is no value of the network
     def test_int8_file(self, name):
         data = test_export.converted(name)
-        ledger.add_tflite(self.workdir, data)
+        ledger.add_tflite(self.workdir, data, 321)
         (row,) = ledger.read(self.workdir)
         layers = [q for q in test_export.network(name)[2].values() if hasattr(q, "kernel")]
         values = [v for q in layers for v in (q.kernel, q.bias)]
@@ -57,18 +57,18 @@ class LedgerTest(parameterized.TestCase):
         self.assertEqual(row["parameters"], sum(v.size for v in values + bounds))
         self.assertEqual(row["nonzeros"], sum(np.count_nonzero(v) for v in values + bounds))
         self.assertEqual((row["stage"], row["tflite_bytes"]), ("int8", len(data)))
-        self.assertEqual(row["gzip_bytes"], ledger.gzip_bytes(data))
+        self.assertEqual((row["gzip_bytes"], row["download_bytes"]), (ledger.gzip_bytes(data), 321))
 
     def test_flash_joins_the_int8_row(self):
         self._stage("dense")
-        ledger.add_tflite(self.workdir, test_export.converted("mini"))
+        ledger.add_tflite(self.workdir, test_export.converted("mini"), 321)
         before = ledger.read(self.workdir)
         ledger.add_flash(self.workdir, 4321)
         self.assertEqual(ledger.read(self.workdir), [before[0], before[1] | dict(flash_bytes=4321)])
 
     def test_damaged_int8_file_is_not_entered(self):
         with self.assertRaises(UserError):
-            ledger.add_tflite(self.workdir, b"TFL3")
+            ledger.add_tflite(self.workdir, b"TFL3", 321)
         self.assertEmpty(ledger.stages(self.workdir))
 
     def test_no_ledger_yet(self):
