@@ -15,11 +15,11 @@ from atalaia.errors import UserError
 
 # Epochs, and the weight of the hard loss and the temperature that the thesis's search chose.
 STUDENTS = {
-    "rafael_base": (60.0, 0.1, 10.0),
-    "rafael_1": (60.0, 0.01, 20.0),
-    "rafael_2": (60.0, 0.01, 7.0),
-    "rafael_3": (60.0, 0.01, 5.0),
-    "student": (20.0, 0.1, 5.0),  # 19 M values: an epoch takes minutes
+    "rafael_base": (20.0, 0.1, 10.0),
+    "rafael_1": (20.0, 0.01, 20.0),
+    "rafael_2": (20.0, 0.01, 7.0),
+    "rafael_3": (20.0, 0.01, 5.0),
+    "student": (6.0, 0.1, 5.0),  # 19 M values: an epoch takes minutes
 }
 DISTILLED = "_distilled"
 VIEWS = 8  # augmented images of each one that the teacher sees
@@ -48,6 +48,7 @@ def get_config(words: str = "rafael_base") -> ConfigDict:
     c.augment.flip = True
     c.augment.pad_crop = 12
     c.dense.epochs = epochs
+    c.dense.optimizer = "muon"  # after 5 epochs of rafael_base 51.8 % of validation, by SGD 42.3
     c.dense.learning_rate = 0.05
     c.dense.weight_decay = 1e-3
     if row.endswith(DISTILLED):

@@ -1,7 +1,7 @@
 """Bayesian against random search on a grid that was run once: trials until one of the best tenth is found.
 
 python experiments/search_replay.py --grid --config=FILE [--config.FIELD=VALUE ...] [--data_dir=FOLDER]
-    such as --config=configs/table1.py:rafael_base_distilled --config.distill.epochs=20
+    such as --config=configs/table1.py:rafael_base_distilled --config.distill.epochs=4
 python experiments/search_replay.py [--seeds=100]
 
 With --grid every point of the space is trained in runs/search_grid (what is done is not trained again), and
