@@ -177,8 +177,12 @@ def _range(field, value, low, below=None):
         raise UserError(f"{field} must be {f'in [{low}, {below})' if below else f'at least {low}'}, not {value}")
 
 
+# A run may go on with another value of these: they change no result.
+_FREE = ("checkpoint_seconds",)
+
+
 def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
-    """Does nothing for a folder without a run, or with a run of this config.
+    """Does nothing for a folder without a run, or with a run of this config, but for how often it is saved.
 
     Raises:
       UserError: the folder holds a run of another config; the first fields that differ are named.
@@ -187,7 +191,7 @@ def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
     if not path.exists():
         return
     ours, theirs = _flat(_plain(config)), _flat(_plain(base())) | _flat(_read(path))
-    fields = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+    fields = [k for k in sorted({*ours, *theirs}) if k not in _FREE and ours.get(k) != theirs.get(k)]
     if fields:
         listed = ", ".join(f"{k}={theirs.get(k)!r} (now {ours.get(k)!r})" for k in fields[:3])
         raise UserError(f"{workdir} holds a run with {listed}: choose another --workdir or delete that one")

@@ -195,6 +195,7 @@ class RunFolderTest(absltest.TestCase):
         configs.refuse_other_run(_config(), self.folder / "new")
         configs.claim(_config(), self.folder)
         configs.refuse_other_run(_config(), self.folder)
+        configs.refuse_other_run(_config({"checkpoint_seconds": 5.0}), self.folder)  # how often changes no result
 
     def test_another_config_is_refused_by_its_fields(self):
         configs.claim(_config(), self.folder)
