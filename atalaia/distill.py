@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -80,41 +81,71 @@ def fixed_view(images: jax.Array, index: jax.Array, view: jax.Array, config: Con
 
 
 class Cache(NamedTuple):
-    """A teacher's logits of all views, filled view by view as they are asked for; `open_cache` makes one."""
+    """A teacher's logits of fixed views of each image, on the disk; `open_cache` makes one."""
 
     folder: Path
-    logits: np.ndarray  # float32 [views, images, classes] on the disk
     images: np.ndarray  # uint8 [images, height, width, channels]
+    classes: int
     answer: Callable  # (images, index, view), of a batch, to logits
 
+    def ready(self, number: int) -> bool:
+        """Whether a view's logits are all there."""
+        return self._state(number)["images"] == len(self.images)
+
     def view(self, number: int, stop: Callable[[], bool] = lambda: False) -> np.ndarray:
-        """Logits `[images, classes]` of a view; computes what the file does not hold yet.
+        """Logits `[images, classes]` of a view; computes what its file does not hold yet.
 
         Several processes may ask: one computes, the others wait.
 
         Raises:
           KeyboardInterrupt: `stop()` became true; what is done is kept.
+          UserError: the file is damaged.
         """
-        with locked(self.folder / "lock"):
-            self._fill(number, stop)
-        return np.asarray(self.logits[number])
+        waiting = f"another process uses the teacher's logits in {self.folder}: waiting for it"
+        with locked(self.folder / "lock", lambda: print(waiting, flush=True)):
+            logits = self._open(number)
+            self._fill(number, logits, stop)
+            if zlib.crc32(logits) != self._state(number)["crc32"]:
+                self._refuse()
+        return np.array(logits)
 
-    def _fill(self, number, stop):
-        n, path = len(self.images), self.folder / f"view{number}.json"
-        done = json.loads(path.read_text())["images"] if path.exists() else 0
+    def _state(self, number):
+        path = self.folder / f"view{number}.json"
+        return json.loads(path.read_text()) if path.exists() else dict(images=0)
+
+    def _open(self, number):
+        path, shape = self.folder / f"view{number}.npy", (len(self.images), self.classes)
+        if not path.exists():
+            part = path.with_name(f".{path.name}.part")
+            np.lib.format.open_memmap(part, "w+", np.float32, shape)
+            part.replace(path)
+        try:
+            kept = np.load(path, mmap_mode="r")  # a file cut short would grow if opened to write
+        except (ValueError, EOFError):
+            self._refuse()
+        if (kept.shape, kept.dtype) != (shape, np.float32):
+            self._refuse()
+        return np.load(path, mmap_mode="r+")
+
+    def _refuse(self):
+        raise UserError(f"the teacher's logits in {self.folder} are damaged: delete that folder, they are made again")
+
+    def _fill(self, number, logits, stop):
+        n, done = len(self.images), self._state(number)["images"]
         if done >= n:
             return
 
         def keep(done):
-            self.logits.flush()
-            write_json(path, dict(images=done))
+            logits.flush()
+            finished = dict(crc32=zlib.crc32(logits)) if done == n else {}
+            write_json(self.folder / f"view{number}.json", dict(images=done, **finished))
 
         saved = time.monotonic()
-        with Progress(f"teacher, view {number + 1}/{len(self.logits)}", n, "images", initial=done) as bar:
+        with Progress(f"teacher, view {number + 1}", n, "images", initial=done) as bar:
             for start in range(done, n, BATCH):
                 index = np.minimum(np.arange(start, start + BATCH), n - 1).astype(np.int32)  # one shape for all
                 end = min(start + BATCH, n)
-                self.logits[number, start:end] = self.answer(self.images[index], index, number)[: end - start]
+                logits[start:end] = self.answer(self.images[index], index, number)[: end - start]
                 bar.update(end - start)
                 if end == n or stop() or time.monotonic() - saved > _FLUSH_SECONDS:
                     keep(end)
@@ -125,60 +156,44 @@ class Cache(NamedTuple):
 
 def open_cache(
     cache: Path,
+    network: str,
     teacher: Callable,
     variables: dict,
     images: np.ndarray,
     classes: int,
-    views: int,
     augmentation: ConfigDict,
 ) -> Cache:
     """The cache of a teacher on a data set under an augmentation, in `cache`/teachers.
 
-    Its folder is named by the SHA-256 of all three, so that nothing else is ever read in its place.
+    Its folder is named by the SHA-256 of all of them, so that nothing else is ever read in its place.
 
     Args:
       cache: the folder of data sets.
+      network: the teacher's name in models.MODELS.
       teacher, variables: its inference, `teacher(variables, images)`, and what it takes.
-      images: uint8 `[n, height, width, channels]`; classes: of the logits; views: of each image.
+      images: uint8 `[n, height, width, channels]`; classes: of the logits.
       augmentation: fields of config.augment.
 
     Raises:
-      UserError: the folder holds a cache of another teacher, data set or augmentation, or a damaged one.
+      UserError: the folder holds a cache of something else.
     """
-    shape = (views, len(images), classes)
     meta = dict(
+        network=network,
         teacher=checkpoint.digest(variables),
-        data=hashlib.sha256(f"{images.shape}".encode() + np.ascontiguousarray(images).data).hexdigest(),
+        data=checkpoint.digest(images),
         augmentation=json.loads(augmentation.to_json()),
-        shape=list(shape),
     )
     name = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache) / "teachers" / name
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"):
         _claim(folder, meta)
-        logits = _open_array(folder / "logits.npy", shape)
 
     @jax.jit
     def answer(variables, images, index, view):
         return teacher(variables, fixed_view(data.to_float(images), index, view, augmentation))
 
-    return Cache(folder, logits, images, partial(answer, jax.device_put(variables)))
-
-
-def _open_array(path, shape):
-    """The array on the disk, made where it is not there."""
-    if not path.exists():
-        part = path.with_name(f".{path.name}.part")
-        np.lib.format.open_memmap(part, "w+", np.float32, shape)
-        part.replace(path)
-    try:
-        intact = np.load(path, mmap_mode="r").shape == shape  # a file cut short would grow if opened to write
-    except ValueError:
-        intact = False
-    if not intact:
-        raise UserError(f"the teacher's logits in {path.parent} are damaged: delete that folder, they are made again")
-    return np.load(path, mmap_mode="r+")
+    return Cache(folder, images, classes, partial(answer, jax.device_put(variables)))
 
 
 def _claim(folder, meta):

@@ -89,6 +89,7 @@ class Run(NamedTuple):
     writer: metrics.Writer
     stop: Callable[[], bool]  # whether the user asked for an end
     clock: float  # time.monotonic() at the start, less what earlier calls took
+    sources: dict[str, str]  # SHA-256 of what the run was begun with and may not change: images, teachers
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
@@ -113,10 +114,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
         state = start_from(config, state)
     elif config.pretrained and not checkpoint.exists(workdir):
         state = state._replace(params=pretrained.load(state.params, cache))
-    configs.claim(config, workdir)
-    with locked(
-        Path(workdir) / "lock", lambda: print(f"another process trains in {workdir}: waiting for it", flush=True)
-    ):
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    waiting = f"another process trains in {workdir}: waiting for it"
+    with locked(Path(workdir) / "lock", lambda: print(waiting, flush=True)):
+        configs.refuse_other_run(config, workdir)  # the other process may have begun one
+        configs.claim(config, workdir)
         print(_summary(config, model, state, dataset), flush=True)
         return _run_plan(config, workdir, cache, dataset, plan, model, state)
 
@@ -124,12 +126,15 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
 def _run_plan(config, workdir, cache, dataset, plan, model, initial):
     """The stages from the last checkpoint on."""
     manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan])
-    state, seconds = restore(manager, config, model, initial)
+    state, meta = restore(manager, config, model, initial)
     if state.step:
         print(f"going on from step {state.step} of {plan[-1].end}", flush=True)
     with metrics.Writer(workdir, int(state.step)) as writer, _StopSignal() as stop:
-        clock = time.monotonic() - seconds
-        run = Run(config, workdir, model, initial, dataset, cache, plan, manager, writer, stop, clock)
+        clock = time.monotonic() - meta.get("seconds", 0.0)
+        sources = meta.get("sources", {})
+        run = Run(config, workdir, model, initial, dataset, cache, plan, manager, writer, stop, clock, sources)
+        if state.step < plan[-1].end:
+            _refuse_other_source(run, "training images", (dataset.train, dataset.unlabelled))
         for stage in plan:
             if int(state.step) < stage.end:
                 state = run_stage(run, stage, state)
@@ -141,20 +146,10 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     """The steps of one stage that are left, with looks at the validation split and checkpoints on the way."""
     config, split = run.config, training_split(run.dataset, stage)
     train = jax.device_put(split, over_devices())
-    masks = pruning.masks_of(state.opt_state)
-    if int(state.step) == stage.first:
-        state = (
-            _folded_state(config, run.model, state, images=run.dataset.train.images)
-            if stage.name == "quantize"
-            else state
-        )
-    optimizer = make_optimizer(config, stage, state.params, masks)
-    if int(state.step) == stage.first:
-        state = state._replace(opt_state=optimizer.init(state.params))
-    state = jax.device_put(state, over_devices())
+    optimizer, state = _enter_stage(run, stage, state)
     forward = make_forward(config, run.model, stage)
-    teacher, guide_of = make_guide(run, stage, split.images)
-    step_fn = make_step(config, forward, optimizer, teacher)
+    guide = make_guide(run, stage, split.images)
+    step_fn = make_step(config, forward, optimizer, guide.logits)
     evaluate = make_evaluate(forward, run.dataset.validation)
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
     epoch_steps = len(train.labels) // config.batch_size
@@ -167,15 +162,18 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
         for step in range(int(state.step), stage.end):
             epoch, place = divmod(step - stage.first, epoch_steps)
             if order is None or place == 0:
-                order, guide = epoch_order(state.key, stage.first + epoch, len(train.labels)), guide_of(epoch)
-            state, figures = step_fn(state, train, order, place * config.batch_size, guide)
+                order, begun = epoch_order(state.key, stage.first + epoch, len(train.labels)), time.monotonic()
+                taught = guide.of(epoch)
+                since += time.monotonic() - begun  # it may have been computed now
+            state, figures = step_fn(state, train, order, place * config.batch_size, taught)
             window.append(figures)
             bar.update()
             if len(window) > 1:
                 _refuse_nan(run, stage, step - 1, window[-2])  # one step late, so that the device never waits for us
 
             done, last, stopped = step + 1, step + 1 == stage.end, run.stop()
-            save = last or stopped or time.monotonic() - saved > config.checkpoint_seconds
+            pause = done % epoch_steps == stage.first % epoch_steps and not guide.ready(epoch + 1)
+            save = last or stopped or pause or time.monotonic() - saved > config.checkpoint_seconds
             look = last or (done - stage.first) % eval_steps == 0
             if save or look or done % config.log_steps == 0:
                 row = _mean(jax.device_get(window))
@@ -188,12 +186,27 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
                 window, since = [], time.monotonic()
             if save:
                 _refuse_broken_weights(run, stage, step, state)
-                meta = dict(stage=stage.name, seconds=time.monotonic() - run.clock, masks=sorted(masks_of(state)))
-                checkpoint.save(run.manager, done, state, meta)
+                _save(run, stage, done, state)
                 since = saved = time.monotonic()
             if stopped:
                 raise KeyboardInterrupt
     return state
+
+
+def _enter_stage(run, stage, state):
+    """The stage's optimiser, and the state on the devices: at the stage's beginning made ready for it."""
+    first, masks = int(state.step) == stage.first, pruning.masks_of(state.opt_state)
+    if first and stage.name == "quantize":
+        state = _folded_state(run.config, run.model, state, images=run.dataset.train.images)
+    optimizer = make_optimizer(run.config, stage, state.params, masks)
+    if first:
+        state = state._replace(opt_state=optimizer.init(state.params))
+    return optimizer, jax.device_put(state, over_devices())
+
+
+def _save(run, stage, step, state):
+    meta = dict(stage=stage.name, seconds=time.monotonic() - run.clock, masks=sorted(masks_of(state)))
+    checkpoint.save(run.manager, step, state, meta | dict(sources=run.sources))
 
 
 def make_forward(config: ConfigDict, model: nn.Module, stage: Stage) -> Callable:
@@ -222,29 +235,45 @@ def training_split(dataset: data.Dataset, stage: Stage) -> data.Split:
     return data.Split(*map(np.concatenate, zip(dataset.train, (dataset.unlabelled, labels), strict=True)))
 
 
-def make_guide(run: Run, stage: Stage, images: np.ndarray) -> tuple[Callable | None, Callable[[int], dict | None]]:
-    """A stage's teacher: its inference `(variables, images)` to logits, and what a step takes of it in an epoch.
+class Guide(NamedTuple):
+    """How a teacher guides a stage.
 
-    That is its variables, or the logits of the view of each image whose turn it is; None without a teacher.
+    logits: its inference, `(variables, images)` to logits; None without a teacher.
+    of: epoch to what a step takes: the teacher's variables, or the logits of the view of each image whose turn it is.
+    ready: epoch to whether `of` has it at hand, without minutes of work.
     """
+
+    logits: Callable | None = None
+    of: Callable[[int], dict | None] = lambda epoch: None
+    ready: Callable[[int], bool] = lambda epoch: True
+
+
+def make_guide(run: Run, stage: Stage, images: np.ndarray) -> Guide:
+    """The guide of a stage, whose images are uint8 `[n, height, width, channels]`."""
     name, views = stage.config.get("teacher"), run.config.distillation.views
     if not name:
-        return None, lambda epoch: None
-    teacher = load_teacher(run, stage)
+        return Guide()
+    network, logits, variables = load_teacher(run, stage)
+    if name != distill.SELF:
+        _refuse_other_source(run, f"weights of the teacher in {name}", variables)
     if not views:
-        guide = jax.device_put(dict(variables=teacher.variables), over_devices())
-        return teacher.logits, lambda epoch: guide
+        taught = jax.device_put(dict(variables=variables), over_devices())
+        return Guide(logits, lambda epoch: taught)
     classes = len(run.dataset.class_names)
-    cache = distill.open_cache(run.cache, teacher.logits, teacher.variables, images, classes, views, run.config.augment)
-    return teacher.logits, lambda epoch: dict(logits=cache.view(epoch % views, run.stop), view=epoch % views)
+    cache = distill.open_cache(run.cache, network, logits, variables, images, classes, run.config.augment)
+    return Guide(
+        logits,
+        lambda epoch: dict(logits=cache.view(epoch % views, run.stop), view=epoch % views),
+        lambda epoch: cache.ready(epoch % views),
+    )
 
 
 def make_step(
     config: ConfigDict, forward: Callable, optimizer: optax.GradientTransformation, teacher: Callable | None = None
 ):
-    """The training step: `step(state, train, order, start)` to (state, {loss, accuracy}); the old state is given up.
+    """The training step: `step(state, train, order, start)` to (state, {loss, correct, labelled}).
 
-    With a teacher there is a last argument: what `make_guide` gives for the epoch.
+    The old state is given up. With a teacher there is a last argument: what `make_guide` gives for the epoch.
 
     It takes the images that `order` (int32 `[n]`) names from `start` on, out of a data.Split on the device. The batch
     is shared out to all devices, on which all else is whole: BatchNorm's statistics are those of the whole batch,
@@ -280,8 +309,7 @@ def make_step(
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        correct = jnp.sum(logits.argmax(-1) == labels) / jnp.maximum(jnp.sum(labels >= 0), 1)
-        figures = dict(loss=loss, accuracy=correct)
+        figures = dict(loss=loss, correct=jnp.sum(logits.argmax(-1) == labels), labelled=jnp.sum(labels >= 0))
         return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), figures
 
     return step
@@ -381,8 +409,8 @@ def masks_of(state: TrainState) -> pruning.Masks:
 
 def restore(
     manager: checkpoint.Manager, config: ConfigDict, model: nn.Module, state: TrainState, step: int | None = None
-) -> tuple[TrainState, float]:
-    """The latest checkpoint, or that of `step`, and the seconds it took so far; `state` where there is none.
+) -> tuple[TrainState, dict]:
+    """The latest checkpoint, or that of `step`, and what is said of it; `state` and {} where there is none.
 
     Of `state`, only the shapes are needed where a checkpoint exists.
     """
@@ -399,9 +427,9 @@ def restore(
 
     found = checkpoint.restore(manager, template, step)
     if found is None:
-        return state, 0.0
+        return state, {}
     restored, meta = found
-    return jax.device_put(restored), meta["seconds"]
+    return jax.device_put(restored), meta
 
 
 def start_from(config: ConfigDict, state: TrainState) -> TrainState:
@@ -444,8 +472,9 @@ def _refuse_other_shapes(field, folder, source, theirs, what, state, same):
 
 
 class Teacher(NamedTuple):
-    """A network that guides another: `logits(variables, images)` is its inference."""
+    """A network that guides another: its name, its inference `logits(variables, images)`, and its variables."""
 
+    network: str
     logits: Callable
     variables: dict
 
@@ -464,16 +493,16 @@ def load_teacher(run: Run, stage: Stage) -> Teacher:
         field, folder = f"{stage.name}.teacher", Path(config.start_from if own else name)
         config, model, manager, step, shapes = _fitting_run(field, folder, run.dataset)
         state, _ = restore(manager, config, model, shapes, step)
-
-    def logits(variables, images):
-        return model.apply(variables, images)
-
-    return Teacher(logits, variables_of(state))
+    return Teacher(config.model, model.apply, variables_of(state))
 
 
 def _fitting_run(field, folder, dataset):
     """A finished run whose network takes the images of a data set and tells its classes apart."""
     source, step = _finished_run(field, folder)
+    theirs = json.loads((folder / "train.json").read_text()).get("classes", list(dataset.class_names))
+    if len(theirs) == len(dataset.class_names) and theirs != list(dataset.class_names):
+        this, other = next((a, b) for a, b in zip(dataset.class_names, theirs, strict=True) if a != b)
+        raise UserError(f"{field}: {folder} tells other classes apart, {other!r} where this run's data have {this!r}")
     model = models.create(source.model, len(dataset.class_names))
     shapes = state_shapes(source, model, dataset.train.images.shape[1:])
     manager = checkpoint.open_folder(folder, writing=False)
@@ -509,13 +538,14 @@ def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> Tr
       UserError: the run is not finished, or its checkpoint is damaged.
     """
     model = models.create(config.model, len(dataset.class_names))
-    plan = make_plan(config, *image_counts(dataset))
-    manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan], writing=False)
-    if plan[-1].end not in manager.all_steps():
+    if not (Path(workdir) / "train.json").is_file():
         raise UserError(f"the run in {workdir} is not finished: give the same atalaia.train command again")
+    step = json.loads((Path(workdir) / "train.json").read_text())["steps"]
+    manager = checkpoint.open_folder(workdir, writing=False)
     shapes = state_shapes(config, model, dataset.train.images.shape[1:])
-    state, _ = restore(manager, config, model, shapes, plan[-1].end)
-    return Trained(model, variables_of(state), make_forward(config, model, plan[-1]), plan[-1].name)
+    state, _ = restore(manager, config, model, shapes, step)
+    stage = make_plan(config, *image_counts(dataset))[-1]
+    return Trained(model, variables_of(state), make_forward(config, model, stage), stage.name)
 
 
 def _key(key, name, step):
@@ -530,15 +560,30 @@ def epoch_order(key, epoch, n):
 
 
 def _mean(window):
-    """Mean of each figure over a window of steps."""
-    return {name: float(np.mean([figures[name] for figures in window])) for name in window[0]}
+    """Mean loss, and accuracy over the images with a label, of a window of steps."""
+    correct, labelled = (sum(int(figures[name]) for figures in window) for name in ("correct", "labelled"))
+    loss = float(np.mean([figures["loss"] for figures in window]))
+    return dict(loss=loss, **(dict(accuracy=correct / labelled) if labelled else {}))
 
 
 def _refuse_nan(run, stage, step, figures):
     if not np.isfinite(figures["loss"]):
+        loss = repr(run.config.loss.name)
+        if stage.config.get("teacher"):
+            loss += f" mixed with {run.config.distillation.loss!r}"
         raise Diverged(
-            f"loss {run.config.loss.name!r} became NaN or infinite at step {step + 1} (stage {stage.name}): try a "
+            f"loss {loss} became NaN or infinite at step {step + 1} (stage {stage.name}): try a "
             f"smaller {stage.name}.learning_rate than {stage.config.learning_rate}, in another --workdir"
+        )
+
+
+def _refuse_other_source(run, what, arrays):
+    """A run goes on only with the images and teachers that it was begun with: paths do not tell that they changed."""
+    now = checkpoint.digest(arrays)
+    if run.sources.setdefault(what, now) != now:
+        raise UserError(
+            f"{run.workdir} was begun with other {what} than there are now: put the old ones back, or choose another "
+            "--workdir"
         )
 
 
@@ -593,6 +638,7 @@ def _finish(run):
             seconds=round(time.monotonic() - run.clock, 1),
             peak_memory_bytes=metrics.peak_memory_bytes(),
             dataset=run.dataset.name,
+            classes=list(run.dataset.class_names),
             seed=run.config.seed,
             val_accuracy=metrics.last(run.workdir, "val_accuracy"),
         )

@@ -26,14 +26,17 @@ def get_config() -> ConfigDict:
     c.distillation.views = 8
     c.stages = ("distill", "prune", "quantize")
     c.distill.teacher = TEACHER
-    c.distill.epochs = 24.0
-    c.distill.learning_rate = 0.1
+    c.distill.epochs = 28.0
+    c.distill.optimizer = "muon"
+    c.distill.learning_rate = 0.1  # after 3 epochs 70.8 % of validation, by 0.05 68.0
     c.distill.warmup = 0.1
     c.prune.teacher = TEACHER
     c.prune.epochs = 4.0
-    c.prune.learning_rate = 0.03
+    c.prune.optimizer = "muon"
+    c.prune.learning_rate = 0.05
     c.prune.layers = "depthwise=0; stem=0; logits=0"
     c.prune.sparsity = 0.45  # so that the tables of sparse kernels and of rescaling fit too
     c.quantize.teacher = TEACHER
-    c.quantize.epochs = 3.0
+    c.quantize.epochs = 4.0
+    c.quantize.weight_decay = 0.0  # kernels are folded, so it would weaken the logits too
     return c

@@ -56,6 +56,11 @@ class MixTest(absltest.TestCase):
                 distill.validate(distillation(**{field: value}))
 
 
+def final_arrays_of(folder):
+    found = final_arrays(Path(folder))
+    return dict(params=found["params"], batch_stats=found["batch_stats"])
+
+
 CHANGES = dict(flip=True, pad_crop=2, noise=0.05)
 
 
@@ -91,14 +96,14 @@ class CacheTest(absltest.TestCase):
         self.images = np.random.default_rng(1).integers(0, 256, (300, 4, 4, 1), np.uint8)
         self.calls = 0
 
-    def open(self, variables=2.0, images=None, views=2, **augment_fields):
+    def open(self, variables=2.0, images=None, network="tiny", **augment_fields):
         def teacher(variables, images):
             jax.debug.callback(self.count)
             return images.reshape(len(images), -1)[:, :3] * variables["factor"]
 
         images = self.images if images is None else images
         variables = dict(factor=np.float32(variables))
-        return distill.open_cache(self.folder, teacher, variables, images, 3, views, augmentation(**augment_fields))
+        return distill.open_cache(self.folder, network, teacher, variables, images, 3, augmentation(**augment_fields))
 
     def count(self):
         self.calls += 1
@@ -130,7 +135,7 @@ class CacheTest(absltest.TestCase):
             self.open(3.0),
             self.open(images=self.images[:299]),
             self.open(noise=0.1),
-            self.open(views=3),
+            self.open(network="other"),  # the same weights can be of two networks
         ]
         self.assertLen({c.folder for c in caches}, 5)
 
@@ -141,10 +146,18 @@ class CacheTest(absltest.TestCase):
             (folder / "cache.json").write_text(json.dumps(meta | {changed: "0"}))
             with self.assertRaisesRegex(UserError, f"{text}.*delete that folder"):
                 self.open()
-        (folder / "cache.json").write_text(json.dumps(meta))
-        (folder / "logits.npy").write_bytes((folder / "logits.npy").read_bytes()[:500])
-        with self.assertRaisesRegex(UserError, "damaged"):
-            self.open()
+
+    def test_a_damaged_view_is_refused(self):
+        cache = self.open()
+        cache.view(0)
+        self.assertTrue(cache.ready(0))
+        self.assertFalse(cache.ready(1))
+        path = cache.folder / "view0.npy"
+        whole = path.read_bytes()
+        for damaged in (whole[:500], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+            path.write_bytes(damaged)
+            with self.assertRaisesRegex(UserError, "damaged: delete that folder"):
+                self.open().view(0)
 
 
 class StageTest(absltest.TestCase):
@@ -201,12 +214,78 @@ class StageTest(absltest.TestCase):
                     self.run_config(config, "stopped")
         jax.tree.map(np.testing.assert_array_equal, whole, self.run_config(config, "stopped")[0])
 
+    def seen_in_training(self, config, name):
+        """The images that the student was given, and the teacher's logits that it was to follow, step by step."""
+        images_of, logits_of, make_forward = [], [], train.make_forward
+
+        def forwarding(*arguments):
+            forward = make_forward(*arguments)
+
+            def run(variables, images, key=None):
+                if key is not None:
+                    jax.debug.callback(images_of.append, images)
+                return forward(variables, images, key)
+
+            return run
+
+        def mixing(hard, logits, teacher_logits, labels, config):
+            jax.debug.callback(logits_of.append, teacher_logits)
+            return hard
+
+        with (
+            absltest.mock.patch.object(train, "make_forward", forwarding),
+            absltest.mock.patch.object(distill, "mix", mixing),
+        ):
+            self.run_config(config, name)
+        jax.effects_barrier()
+        return images_of, logits_of
+
+    def test_teacher_and_student_see_the_same_augmented_image(self):
+        teacher = self.teacher()
+        answer = functools.partial(TINY(10).apply, final_arrays_of(teacher))
+        fields = {"distill.teacher": teacher, "distill.steps": 0, "distill.epochs": 2.0, "log_steps": 1}
+        fields |= {f"augment.{name}": value for name, value in CHANGES.items()}
+        for views in (0, 2):
+            config = self.config("distill", **fields, **{"distillation.views": views})
+            images, logits = self.seen_in_training(config, f"views{views}")
+            self.assertGreater(len(images), 40)
+            for given, taught in zip(images, logits, strict=True):
+                np.testing.assert_allclose(answer(given), taught, atol=1e-4)
+
     def test_the_network_that_a_run_began_with_guides_its_pruned_self(self):
         fields = {"prune.teacher": "self", "prune.sparsity": 0.8, "distillation.alpha": 0.0, "dense.steps": 60}
         _, rows = self.run_config(self.config("dense", "prune", **fields), "run")
         losses = [row["loss"] for row in rows if row["stage"] == "prune"]
         # The soft loss alone: 0 for the network itself, which pruning then moves away from.
         self.assertLess(losses[0], 0.3 * rows[0]["loss"])
+
+    def test_a_run_goes_on_only_with_what_it_was_begun_with(self):
+        config = self.config("distill", **{"distill.teacher": self.teacher(), "checkpoint_seconds": 0.0})
+
+        save = train._save
+
+        def stop(*arguments):
+            save(*arguments)
+            raise KeyboardInterrupt
+
+        with absltest.mock.patch.object(train, "_save", stop), self.assertRaises(KeyboardInterrupt):
+            self.run_config(config, "run")
+        other = self.config("dense", seed=1)
+        train.train_and_evaluate(other, self.folder / "other", self.folder)
+        (self.folder / "teacher").rename(self.folder / "first")
+        (self.folder / "other").rename(self.folder / "teacher")
+        with self.assertRaisesRegex(UserError, "run was begun with other weights of the teacher in .*teacher than"):
+            self.run_config(config, "run")
+        (self.folder / "teacher").rename(self.folder / "other")
+        (self.folder / "first").rename(self.folder / "teacher")
+        dataset = data.load(config.data, self.folder)
+        fewer = dataset._replace(train=data.Split(*(part[::-1] for part in dataset.train)))
+        with (
+            absltest.mock.patch.object(data, "load", return_value=fewer),
+            self.assertRaisesRegex(UserError, "run was begun with other training images than"),
+        ):
+            self.run_config(config, "run")
+        self.run_config(config, "run")
 
     def test_images_without_labels_join_in_stages_with_a_teacher_alone(self):
         dataset = data.load(self.config("dense").data, self.folder)
@@ -225,12 +304,17 @@ class StageTest(absltest.TestCase):
         configs.claim(self.config("dense"), self.folder / "unfinished")
         faces = {"data.name": "lfw_faces", "data.size": 8, "data.grey": True, "dense.steps": 2}
         self.run_config(self.config("dense", **faces), "faces")
+        self.run_config(self.config("dense", **{"dense.steps": 2}), "renamed")
+        said = json.loads((self.folder / "renamed" / "train.json").read_text())
+        said["classes"][0] = "ten"
+        (self.folder / "renamed" / "train.json").write_text(json.dumps(said))
         for name, text in (
             ("", "distill.teacher is empty"),
             ("self", "nothing is trained before"),
             (str(self.folder / "nothing"), "holds no run"),
             (str(self.folder / "unfinished"), "not finished"),
             (str(self.folder / "faces"), "logits.*classes must be the same"),
+            (str(self.folder / "renamed"), "tells other classes apart, 'ten' where this run's data have '0'"),
         ):
             with self.subTest(name), self.assertRaisesRegex(UserError, text):
                 self.run_config(self.config("distill", **{"distill.teacher": name}), "new")
