@@ -58,9 +58,13 @@ def call(words: Sequence[str], cwd: Path | None = None) -> int:
     if interrupted or code == 130:
         raise KeyboardInterrupt
     if code < 0:
-        why = " (often: too little memory)" if code == -signal.SIGKILL else ""
-        print(f"error: {' '.join(words[1:])} was ended by signal {-code}{why}", file=sys.stderr)
+        print(f"error: {' '.join(words[1:])} was {signal_words(code)}", file=sys.stderr)
     return code
+
+
+def signal_words(code: int) -> str:
+    """What a negative exit code says."""
+    return f"ended by signal {-code}" + (" (often: too little memory)" if code == -signal.SIGKILL else "")
 
 
 def run(step: str, workdir: Path, arguments: Sequence[str] = ()) -> bool:

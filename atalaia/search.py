@@ -176,13 +176,7 @@ def read(search: Search, workdir: Path) -> list[dict]:
                 f"{workdir} holds a search with {name} {json.dumps(theirs.get(name))}, not {json.dumps(ours)}: choose "
                 "another --workdir or delete that one"
             )
-    for row in rows:  # a tuple was written as a list
-        row["point"] = {f: _restored(search.space[f], value) for f, value in row["point"].items()}
-    return rows
-
-
-def _restored(spec, value):
-    return next((v for v in spec.values if spaces.text(v) == spaces.text(value)), value)
+    return [row | dict(point=spaces.restored(search.space, row["point"])) for row in rows]
 
 
 def _save(search, workdir, rows):
@@ -214,7 +208,8 @@ def _publish(search, workdir, rows):
 def summary(search: Search, rows: Sequence[dict]) -> str:
     """The best trial and a table of all of them, in Markdown."""
     done, found = [row for row in rows if "value" in row], best(search, rows)
-    lines = [f"# {search.metric} of {search.config} over {', '.join(search.space)}", ""]
+    data = next((f", {row['data']}," for row in done if "data" in row), "")
+    lines = [f"# {search.metric} of {search.config}{data} over {', '.join(search.space)}", ""]
     if found:
         lines.append(f"Best of {len(done)} trials: trial {found['trial']}, {_words(found['point'])}.")
     elif near := nearest(search, done):
@@ -306,7 +301,10 @@ def train_trial(
     value = metrics.last(folder, search.metric)
     if value is None:
         raise UserError(f"{folder} has no {search.metric}: give data.validation a part of the images")
-    found = dict(value=value, seconds=json.loads((folder / "train.json").read_text())["seconds"])
+    done = json.loads((folder / "train.json").read_text())
+    if not math.isfinite(value):
+        return dict(value=None, seconds=done["seconds"], data=done["dataset"])
+    found = dict(value=value, seconds=done["seconds"], data=done["dataset"])
     if search.limits:
         from atalaia.codegen import __main__ as codegen
 
@@ -339,7 +337,8 @@ def _call(folder, stop, lock, step, arguments):
         raise KeyboardInterrupt
     if code not in (0, Diverged.code):
         said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
-        raise UserError(f"{step} of {folder} failed: {said[-1].removeprefix('error: ')} (log: {log})")
+        why = runs.signal_words(code) if code < 0 else said[-1].removeprefix("error: ")
+        raise UserError(f"{step} of {folder} failed: {why} (log: {log})")
     return code == 0
 
 
@@ -423,11 +422,12 @@ def main() -> None:
     search = Search(file, spaces.load(values.space), values.seed, values.metric, limits)
     validate(search, config, overrides, values.trials, values.parallel)
     read(search, workdir)
-    configs.refuse_other_run(config, workdir)
+    configs.refuse_other_run(config, workdir)  # before it waits for another
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # trials are told to stop, as by Ctrl-C
     arguments = runs.override_flags(overrides) + ([f"--data_dir={values.data_dir}"] if values.data_dir else [])
     with locked(workdir) as lock:
+        configs.refuse_other_run(config, workdir)  # another search may have begun here while this one waited
         configs.claim(config, workdir)  # so that the same search with another config is refused
         rows = run(search, workdir, values.trials, values.parallel, partial(train_trial, search, arguments, lock))
     print(summary(search, rows))

@@ -58,6 +58,8 @@ class Result(NamedTuple):
 
 def choice(*values: Any) -> Spec:
     """One of the values. Numbers are taken as ordered, at equal distances; all others as unrelated."""
+    if not values:
+        raise ValueError("a choice needs values, such as choice(0.1, 0.5)")
     return Spec(values=values)
 
 
@@ -94,7 +96,7 @@ def load(path: str) -> Space:
 
 def _refuse_empty(field, spec):
     if spec.values:
-        if len({text(v) for v in spec.values}) < len(spec.values):
+        if any(a == b or text(a) == text(b) for a, b in itertools.combinations(spec.values, 2)):
             raise UserError(f"{field}: a value stands twice in {spec.values}")
         if len(spec.values) < 2:
             raise UserError(
@@ -120,6 +122,13 @@ def ends(spec: Spec) -> tuple:
 def text(value: Any) -> str:
     """A value, or a point, so that it can be compared after it was in a JSON file: tuples become lists there."""
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def restored(space: Space, point: Mapping[str, Any]) -> Point:
+    """A point as it was before it was in a JSON file."""
+    return {
+        field: next((v for v in space[field].values if text(v) == text(value)), value) for field, value in point.items()
+    }
 
 
 def size(space: Space) -> float:

@@ -30,67 +30,89 @@ def main() -> None:
     from atalaia import space as spaces
     from atalaia.errors import UserError
 
+    # The fields of the config are no flags of this script: it hands them on.
+    handed = [a for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
+    if extra := [a for a in flags.FLAGS(sys.argv, known_only=True)[1:] if a not in handed]:
+        raise UserError(f"unexpected argument {extra[0]!r}: see the first lines of {__file__}")
+    if handed and not flags.FLAGS.grid:
+        raise UserError(f"{handed[0]} belongs to --grid; a replay takes what the grid was trained with")
     space = spaces.load(flags.FLAGS.space)
     if flags.FLAGS.grid:
-        return train_grid(space, [a for a in sys.argv[1:] if a.startswith(("--config", "--data_dir="))])
+        data = [f"--data_dir={flags.FLAGS.data_dir}"] if flags.FLAGS.data_dir else []
+        return train_grid(space, handed, data)
+    publish(space, recorded(space), flags.FLAGS.seeds)
+
+
+def recorded(space: dict) -> dict:
+    """The grid as it was trained, its points as the space has them.
+
+    Raises:
+      UserError: there is none, or points of it are not trained yet.
+    """
+    from atalaia import space as spaces
+    from atalaia.errors import UserError
+
     if not GRID.is_file():
         raise UserError(f"no {GRID}: train the grid first with --grid --config=FILE")
     grid = json.loads(GRID.read_text())
-    rows = grid["rows"]
-    if len(rows) < spaces.size(space):
-        raise UserError(f"{GRID} has {len(rows)} of {spaces.size(space)} points: go on with --grid --config=FILE")
-    publish(space, grid, flags.FLAGS.seeds)
+    rows = [row | dict(point=spaces.restored(space, row["point"])) for row in grid["rows"]]
+    trained = {spaces.text(row["point"]) for row in rows if row["val_accuracy"] is not None}
+    points = {spaces.text(point) for point in spaces.every_point(space)}
+    if trained != points:
+        raise UserError(
+            f"{GRID} has {len(trained & points)} of {len(points)} points: go on with --grid --config=FILE, in which a "
+            "point that is done is not trained again"
+        )
+    return grid | dict(rows=rows)
 
 
-def train_grid(space: dict, arguments: list[str]) -> None:
-    """Trains every point that is not trained yet."""
+def train_grid(space: dict, arguments: list[str], data: list[str]) -> None:
+    """Trains every point that is not trained yet, with these flags of atalaia.train."""
     from atalaia import config as configs
     from atalaia import runs
     from atalaia import space as spaces
-    from atalaia.errors import UserError
+    from atalaia.errors import Diverged, UserError
     from atalaia.files import write_json
 
     given = dict(a.removeprefix("--").split("=", 1) for a in arguments if "=" in a)
     if "config" not in given:
         raise UserError("--grid needs --config=FILE")
     shared = {name.removeprefix("config."): v for name, v in given.items() if name.startswith("config.")}
-    points, rows, grid = list(spaces.every_point(space)), [], {}
-    workdirs = [
-        ROOT / RUNS / ",".join(f"{_short(field)}={value}" for field, value in point.items()) for point in points
-    ]
+    points = list(spaces.every_point(space))
+    workdirs = [ROOT / RUNS / ",".join(f"{f.rpartition('.')[2]}={v}" for f, v in point.items()) for point in points]
     for point, workdir in zip(points, workdirs, strict=True):
         config = runs.check(given["config"], shared | point)
         configs.refuse_other_run(config, workdir)
-    for number, (point, workdir) in enumerate(zip(points, workdirs, strict=True), 1):
-        rows.append({_short(field): value for field, value in point.items()} | dict(val_accuracy=0.0))
-        if not (workdir / "train.json").is_file():
-            print(f"point {number} of {len(points)}: {workdir.name}", flush=True)
-            if not runs.run("train", workdir, [*arguments, *runs.override_flags(point)]):
-                print(f"the training in {workdir} failed, see above: its point counts as 0 until it is trained")
-                continue
-        done = json.loads((workdir / "train.json").read_text())
-        rows[-1]["val_accuracy"] = done["val_accuracy"]
-        grid = dict(
-            model=config.model,
-            data=done["dataset"],
-            epochs=sum(config[stage].epochs for stage in config.stages),
-            seed=config.seed,
-            arguments=[a for a in arguments if not a.startswith("--data_dir=")],
-        )
-        write_json(GRID, grid | dict(rows=rows))
-    if grid:  # its last points may have failed
-        write_json(GRID, grid | dict(rows=rows))
-    if not grid or not all(row["val_accuracy"] for row in rows):
+    if not config.data.validation:
+        raise UserError("data.validation is 0, so there is no validation split to judge a point by")
+    config = runs.check(given["config"], shared)
+    grid = dict(model=config.model, seed=config.seed, arguments=arguments)
+    grid["epochs"] = sum(config[stage].epochs for stage in config.stages)
+
+    def write():
+        done = [json.loads(path.read_text()) if path.is_file() else {} for path in results]
+        rows = [
+            dict(point=point, val_accuracy=found.get("val_accuracy", 0.0 if point in diverged else None))
+            for point, found in zip(points, done, strict=True)
+        ]
+        names = {found["dataset"] for found in done if found}
+        write_json(GRID, grid | dict(data=", ".join(names), rows=rows))
+        return rows
+
+    results, diverged = [workdir / "train.json" for workdir in workdirs], []
+    for number, (point, workdir, result) in enumerate(zip(points, workdirs, results, strict=True), 1):
+        if result.is_file():
+            continue
+        print(f"point {number} of {len(points)}: {workdir.name}", flush=True)
+        code = runs.call(runs.command("train", workdir, [*arguments, *data, *runs.override_flags(point)]))
+        if code == Diverged.code:  # a result too, and the worst
+            diverged.append(point)
+        elif code:
+            print(f"the training in {workdir} failed, see above: its point stays without a figure")
+        write()
+    if any(row["val_accuracy"] is None for row in write()):
         raise UserError("points failed, see above; started again, this tries them again and keeps the others")
     print(f"written: {GRID}")
-
-
-def _short(field):
-    return field.rpartition(".")[2]
-
-
-def _point(space, row):
-    return {field: row[_short(field)] for field in space}
 
 
 def trials_needed(order, values: dict[str, float], target: float) -> int:
@@ -199,7 +221,7 @@ def publish(space, recorded: dict, seeds: int) -> None:
     from atalaia import report
     from atalaia.files import write_json, write_whole
 
-    grid = [(_point(space, row), row["val_accuracy"]) for row in recorded["rows"]]
+    grid = [(row["point"], row["val_accuracy"]) for row in recorded["rows"]]
     found = dict(of={k: v for k, v in recorded.items() if k != "rows"}, **replay(space, grid, seeds))
     write_json(RESULTS / "search_replay.json", found)
     text = table(found)

@@ -5,7 +5,8 @@ python experiments/table1.py [--rows=teacher,rafael_base,rafael_base_distilled,.
 
 By default on CIFAR-10 upsampled to 96x96, 500 images a class to train and 800 to test, since STL-10 is in no package
 registry; --stl10 is the same on STL-10 itself, where its binary files are at hand. Alpha and temperature come from a
-search on the student SEARCHED (atalaia.search, by the validation split), which all others take over. The teacher of
+search on the student SEARCHED (atalaia.search, by the validation split), which all others, and all seeds, take over:
+they stand in chosen.json from then on. The teacher of
 seed 0 teaches every seed, by VIEWS of configs/table1.py of each image; students by themselves see new ones in every
 epoch. Trains what is not trained yet in runs/table1 (each row goes on where it was) and evaluates the test set once a
 row. Writes experiments/results/table1.json, .md and .png, and the table in README.md.
@@ -20,7 +21,8 @@ from tables import RESULTS, ROOT, SEEDS, evaluated, percent, read, seeded, step
 
 CONFIG, TEACHER = "configs/table1.py", "configs/teacher.py"
 SEARCHED, SEARCH_EPOCHS = "rafael_base", 4.0
-GRID, GRID_POINTS = RESULTS / "search_grid.json", 32
+SPACE = "configs/search_kd.py"
+CHOSEN = "chosen.json"
 # Accuracy % on STL-10 in the thesis: by itself, distilled.
 THESIS = {
     "teacher": (90.65, None),
@@ -77,7 +79,7 @@ def run(row: str, seed: int) -> dict:
     if row.endswith(DISTILLED):
         if not (ROOT / folder("teacher") / "train.json").is_file():
             run("teacher", 0)
-        chosen = chosen_before(workdir) or search()
+        chosen = choose()
         arguments += [f"--config.{field}={value}" for field, value in chosen.items()]
         arguments.append(f"--config.distill.teacher={folder('teacher')}")
     arguments.append(f"--config.seed={seed}")
@@ -97,12 +99,14 @@ def run(row: str, seed: int) -> dict:
     )
 
 
-def chosen_before(workdir: Path) -> dict:
-    """Alpha and temperature that a run was begun with, whatever a longer search says now; {} for a new run."""
-    if not (ROOT / workdir / "config.json").is_file():
-        return {}
-    distillation = read(workdir, "config.json")["distillation"]
-    return {f"distillation.{field}": distillation[field] for field in ("alpha", "temperature")}
+def choose() -> dict:
+    """The fields of alpha and temperature for every student and seed: searched once, then kept."""
+    from atalaia.files import write_json
+
+    path = ROOT / folder(CHOSEN)
+    if not path.is_file():
+        write_json(path, search())
+    return json.loads(path.read_text())
 
 
 def search() -> dict:
@@ -110,14 +114,20 @@ def search() -> dict:
 
     Where search_replay.py has trained every point of the space for this student and these epochs, the best of them.
     """
+    import search_replay
+
+    from atalaia import space as spaces
+    from atalaia.errors import UserError
+
     words = [_config(CONFIG, SEARCHED + DISTILLED), f"--config.distill.epochs={SEARCH_EPOCHS:g}"]
-    grid = json.loads(GRID.read_text()) if GRID.is_file() else dict(rows=[])
-    if len(grid["rows"]) == GRID_POINTS and sorted(grid["arguments"]) == sorted(words):
-        best = max(grid["rows"], key=lambda row: row["val_accuracy"])
-        return {f"distillation.{field}": value for field, value in best.items() if field != "val_accuracy"}
+    try:
+        grid = search_replay.recorded(spaces.load(SPACE))
+    except UserError:  # there is none
+        grid = dict(arguments=[])
+    if sorted(grid["arguments"]) == sorted(words):
+        return max(grid["rows"], key=lambda row: row["val_accuracy"])["point"]
     workdir = folder("search")
-    words += ["--space=configs/search_kd.py", f"--trials={_TRIALS.value}"]
-    step("search", f"--workdir={workdir}", *words)
+    step("search", f"--workdir={workdir}", *words, f"--space={SPACE}", f"--trials={_TRIALS.value}")
     done = [row for row in read(workdir, "search.json")["trials"] if row.get("value") is not None]
     return max(done, key=lambda row: row["value"])["point"]
 

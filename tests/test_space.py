@@ -174,6 +174,8 @@ class LoadTest(parameterized.TestCase):
         ("def get_space(): return {'seed': (1, 2)}", r"seed is \(1, 2\), but choice"),
         ("def get_space(): return {'seed': choice(1)}", "seed has only the value 1: give more"),
         ("def get_space(): return {'seed': choice(1, 2, 1)}", "seed: a value stands twice"),
+        ("def get_space(): return {'dense.momentum': choice(1, 1.0)}", "momentum: a value stands twice"),
+        ("def get_space(): return {'seed': choice()}", "a choice needs values"),
         ("def get_space(): return {'seed': integers(3, 3)}", "seed: the range from 3 to 3 is empty"),
         ("def get_space(): return {'seed': integers(1.5, 3)}", "range of whole numbers cannot end at 1.5"),
         ("def get_space(): return {'seed': uniform('1', 3)}", "range of numbers cannot end at '1'"),

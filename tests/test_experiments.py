@@ -1,0 +1,159 @@
+"""The scripts of tables: what they choose, refuse and write, on figures made up by hand; nothing is trained."""
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import absltest
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "experiments"))
+
+import search_replay  # noqa: E402
+
+from atalaia import config as configs  # noqa: E402
+from atalaia import space as spaces  # noqa: E402
+from atalaia.errors import Diverged, UserError  # noqa: E402
+from atalaia.space import choice  # noqa: E402
+from experiments import pipeline, table1  # noqa: E402
+
+SPACE = {"distillation.alpha": choice(0.1, 0.5), "distillation.temperature": choice(2.0, 5.0)}
+WORDS = ["--config=configs/table1.py:rafael_base_distilled", "--config.distill.epochs=4"]
+
+
+class GridTest(absltest.TestCase):
+    def setUp(self):
+        self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        self.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        self.grid = self.folder / "grid.json"
+        for name, value in (("GRID", self.grid), ("RUNS", self.folder / "runs")):
+            self.enter_context(mock.patch.object(search_replay, name, value))
+        self.trained = []
+
+    def train(self, outcomes):
+        """Trains the grid; `outcomes` by point's folder: an exit code, or the accuracy that train.json says."""
+
+        def call(words):
+            folder = Path(next(w for w in words if w.startswith("--workdir=")).removeprefix("--workdir="))
+            self.trained.append(folder.name)
+            outcome = outcomes.get(folder.name, 0.5)
+            if isinstance(outcome, float):
+                folder.mkdir(parents=True)
+                (folder / "train.json").write_text(json.dumps(dict(val_accuracy=outcome, dataset="made up")))
+            return outcome if isinstance(outcome, int) else 0
+
+        with mock.patch("atalaia.runs.call", call):
+            search_replay.train_grid(SPACE, WORDS, [])
+
+    def test_what_is_trained_stays_and_what_failed_is_no_figure(self):
+        with self.assertRaisesRegex(UserError, "points failed"):
+            self.train({"alpha=0.1,temperature=5.0": 1, "alpha=0.5,temperature=2.0": 0.7})
+        with self.assertRaisesRegex(UserError, "has 3 of 4 points: go on with --grid"):
+            search_replay.recorded(SPACE)
+        self.trained.clear()
+        self.train({})
+        self.assertEqual(self.trained, ["alpha=0.1,temperature=5.0"])
+        grid = search_replay.recorded(SPACE)
+        self.assertEqual([row["val_accuracy"] for row in grid["rows"]], [0.5, 0.5, 0.7, 0.5])
+        self.assertEqual([row["point"] for row in grid["rows"]], list(spaces.every_point(SPACE)))
+        self.assertEqual((grid["model"], grid["epochs"], grid["data"]), ("rafael_base", 4.0, "made up"))
+
+    def test_a_training_that_diverges_is_the_worst(self):
+        self.train({"alpha=0.1,temperature=2.0": Diverged.code})
+        self.assertEqual([r["val_accuracy"] for r in search_replay.recorded(SPACE)["rows"]], [0.0, 0.5, 0.5, 0.5])
+
+    def test_bad_input_before_any_training(self):
+        for words, text in ((WORDS[1:], "needs --config"), ([*WORDS, "--config.data.validation=0"], "validation is 0")):
+            with self.assertRaisesRegex(UserError, text):
+                search_replay.train_grid(SPACE, words, [])
+        with self.assertRaisesRegex(UserError, "train the grid first"):
+            search_replay.recorded(SPACE)
+        self.assertEmpty(self.trained)
+
+
+class Table1Test(absltest.TestCase):
+    def setUp(self):
+        self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        self.enter_context(mock.patch.object(table1, "ROOT", self.folder))
+        self.enter_context(mock.patch.object(search_replay, "GRID", self.folder / "grid.json"))
+        (self.folder / "runs/table1").mkdir(parents=True)
+
+    def grid(self, words):
+        points = list(spaces.every_point(spaces.load(str(ROOT / table1.SPACE))))
+        rows = [dict(point=point, val_accuracy=0.5 + 0.01 * (number == 9)) for number, point in enumerate(points)]
+        (self.folder / "grid.json").write_text(json.dumps(dict(arguments=words, rows=rows)))
+        return points[9]
+
+    def test_the_best_of_the_grid_is_chosen_once_for_all(self):
+        best = self.grid(WORDS)
+        with mock.patch.object(table1, "step", side_effect=AssertionError):
+            self.assertEqual(table1.choose(), best)
+            (self.folder / "grid.json").unlink()
+            self.assertEqual(table1.choose(), best)
+
+    def test_without_a_grid_of_these_epochs_it_searches(self):
+        self.grid([WORDS[0], "--config.distill.epochs=5"])
+
+        def step(name, workdir, *words):
+            self.assertEqual((name, workdir), ("search", "--workdir=runs/table1/search"))
+            self.assertContainsSubset([*WORDS, "--trials=12"], words)
+
+        found = dict(trials=[dict(point="a", value=0.5), dict(point="b", value=0.6), dict(point="c", value=None)])
+        with mock.patch.object(table1, "step", step), mock.patch.object(table1, "read", return_value=found):
+            self.assertEqual(table1.choose(), "b")
+
+    def row(self, row, seed, accuracy):
+        chosen = dict(alpha=0.1, temperature=5.0) if row.endswith(table1.DISTILLED) else {}
+        return dict(
+            row=row, seed=seed, data="CIFAR-10 upsampled", epochs=2.0, values=59530, chosen=chosen,
+            test=dict(accuracy=accuracy),
+        )  # fmt: skip
+
+    def test_gains_are_those_of_pairs_of_one_seed(self):
+        rows = [self.row("teacher", 0, 0.9)]
+        for seed, alone, distilled in ((0, 0.60, 0.65), (1, 0.62, 0.63), (2, 0.50, 0.57)):
+            rows += [self.row("rafael_2", seed, alone), self.row("rafael_2_distilled", seed, distilled)]
+        rows.append(self.row("rafael_2", 3, 0.9))  # its other half is not trained yet
+        text = table1.table(rows)
+        self.assertIn("on CIFAR-10 upsampled |", text)
+        self.assertIn("| rafael_2 | 59,530 | 2 | 61.00 (50.00 to 90.00) | 63.00 (57.00 to 65.00) | +5.00 |", text)
+        self.assertIn("| 0.1, 5 (from rafael_base) | 4 / 3 | 74.57, 79.12, +4.55 |", text)
+        self.assertIn("| teacher | 59,530 | 2 | 90.00 | - | - | - | 1 / 0 | 90.65 |", text)
+        self.assertIn("Not comparable", text)
+        table1.picture(rows, self.folder / "table1.png")
+        self.assertEqual((self.folder / "table1.png").read_bytes()[:4], b"\x89PNG")
+
+
+class PipelineTest(absltest.TestCase):
+    def test_of_several_seeds_the_largest_sizes(self):
+        def row(seed, accuracy, size, times):
+            test = {engine: dict(accuracy=accuracy, f1_macro=accuracy) for engine in ("jax", "tflm")}
+            sizes = dict(weight_bytes=size, arena_bytes=size + 1, download_bytes=size + 2)
+            return dict(
+                seed=seed, epochs=3.0, sparsity=0.45, test=test, estimated=dict(esp32=dict(milliseconds=times)), **sizes
+            )
+
+        text = pipeline.table([row(0, 0.8, 1000, [10.0, 20.0]), row(1, 0.9, 2000, [11.0, 21.0])])
+        self.assertIn("| 85.00 (80.00 to 90.00) | 85.00 (80.00 to 90.00) |", text)
+        self.assertIn("| 2,000 | 2,001 | 2,002 | 10 to 21, *estimated* | 2 |", text)
+
+
+class RecipesTest(absltest.TestCase):
+    def test_teacher_and_students_train_on_the_same_images(self):
+        """Else the teacher would have seen the students' validation images."""
+        from configs import table1 as students
+        from configs import teacher
+
+        for words, row in (("", "rafael_1"), ("stl10", "rafael_1,stl10")):
+            ours, theirs = students.get_config(row), teacher.get_config(words)
+            for part in ("data", "augment"):
+                self.assertEqual(ours[part].to_json(), theirs[part].to_json())
+            configs.validate(ours)
+
+
+if __name__ == "__main__":
+    absltest.main()
