@@ -50,6 +50,18 @@ def jax_int_logits(config: ConfigDict, workdir: Path, dataset: data.Dataset, ima
 JAX: dict[str, Callable] = {"jax": jax_logits, "jax_int": jax_int_logits}
 
 
+def images_of(dataset: data.Dataset, split: str) -> data.Split:
+    """The images of a split, "test" or "validation".
+
+    Raises:
+      UserError: it is empty.
+    """
+    found = getattr(dataset, split)
+    if not len(found.labels):
+        raise UserError("the run has no validation split (data.validation is 0): evaluate on --split=test")
+    return found
+
+
 def evaluate(
     config: ConfigDict,
     dataset: data.Dataset,
@@ -71,9 +83,7 @@ def evaluate(
     Raises:
       UserError: the model does not fit the data set, or an engine cannot run it.
     """
-    images, labels = getattr(dataset, split)
-    if not len(labels):
-        raise UserError("the run has no validation split (data.validation is 0): evaluate on --split=test")
+    images, labels = images_of(dataset, split)
     outputs, seconds = {}, {}
     start = time.monotonic()
     for name in names:
@@ -193,12 +203,16 @@ def main() -> None:
         if file:
             raise UserError("--layers compares a run's own file with its integers: give --workdir, not --tflite")
         names = [n for n in names if n in engines.TENSORS]  # the others keep nothing between layers
+        if not names:
+            raise UserError(
+                f"no engine left that keeps each layer's output: --layers takes {', '.join(engines.TENSORS)}"
+            )
     needs_file = flags.FLAGS.layers or any(n not in JAX for n in names)
     tflite_bytes = tflite.load(file or workdir / "model.tflite") if needs_file else None
     dataset = data.load(config.data, cli.cache())
     workdir.mkdir(parents=True, exist_ok=True)
     if flags.FLAGS.layers:
-        images = getattr(dataset, flags.FLAGS.split).images[:LAYER_IMAGES]
+        images = images_of(dataset, flags.FLAGS.split).images[:LAYER_IMAGES]
         compare_layers(config, dataset, names, workdir, tflite_bytes, images)
     else:
         evaluate(config, dataset, names, workdir, tflite_bytes, flags.FLAGS.split)

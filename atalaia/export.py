@@ -298,10 +298,12 @@ def export(workdir: Path, cache: Path, ranges: str = "auto") -> Path:
     configs.validate(config)
     dataset = data.load(config.data, cache)
     model = simulate.load(config, workdir, dataset, ranges)
-    tflite_bytes = convert(model.code, model.network, dataset.train.images.shape[1:])
     path = Path(workdir) / "model.tflite"
-    write_whole(path, tflite_bytes)
+    for file in (path, path.with_suffix(".atl"), path.with_name("export.json")):
+        file.unlink(missing_ok=True)  # where this export fails, none of an older one is taken for it
+    tflite_bytes = convert(model.code, model.network, dataset.train.images.shape[1:])
     packed = pack.pack(tflite_bytes)
+    write_whole(path, tflite_bytes)
     write_whole(path.with_suffix(".atl"), packed)
     write_json(path.with_name("ranges.json"), model.ranges)
     ledger.add_tflite(workdir, tflite_bytes, len(packed))

@@ -182,7 +182,9 @@ def _linear_places(data) -> Iterator[tuple]:
         code = model.OperatorCodes(operator.OpcodeIndex())
         if max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) not in codes or operator.InputsLength() < 3:
             continue
-        given, weights, bias = (graph.Tensors(operator.Inputs(k)) for k in range(3) if operator.Inputs(k) >= 0)
+        if min(operator.Inputs(k) for k in range(3)) < 0:  # such as a bias left out
+            continue
+        given, weights, bias = (graph.Tensors(operator.Inputs(k)) for k in range(3))
         if weights.Type() != schema.TensorType.INT8 or bias.Type() != schema.TensorType.INT32:
             continue
         source = scales(given)

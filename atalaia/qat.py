@@ -281,16 +281,17 @@ def integers(model: nn.Module, variables: dict, config: ConfigDict) -> dict[str,
         if quantize.keeps_scale(layer):
             return None
         scale, zero_point = (np.asarray(v) for v in _grid(variables, path))
-        if not (np.isfinite(scale) and np.isfinite(zero_point) and scale > 0):
+        params, stats = (layers.subtree(variables[k], path) for k in ("params", "batch_stats"))
+        ordered = "low" not in stats or stats["low"] <= stats["high"]
+        if not (np.isfinite(scale) and np.isfinite(zero_point) and scale > 0 and ordered):
             raise UserError(f"layer {path!r} has no finite trained range: train the quantize stage again")
+        if not all(np.isfinite(v).all() for v in jax.tree.leaves(params)):
+            raise UserError(f"layer {path!r} has weights that are not finite: train the quantize stage again")
         outputs[path] = QParams(np.float32(scale), int(zero_point))
         if path in paths:
             folded[path] = jax.tree.map(np.asarray, _folded_layer(layer, variables, path))
-            learned = layers.subtree(variables["params"], path).get("weight_log_scale")
-            if learned is not None:
-                scales[path] = np.asarray(jnp.exp(learned))
-            if not all(np.isfinite(v).all() for v in (folded[path].kernel, folded[path].bias)):
-                raise UserError(f"layer {path!r} has weights that are not finite: train the quantize stage again")
+            if "weight_log_scale" in params:
+                scales[path] = np.asarray(jnp.exp(params["weight_log_scale"]))
         return None
 
     layers.interpret(model, rule, None)

@@ -315,9 +315,7 @@ def _fold_one(layer, params, stats):
 def apply_layer(layer: layers.Layer, weights: Folded | None, *inputs: jax.Array) -> jax.Array:
     """A layer of the folded network on real values; `weights` are those of a Conv or Dense, else None."""
     match layer:
-        case layers.Conv():
-            y = linear(layer, inputs[0], weights.kernel) + weights.bias
-        case layers.Dense():
+        case layers.Conv() | layers.Dense():
             y = linear(layer, inputs[0], weights.kernel) + weights.bias
         case layers.Dropout():
             return inputs[0]

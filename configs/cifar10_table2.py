@@ -68,7 +68,7 @@ def small(c):
 
 
 def small4(c):
-    """What :pruned becomes where most weights have 4 bits: they cost less, in accuracy too, than more zeros do."""
+    """What :pruned becomes where most weights have 4 bits."""
     small(c)
     c.quantize.bits = "conv0a=8; logits=8; .=4"
 

@@ -79,7 +79,7 @@ def run(row: str, seed: int) -> dict:
         step("export", f"--workdir={workdir}")
     for file in ("model.tflite", "model.atl"):
         if (ROOT / workdir / file).stat().st_size < SMALL:
-            keep(workdir / file, row)
+            keep(workdir / file, workdir.name)
     validation = evaluated(workdir, "validation", "jax,jax_int,tflite,xnnpack")
     agreement = _agreement(workdir, "evaluation_validation_details.json")
     test = evaluated(workdir, "test", _ENGINES.value)
@@ -118,12 +118,12 @@ def add_flash(workdir: Path) -> None:
         print(f"no flash of the C for {workdir}: {error}", file=sys.stderr)
 
 
-def keep(path: Path, row: str) -> None:
-    """Copies a small model beside the table."""
+def keep(path: Path, name: str) -> None:
+    """Copies a small model beside the table, under the name of its run."""
     from atalaia.files import write_whole
 
     (RESULTS / "table2").mkdir(parents=True, exist_ok=True)
-    write_whole(RESULTS / "table2" / f"{row}{path.suffix}", (ROOT / path).read_bytes())
+    write_whole(RESULTS / "table2" / f"{name}{path.suffix}", (ROOT / path).read_bytes())
 
 
 def _epochs(row):
@@ -150,15 +150,18 @@ def publish(row: dict) -> None:
 
 
 def tables(rows: list[dict]) -> str:
-    """Accuracy, sizes and equality in Markdown; of several seeds the median, the smallest and the largest."""
+    """Accuracy in Markdown, of several seeds the median and the extremes; the largest sizes, the least equality."""
     groups = {name: [r for r in rows if r["row"] == name] for name in ROWS}
     groups = {name: found for name, found in groups.items() if found}
-    integer = {name: found[0] for name, found in groups.items() if name not in FLOAT_ONLY}
+    integer = {name: found for name, found in groups.items() if name not in FLOAT_ONLY}
     return "\n".join([*_accuracies(groups), "", *_sizes(groups), "", *_equality(integer)]) + "\n"
 
 
 def _accuracies(groups):
-    yield "| row, whole test set | epochs | zeros % | float JAX % | int JAX % | TFLM % | F1 (TFLM) % | seeds |"
+    yield (
+        "| row, whole test set | epochs | zeros % | JAX: float, or fake-quantised where int8 is trained % | int JAX % "
+        "| TFLM % | F1 (TFLM) % | seeds |"
+    )
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for name, found in groups.items():
         cells = [_percent(found, engine, "accuracy") for engine in ("jax", "jax_int", "tflm")]
@@ -176,29 +179,36 @@ def _sizes(groups):
     )
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for name, found in groups.items():
-        sizes = found[0]["float_sizes"]
-        cells = [sizes["float32_bytes"], sizes["checkpoint_bytes"]]
-        names = ("tflite", "gzip", "download", "flash", "tflm_arena")
-        cells += [found[0].get("int8_sizes", {}).get(f"{n}_bytes") for n in names]
+        parts = [("float_sizes", n) for n in ("float32", "checkpoint")]
+        parts += [("int8_sizes", n) for n in ("tflite", "gzip", "download", "flash", "tflm_arena")]
+        cells = [_largest(r.get(part, {}).get(f"{n}_bytes") for r in found) for part, n in parts]
         yield f"| {ROWS[name]} | " + " | ".join("-" if c is None else f"{c:,}" for c in cells) + " |"
     for name, (_, size) in THESIS.items():
         yield f"| *thesis: {name}* | {size} | | | | | | |"
 
 
+def _largest(values):
+    return max((v for v in values if v is not None), default=None)
+
+
 def _equality(integer):
     yield (
         "| bytes of the logits equal to integer JAX's %, in brackets same class % | TFLM, test set "
-        "| TFLite reference, validation | XNNPACK, validation | forward pass of training, worst layer |"
+        "| TFLite reference, validation | XNNPACK, validation "
+        "| forward pass of training, worst layer, 100 images of validation |"
     )
     yield "|---|---:|---:|---:|---:|"
-    for name, row in integer.items():
-        found = [row["equal"].get(engine) for engine in ("tflm", "tflite", "xnnpack")]
-        cells = ["-" if e is None else f"{100 * e['bytes']:.4g} ({100 * e['predictions']:.4g})" for e in found]
-        forward = row["forward_bytes_equal"]
-        changed = (
-            "-" if forward is None else f"{100 * forward:.3f} ({100 - 100 * row['forward_predictions_changed']:.4g})"
-        )
-        yield f"| {ROWS[name]} | {' | '.join(cells)} | {changed} |"
+    for name, rows in integer.items():
+        parts = [[r["equal"][e] for r in rows if e in r["equal"]] for e in ("tflm", "tflite", "xnnpack")]
+        cells = [_least([p["bytes"] for p in part], [p["predictions"] for p in part]) for part in parts]
+        forward = [r for r in rows if r["forward_bytes_equal"] is not None]
+        same = [1 - r["forward_predictions_changed"] for r in forward]
+        cells.append(_least([r["forward_bytes_equal"] for r in forward], same))
+        yield f"| {ROWS[name]} | {' | '.join(cells)} |"
+
+
+def _least(parts, same):
+    return f"{100 * min(parts):.4g} ({100 * min(same):.4g})" if parts else "-"
 
 
 def _percent(rows, engine, figure):

@@ -465,6 +465,22 @@ class WriteTest(absltest.TestCase):
             export.export(self.workdir, self.workdir)
         self.assertEmpty(list(self.workdir.iterdir()))
 
+    def test_trained_ranges_are_asked_of_a_run_without_and_calibrated_ones_of_a_run_with(self):
+        with self.assertRaisesRegex(UserError, "has no trained ranges: add the stage quantize, or export with"):
+            export.export(self.workdir, self.workdir, "trained")
+        trained = train.Trained(MODELS["splat"][0], {}, None, "quantize")
+        with (
+            mock.patch.object(train, "load_trained", return_value=trained),
+            self.assertRaisesRegex(UserError, "calibrating would not be what was trained"),
+        ):
+            export.export(self.workdir, self.workdir, "calibrated")
+        self.assertEmpty(list(self.workdir.iterdir()))
+
+    def test_where_it_fails_no_older_file_is_left(self):
+        for name in ("model.tflite", "model.atl"):
+            (self.workdir / name).write_bytes(b"older")
+        self.test_nothing_where_the_file_differs()
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -4,8 +4,10 @@ import math
 import zlib
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 from absl.testing import absltest, parameterized
+from ai_edge_litert import schema_py_generated as schema
 from test_export import MODELS, converted
 
 from atalaia import pack, tflite
@@ -44,7 +46,6 @@ class CoderTest(parameterized.TestCase):
             np.testing.assert_array_equal(found, weights)
 
     def test_carries_run_through_the_bytes_already_written(self):
-        model = pack._Bits(1)
         for seed in range(200):
             bits = (np.random.default_rng(seed).random(400) < 0.001 * (seed + 1)).astype(int)
             encoder, learner = pack._Encoder(), pack._Bits(1)
@@ -81,6 +82,16 @@ class PackTest(parameterized.TestCase):
         self.assertIn(pack.PRODUCT, kinds)
         linear = sum(op.kind in ("CONV_2D", "FULLY_CONNECTED") for op in tflite.read(converted(name)).operators)
         self.assertGreaterEqual(kinds.count(pack.WEIGHTS), linear)
+
+    def test_a_bias_that_is_left_out(self):
+        file = schema.ModelT.InitFromPackedBuf(bytearray(converted("mini")), 0)
+        for operator in file.subgraphs[0].operators:
+            if len(operator.inputs) == 3:
+                operator.inputs[2] = -1
+        builder = flatbuffers.Builder(0)
+        builder.Finish(file.Pack(builder), b"TFL3")
+        data = bytes(builder.Output())
+        self.assertEqual(pack.unpack(pack.pack(data)), data)
 
     def test_a_scale_that_is_no_product_is_stored(self):
         data = converted("thesis")

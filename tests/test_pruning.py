@@ -83,7 +83,7 @@ def _kept(weights, sparsity, masks=None):
 
 
 class WrapperTest(parameterized.TestCase):
-    @parameterized.parameters("sgd", "adam", "adamw")
+    @parameterized.parameters("sgd", "adam", "adamw", "muon")
     def test_pruned_weights_are_zero_after_every_step(self, name):
         for params, state in _trajectory(name):
             for path, mask in state.masks.items():

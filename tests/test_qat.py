@@ -135,10 +135,19 @@ class RefusesTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "'none' matches no layer; there are conv, logits"):
             qat.weight_bits(["conv", "logits"], settings(bits="none=4"))
 
-    def test_a_broken_range_names_the_layer(self):
+    @parameterized.parameters(np.nan, np.inf, -5.0)  # the last: the range is empty, its low end is about 0
+    def test_a_broken_range_names_the_layer(self, high):
         variables = entered(Small(), (4, 4, 1), settings())
-        variables["batch_stats"]["conv"]["high"] = jnp.float32(np.nan)
+        variables["batch_stats"]["conv"]["high"] = jnp.float32(high)
         with self.assertRaisesRegex(UserError, "'conv' has no finite trained range"):
+            qat.integers(Small(), variables, settings())
+
+    @parameterized.parameters("kernel", "bias")
+    def test_broken_weights_name_the_layer(self, part):
+        variables = entered(Small(), (4, 4, 1), settings())
+        values = variables["params"]["conv"][part]
+        variables["params"]["conv"][part] = values.at[(0,) * values.ndim].set(np.inf)
+        with self.assertRaisesRegex(UserError, "'conv' has weights that are not finite"):
             qat.integers(Small(), variables, settings())
 
     def test_quantize_must_be_the_last_stage(self):
