@@ -288,13 +288,13 @@ class TrialTest(absltest.TestCase):
 
     def _finished(self, val_loss=0.25):
         self.folder.mkdir()
-        (self.folder / "train.json").write_text(json.dumps(dict(seconds=12.5)))
+        (self.folder / "train.json").write_text(json.dumps(dict(seconds=12.5, dataset="digits")))
         row = dict(step=1, val_accuracy=0.75, val_loss=val_loss)
         (self.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
     def test_the_metric_is_the_last_of_the_run(self):
         self._finished()
-        self.assertEqual(self._train(""), dict(value=0.75, seconds=12.5))
+        self.assertEqual(self._train(""), dict(value=0.75, seconds=12.5, data="digits"))
         self.assertEqual(self._train("", Search(RECIPE, GRID, metric="val_loss"))["value"], 0.25)
 
     def test_figures_are_those_of_codegens_report(self):
@@ -312,6 +312,23 @@ class TrialTest(absltest.TestCase):
 
     def test_divergence_is_a_result(self):
         self.assertEqual(self._train("raise SystemExit(3)"), dict(value=None))
+
+    def test_a_validation_loss_that_is_not_finite_counts_as_divergence(self):
+        """Training's own loss can be finite all the while; a NaN in the results would break every later proposal."""
+        for number, value in enumerate((math.nan, math.inf)):
+            self.folder = self.workdir / f"trial_{number:03d}"
+            self._finished(val_loss=value)
+            self.assertIsNone(self._train("", Search(RECIPE, GRID, metric="val_loss"))["value"])
+
+    def test_what_a_signal_ended_is_told_so(self):
+        with self.assertRaisesRegex(UserError, r"^train of .* failed: ended by signal 9 \(often: too little memory\)"):
+            self._train("print('dense: 3/9', flush=True); import os; os.kill(os.getpid(), 9)")
+
+    def test_the_heading_names_the_data(self):
+        row = dict(trial=0, point={}, known=0, value=0.5, data="CIFAR-10 upsampled to 96x96")
+        self.assertIn(
+            "configs/digits.py, CIFAR-10 upsampled to 96x96, over", search.summary(Search(RECIPE, GRID), [row])
+        )
 
     def test_any_other_failure_is_told_by_its_last_line(self):
         program = "print('first'); print('error: no space left'); raise SystemExit(2)"
