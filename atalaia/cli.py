@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -39,15 +40,18 @@ def cache() -> Path:
     return folder
 
 
-def run(main: Callable[[], None], known_only: bool = False) -> None:
+def run(main: Callable[..., None], known_only: bool = False) -> None:
     """Parses the flags and runs `main()`; a user's mistake becomes one line and its exit code, Ctrl-C exit code 130.
 
     Args:
       main: the command.
-      known_only: leave the arguments that are no flags of ours to main, instead of refusing them.
+      known_only: call main with the list of the arguments that are no flags of ours, instead of refusing them.
     """
     logging.set_verbosity(logging.ERROR)  # jax and orbax tell what they look for and write
-    app.run(lambda argv: _guarded(main), flags_parser=lambda argv: _guarded(lambda: _parse(argv, known_only)))
+    app.run(
+        lambda argv: _guarded(partial(main, argv[1:]) if known_only else main),
+        flags_parser=lambda argv: _guarded(partial(_parse, argv, known_only)),
+    )
 
 
 @contextlib.contextmanager

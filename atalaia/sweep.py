@@ -8,7 +8,6 @@ python -m atalaia.evaluate --workdir=RUN. A sweep that was stopped goes on when 
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -18,8 +17,8 @@ from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
 
-def main() -> None:
-    file, grid, rest = parse(sys.argv[1:])
+def main(arguments: list[str]) -> None:
+    file, grid = parse(arguments)
     root = Path(flags.FLAGS.workdir or f"runs/sweep_{Path(file).stem}")
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for overrides in combinations:
@@ -29,7 +28,7 @@ def main() -> None:
         name = ",".join(f"{field}={value}" for field, value in overrides.items()) or "base"
         print(f"run {number} of {len(combinations)}: {name}", flush=True)
         workdir = root / name.replace("/", "_")
-        done = _run(file, overrides, workdir, rest)
+        done = _run(file, overrides, workdir)
         rows.append(overrides | _figures(workdir, done))
     write_json(root / "sweep.json", rows)
     write_whole(root / "sweep.md", runs.table(rows))
@@ -39,16 +38,15 @@ def main() -> None:
         raise UserError("not every run finished; the table says which, their messages are above")
 
 
-def parse(arguments: list[str]) -> tuple[str, dict[str, list[str]], list[str]]:
-    """The config file, the values of each field to combine, and the other flags.
+def parse(arguments: list[str]) -> tuple[str, dict[str, list[str]]]:
+    """The config file, and the values of each field to combine.
 
     Raises:
       UserError: no file, or an argument that is no flag.
     """
     fields = [a for a in arguments if a.startswith("--config.")]
     files = [a for a in arguments if not a.startswith("--")]
-    rest = [a for a in arguments if a.startswith("--") and a not in fields]
-    if unknown := [a for a in rest if not a.startswith(("--workdir=", "--data_dir="))]:
+    if unknown := [a for a in arguments if a.startswith("--") and a not in fields]:
         raise UserError(f"a sweep has no {unknown[0]}: only --config.FIELD=A,B, --workdir= and --data_dir=")
     if len(files) != 1:
         raise UserError("a sweep takes one config file and --config.FIELD=A,B flags, such as configs/cifar10.py")
@@ -58,7 +56,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, list[str]], list[str]]:
         if not equals:
             raise UserError(f"{field} has no values: write {field}=A,B")
         grid[name] = split_values(values)
-    return files[0], grid, rest
+    return files[0], grid
 
 
 def split_values(text: str) -> list[str]:
@@ -73,9 +71,9 @@ def split_values(text: str) -> list[str]:
     return parts
 
 
-def _run(file, overrides, workdir, rest):
+def _run(file, overrides, workdir):
     """Train, export, evaluate, each as a user would call it; True where all went well."""
-    common = [r for r in rest if not r.startswith("--workdir")]
+    common = [f"--data_dir={flags.FLAGS.data_dir}"] if flags.FLAGS.data_dir else []
     return (
         runs.run("train", workdir, [f"--config={file}", *runs.override_flags(overrides), *common])
         and runs.run("export", workdir, common)

@@ -439,26 +439,36 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
       UserError: there is no such run, it is not finished, or it is of another network.
     """
     folder = Path(config.start_from)
-    source, step = _finished_run("start_from", folder)
+    source, done = _finished_run("start_from", folder)
     model = models.create(source.model, 2)  # its classes do not matter here
     manager = checkpoint.open_folder(folder, writing=False)
-    theirs, same = checkpoint.parameter_shapes(manager, step), "model, image size and classes"
+    theirs, same = checkpoint.parameter_shapes(manager, done["steps"]), "model, image size and classes"
     _refuse_other_shapes("start_from", folder, source, theirs, config.model, state, same)
-    found, _ = restore(manager, source, model, state, step)
+    found, _ = restore(manager, source, model, state, done["steps"])
     return found._replace(step=state.step, key=state.key)
 
 
-def _finished_run(field: str, folder: Path) -> tuple[ConfigDict, int]:
-    """The config and the last step of a run that another can take its float network from."""
+def finished(workdir: Path) -> dict:
+    """What train.json says of a run.
+
+    Raises:
+      UserError: the run is not finished.
+    """
+    path = Path(workdir) / "train.json"
+    if not path.is_file():
+        raise UserError(f"the run in {workdir} is not finished: give its atalaia.train command again")
+    return json.loads(path.read_text())
+
+
+def _finished_run(field: str, folder: Path) -> tuple[ConfigDict, dict]:
+    """The config and train.json of a run that another can take its float network from."""
     try:
-        source = configs.load(folder)
+        source, done = configs.load(folder), finished(folder)
     except UserError as error:
         raise UserError(f"{field}: {error}") from None
-    if not (folder / "train.json").is_file():
-        raise UserError(f"{field}: the run in {folder} is not finished: give its atalaia.train command again")
     if source.stages[-1] == "quantize":
         raise UserError(f"{field}: BatchNorm is folded away in {folder}: name a run that ends before quantize")
-    return source, json.loads((folder / "train.json").read_text())["steps"]
+    return source, done
 
 
 def _refuse_other_shapes(field, folder, source, theirs, what, state, same):
@@ -498,18 +508,18 @@ def load_teacher(run: Run, stage: Stage) -> Teacher:
 
 def _fitting_run(field, folder, dataset):
     """A finished run whose network takes the images of a data set and tells its classes apart."""
-    source, step = _finished_run(field, folder)
-    theirs = json.loads((folder / "train.json").read_text()).get("classes", list(dataset.class_names))
+    source, done = _finished_run(field, folder)
+    theirs = done.get("classes", list(dataset.class_names))
     if len(theirs) == len(dataset.class_names) and theirs != list(dataset.class_names):
         this, other = next((a, b) for a, b in zip(dataset.class_names, theirs, strict=True) if a != b)
         raise UserError(f"{field}: {folder} tells other classes apart, {other!r} where this run's data have {this!r}")
     model = models.create(source.model, len(dataset.class_names))
     shapes = state_shapes(source, model, dataset.train.images.shape[1:])
     manager = checkpoint.open_folder(folder, writing=False)
-    theirs = checkpoint.parameter_shapes(manager, step)
+    theirs = checkpoint.parameter_shapes(manager, done["steps"])
     what = f"data ({len(dataset.class_names)} classes)"
     _refuse_other_shapes(field, folder, source, theirs, what, shapes, "image size and classes")
-    return source, model, manager, step, shapes
+    return source, model, manager, done["steps"], shapes
 
 
 def _folded_state(config, model, state, ranges=None, images=None):
@@ -538,9 +548,7 @@ def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> Tr
       UserError: the run is not finished, or its checkpoint is damaged.
     """
     model = models.create(config.model, len(dataset.class_names))
-    if not (Path(workdir) / "train.json").is_file():
-        raise UserError(f"the run in {workdir} is not finished: give the same atalaia.train command again")
-    step = json.loads((Path(workdir) / "train.json").read_text())["steps"]
+    step = finished(workdir)["steps"]
     manager = checkpoint.open_folder(workdir, writing=False)
     shapes = state_shapes(config, model, dataset.train.images.shape[1:])
     state, _ = restore(manager, config, model, shapes, step)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from atalaia import config
 from atalaia.errors import UserError
 
-DENSE, PRUNE, QUANTIZE = 25.0, 12.0, 4.0  # epochs
+DENSE, PRUNE, QUANTIZE = 25.0, 16.0, 4.0  # epochs
 TEACHER = "runs/table2/dense"  # guides what is made of it
 
 
@@ -42,11 +42,12 @@ def dense(c):
 
 
 def dense_more(c):
-    """The float network given as many epochs as :dense_int8 has in all, to measure its drop against."""
+    """The float network given the epochs, the rate and the teacher of :dense_int8, to measure its drop against."""
     c.start_from = TEACHER
-    c.dense.epochs = QUANTIZE
-    c.dense.learning_rate = 0.01
-    c.dense.warmup = 0.05
+    c.stages = ("distill",)
+    c.distill.epochs = QUANTIZE
+    c.distill.learning_rate = 0.01
+    c.distill.teacher = TEACHER
 
 
 def dense_int8(c):
@@ -55,21 +56,30 @@ def dense_int8(c):
 
 
 def pruned(c):
+    """Most of the bytes are dense0's; what 4 bits a weight leave free is spent on the weights of convolutions."""
     c.start_from = TEACHER
-    _prune(c, "conv0a=0; conv0b=0.3; conv=0.56; logits=0.7", 0.985)
+    _prune(c, "conv0a=0; conv=0.2; logits=0.5", 0.97)
 
 
 def small(c):
-    """What :pruned becomes on the int8 grids."""
+    """What :pruned becomes on the int8 grids, the three large layers on those of 4 bits."""
     c.start_from = "runs/table2/pruned"
     _quantize(c)
     c.quantize.epochs = 5.0
     c.quantize.learning_rate = 0.02
+    c.quantize.bits = "conv2=4; dense0=4"
 
 
 def small4(c):
-    """What :pruned becomes where most weights have 4 bits."""
-    small(c)
+    """:pruned, pruned further, most weights on grids of 4 bits."""
+    c.start_from = "runs/table2/pruned"
+    _prune(c, "conv0a=0; conv0b=0.2; conv=0.5; logits=0.6", 0.982)
+    c.prune.epochs = 5.0
+    c.prune.end = 0.3
+    _quantize(c)
+    c.stages = ("prune", "quantize")
+    c.quantize.epochs = 4.0
+    c.quantize.learning_rate = 0.02
     c.quantize.bits = "conv0a=8; logits=8; .=4"
 
 
@@ -104,6 +114,7 @@ def _quantize(c):
     c.stages = ("quantize",)
     c.quantize.epochs = QUANTIZE
     c.quantize.learning_rate = 0.01
+    c.quantize.weight_decay = 0.0  # kernels are folded, so it would weaken the logits too
     c.quantize.teacher = TEACHER
 
 

@@ -26,13 +26,12 @@ RUNS = Path("runs/search_grid")
 BEST = 0.1  # the part of the points that counts as found
 
 
-def main() -> None:
+def main(handed: list[str]) -> None:
     from atalaia import space as spaces
     from atalaia.errors import UserError
 
     # The fields of the config are no flags of this script: it hands them on.
-    handed = [a for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
-    if extra := [a for a in flags.FLAGS(sys.argv, known_only=True)[1:] if a not in handed]:
+    if extra := [a for a in handed if not a.startswith(("--config=", "--config."))]:
         raise UserError(f"unexpected argument {extra[0]!r}: see the first lines of {__file__}")
     if handed and not flags.FLAGS.grid:
         raise UserError(f"{handed[0]} belongs to --grid; a replay takes what the grid was trained with")

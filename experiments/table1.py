@@ -16,6 +16,7 @@ import json
 import statistics
 from pathlib import Path
 
+import tables
 from absl import app, flags
 from tables import RESULTS, ROOT, SEEDS, evaluated, percent, read, seeded, step
 
@@ -39,7 +40,6 @@ ROWS = (
     *(s + d for s in ("rafael_base", "rafael_1", "rafael_2", "rafael_3", "student") for d in ("", DISTILLED)),
 )
 
-_ROWS = flags.DEFINE_list("rows", list(ROWS), "The rows to run; all that ran before stay in the table.")
 _STL10 = flags.DEFINE_bool("stl10", False, "On STL-10 itself.")
 _TRIALS = flags.DEFINE_integer("trials", 12, "Of the search for alpha and temperature, of 32 points.", lower_bound=1)
 
@@ -48,15 +48,11 @@ def main(argv):
     del argv
     from atalaia import report
 
-    if unknown := set(_ROWS.value) - set(ROWS):
-        raise app.UsageError(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    wanted, path = tables.chosen(ROWS), RESULTS / ("table1_stl10.json" if _STL10.value else "table1.json")
     for seed in map(int, SEEDS.value):
-        for row in ROWS:
-            if row in _ROWS.value:
-                figures = run(row, seed)
-                path = RESULTS / ("table1_stl10.json" if _STL10.value else "table1.json")
-                rows = report.publish_rows(path, figures, ("row", "seed"), table, _order)
-                picture(rows, path.with_suffix(".png"))
+        for row in wanted:
+            rows = report.publish_rows(path, run(row, seed), ("row", "seed"), table, _order)
+            picture(rows, path.with_suffix(".png"))
 
 
 def _order(row):

@@ -8,10 +8,11 @@ experiments/results/table2/, and the table in README.md. Rows are those of confi
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from absl import app, flags
-from tables import RESULTS, ROOT, SEEDS, evaluated, percent, read, seeded, step
+from tables import RESULTS, ROOT, SEEDS, chosen, evaluated, percent, read, seeded, step
 
 RUNS = Path("runs/table2")
 CONFIG = "configs/cifar10_table2.py"
@@ -36,18 +37,15 @@ THESIS = {
     "pruned, int8": (84.36, "2.4 MB: a byte a weight, zeros stored"),
 }
 
-_ROWS = flags.DEFINE_list("rows", list(ROWS), "The rows to run; all that ran before stay in the tables.")
 _ENGINES = flags.DEFINE_string("test_engines", "jax,jax_int,tflm", "On the whole test set; tflm takes minutes a row.")
 
 
 def main(argv):
     del argv
-    if unknown := set(_ROWS.value) - set(ROWS):
-        raise app.UsageError(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    rows = chosen(ROWS)
     for seed in map(int, SEEDS.value):
-        for row in ROWS:
-            if row in _ROWS.value:
-                publish(run(row, seed))
+        for row in rows:
+            publish(run(row, seed))
 
 
 def folder(row: str, seed: int) -> Path:
@@ -58,11 +56,7 @@ def folder(row: str, seed: int) -> Path:
 def run(row: str, seed: int) -> dict:
     """Trains, exports and evaluates a row where that is not done, and returns its figures."""
     workdir = folder(row, seed)
-    source = {"small": "pruned", "small4": "pruned", "smallest": "pruned_more"}.get(row, "dense")
-    start = [f"--config.start_from={folder(source, seed)}"] if row != "dense" and seed else []
-    if start and row != "dense_more":
-        start += [f"--config.{stage}.teacher={folder('dense', seed)}" for stage in ("prune", "quantize")]
-    arguments = [f"--config={CONFIG}:{row}", f"--config.seed={seed}", *start]
+    arguments = [f"--config={CONFIG}:{row}", f"--config.seed={seed}", *sources(row, seed)]
     step("train", f"--workdir={workdir}", *arguments)
     record = dict(
         row=row,
@@ -100,6 +94,15 @@ def run(row: str, seed: int) -> dict:
     )
 
 
+def sources(row: str, seed: int) -> list[str]:
+    """Flags by which a row starts from, and follows, runs of its own seed; the config names those of seed 0."""
+    source = _config(row).start_from
+    if not source or not seed:
+        return []
+    teachers = [f"--config.{stage}.teacher={folder('dense', seed)}" for stage in ("distill", "prune", "quantize")]
+    return [f"--config.start_from={folder(Path(source).name, seed)}", *teachers]
+
+
 def _agreement(workdir, name):
     """Equality of each engine with the integer network, by engine."""
     rows = [r for r in read(workdir, name)["agreement"] if r["engines"][0] == "jax_int"]
@@ -128,11 +131,15 @@ def keep(path: Path, name: str) -> None:
 
 def _epochs(row):
     """Epochs of training in all, those of the runs that it started from counted."""
-    import cifar10_table2
-
-    config = cifar10_table2.get_config(row)
+    config = _config(row)
     before = _epochs(Path(config.start_from).name) if config.start_from else 0.0
     return before + sum(config[stage].epochs for stage in config.stages)
+
+
+def _config(row):
+    import cifar10_table2
+
+    return cifar10_table2.get_config(row)
 
 
 def _sparsity(workdir):
@@ -216,7 +223,7 @@ def _percent(rows, engine, figure):
 
 
 def picture(rows: list[dict], path: Path) -> None:
-    """Validation accuracy of the integer network against download size, one point a run."""
+    """Validation accuracy of the integer network against download size, one point a run, a line through the best."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -225,14 +232,28 @@ def picture(rows: list[dict], path: Path) -> None:
     from atalaia import report
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for row in [r for r in rows if "int8_sizes" in r]:
-        size, accuracy = row["int8_sizes"]["download_bytes"] / 1000, 100 * row["validation"]["jax_int"]["accuracy"]
-        axes.plot(size, accuracy, "o", color="tab:blue")
-        axes.annotate(row["row"], (size, accuracy), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    points = {
+        (r["int8_sizes"]["download_bytes"] / 1000, 100 * r["validation"]["jax_int"]["accuracy"]): r["row"]
+        for r in rows
+        if "int8_sizes" in r
+    }
+    for point, name in points.items():
+        axes.plot(*point, "o", color="tab:blue")
+        axes.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.plot(*zip(*frontier(points), strict=True), color="tab:blue", alpha=0.5)
     axes.set(xscale="log", xlabel="download size, model.atl, kB", ylabel="validation accuracy, integer network, %")
     axes.set_title("Thesis network on CIFAR-10")
     axes.grid(alpha=0.3, which="both")
     report.save_figure(figure, path)
+
+
+def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (size, accuracy), by size: those that none of at most their size equals or exceeds."""
+    best = []
+    for point in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best
 
 
 if __name__ == "__main__":

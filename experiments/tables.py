@@ -3,17 +3,30 @@
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
 RESULTS = ROOT / "experiments/results"
 
 SEEDS = flags.DEFINE_list("seeds", ["0"], "One run each.")
+_ROWS = flags.DEFINE_list("rows", None, "The rows to run, by default all; those that ran before stay in the tables.")
 _DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
+
+
+def chosen(rows: Iterable[str]) -> list[str]:
+    """Those of a table's rows that --rows names, in the table's order; all without that flag.
+
+    Raises:
+      app.UsageError: it names another.
+    """
+    wanted = _ROWS.value or list(rows)
+    if unknown := set(wanted) - set(rows):
+        raise app.UsageError(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
+    return [row for row in rows if row in wanted]
 
 
 def step(name: str, *arguments: str) -> None:

@@ -158,16 +158,15 @@ class SweepTest(parameterized.TestCase):
         self.assertEqual(sweep.split_values(text), parts)
 
     def test_parse(self):
-        arguments = ["--config.seed=0,1", RECIPE, "--workdir=runs/s", "--config.prune.layers=conv0a=0,conv0a=0.5"]
+        arguments = ["--config.seed=0,1", RECIPE, "--config.prune.layers=conv0a=0,conv0a=0.5"]
         grid = {"seed": ["0", "1"], "prune.layers": ["conv0a=0", "conv0a=0.5"]}
-        self.assertEqual(sweep.parse(arguments), (RECIPE, grid, ["--workdir=runs/s"]))
+        self.assertEqual(sweep.parse(arguments), (RECIPE, grid))
 
     @parameterized.parameters(
         ([], "one config file"),
         ([RECIPE, "configs/faces.py"], "one config file"),
         ([RECIPE, "--config.seed"], "--config.seed has no values: write --config.seed=A,B"),
         ([RECIPE, "--engines=jax"], "has no --engines=jax"),
-        ([RECIPE, "--workdir", "runs/s"], "has no --workdir"),
     )
     def test_parse_refuses(self, arguments, pattern):
         with self.assertRaisesRegex(UserError, pattern):

@@ -352,6 +352,10 @@ class PackTest(parameterized.TestCase):
             lowered = graph.lower(tflite.read(convolution(random_kernel(low, high, 0.0, (16, 3, 3, 16)), (16, 16))))
             self.assertEqual(kernels.choose(lowered)[1].kernel, kernel)
 
+    def test_columns_are_those_of_the_kernel(self):
+        source = (emit.KERNELS / "depthwise.c").read_text()
+        self.assertIn(f"COLUMNS = {kernels.COLUMNS} }}", source)
+
     def test_chunks_by_hand(self):
         kernel = np.full((1, 1, 1, 40), 7, np.int8)  # 18 products of 255 * 7 fit 16 bits with their sign
         self.assertEqual(kernels.chunk_taps(kernel), 16)

@@ -19,7 +19,7 @@ from atalaia import config as configs  # noqa: E402
 from atalaia import space as spaces  # noqa: E402
 from atalaia.errors import Diverged, UserError  # noqa: E402
 from atalaia.space import choice  # noqa: E402
-from experiments import pipeline, table1  # noqa: E402
+from experiments import pipeline, table1, table2  # noqa: E402
 
 SPACE = {"distillation.alpha": choice(0.1, 0.5), "distillation.temperature": choice(2.0, 5.0)}
 WORDS = ["--config=configs/table1.py:rafael_base_distilled", "--config.distill.epochs=4"]
@@ -126,6 +126,19 @@ class Table1Test(absltest.TestCase):
         self.assertIn("Not comparable", text)
         table1.picture(rows, self.folder / "table1.png")
         self.assertEqual((self.folder / "table1.png").read_bytes()[:4], b"\x89PNG")
+
+
+class Table2Test(absltest.TestCase):
+    def test_a_row_of_another_seed_starts_from_and_follows_runs_of_that_seed(self):
+        teachers = [f"--config.{s}.teacher=runs/table2/dense_seed2" for s in ("distill", "prune", "quantize")]
+        expected = ["--config.start_from=runs/table2/pruned_more_seed2", *teachers]
+        self.assertEqual(table2.sources("smallest", 2), expected)
+        self.assertEqual(table2.sources("smallest", 0), [])
+        self.assertEqual(table2.sources("dense", 2), [])
+
+    def test_the_curve_goes_through_what_no_smaller_model_reaches(self):
+        points = [(200, 90.5), (45, 84.0), (130, 90.0), (300, 90.5), (130, 89.0), (2000, 91.0)]
+        self.assertEqual(table2.frontier(points), [(45, 84.0), (130, 90.0), (200, 90.5), (2000, 91.0)])
 
 
 class PipelineTest(absltest.TestCase):

@@ -64,10 +64,9 @@ def generate(
     Raises:
       UserError: the file is damaged or not supported, or the model does not fit; nothing is written then.
     """
-    model = tflite.read(tflite_bytes)
-    lowered = graph.lower(model)
-    calls, plan = kernels.choose(lowered, sparse, prefer), memory.plan(lowered)
-    found = _report(lowered, calls, plan)
+    model, *compiled = _compile(tflite_bytes, sparse, prefer)
+    lowered, calls, plan = compiled
+    found = _report(*compiled)
     _refuse_too_large(found, flash, ram)
     inputs = _inputs(tflite_bytes, model, lowered, images, samples)
     outputs, arena = golden_outputs(tflite_bytes, model, lowered, inputs)
@@ -96,8 +95,15 @@ def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced") 
     Raises:
       UserError: the file is damaged or not supported.
     """
-    lowered = graph.lower(tflite.read(tflite_bytes))
-    return _report(lowered, kernels.choose(lowered, sparse, prefer), memory.plan(lowered))
+    _, *compiled = _compile(tflite_bytes, sparse, prefer)
+    return _report(*compiled)
+
+
+def _compile(tflite_bytes, sparse, prefer):
+    """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
+    model = tflite.read(tflite_bytes)
+    lowered = graph.lower(model)
+    return model, lowered, kernels.choose(lowered, sparse, prefer), memory.plan(lowered)
 
 
 def _report(lowered, calls, plan):
