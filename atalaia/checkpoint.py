@@ -37,9 +37,9 @@ def open_folder(workdir: Path, keep: Sequence[int] = (), writing: bool = True) -
     return ocp.CheckpointManager(folder, options=options)
 
 
-def exists(workdir: Path) -> bool:
-    """Whether a run folder holds a checkpoint; one whose save was cut short is none."""
-    return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
+def latest(workdir: Path) -> int:
+    """The step of the latest checkpoint in a run folder, 0 without one; one whose save was cut short is none."""
+    return max((int(p.name) for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit()), default=0)
 
 
 def save(manager: Manager, step: int, state: Any, meta: dict) -> None:

@@ -90,28 +90,33 @@ class Cache(NamedTuple):
 
     def ready(self, number: int) -> bool:
         """Whether a view's logits are all there."""
-        return self._state(number)["images"] == len(self.images)
+        return self._state(number)[0] == len(self.images)
 
     def view(self, number: int, stop: Callable[[], bool] = lambda: False) -> np.ndarray:
         """Logits `[images, classes]` of a view; computes what its file does not hold yet.
 
-        Several processes may ask: one computes, the others wait.
+        Several processes may ask: one computes, the others wait, and then read.
 
         Raises:
           KeyboardInterrupt: `stop()` became true; what is done is kept.
           UserError: the file is damaged.
         """
         waiting = f"another process uses the teacher's logits in {self.folder}: waiting for it"
-        with locked(self.folder / "lock", lambda: print(waiting, flush=True)):
-            logits = self._open(number)
-            self._fill(number, logits, stop)
-            if zlib.crc32(logits) != self._state(number)["crc32"]:
+        with locked(self.folder / "lock", lambda: print(waiting, flush=True), stop):
+            logits, (done, kept) = self._open(number), self._state(number)
+            if zlib.crc32(logits[:done]) != kept:
                 self._refuse()
+            self._fill(number, logits, done, stop)
         return np.array(logits)
 
     def _state(self, number):
+        """How many images' logits a view's file holds, and their CRC-32."""
         path = self.folder / f"view{number}.json"
-        return json.loads(path.read_text()) if path.exists() else dict(images=0)
+        try:
+            found = json.loads(path.read_text()) if path.exists() else dict(images=0, crc32=0)
+            return int(found["images"]), int(found["crc32"])
+        except (ValueError, KeyError, TypeError):
+            self._refuse()
 
     def _open(self, number):
         path, shape = self.folder / f"view{number}.npy", (len(self.images), self.classes)
@@ -130,15 +135,14 @@ class Cache(NamedTuple):
     def _refuse(self):
         raise UserError(f"the teacher's logits in {self.folder} are damaged: delete that folder, they are made again")
 
-    def _fill(self, number, logits, stop):
-        n, done = len(self.images), self._state(number)["images"]
+    def _fill(self, number, logits, done, stop):
+        n = len(self.images)
         if done >= n:
             return
 
         def keep(done):
             logits.flush()
-            finished = dict(crc32=zlib.crc32(logits)) if done == n else {}
-            write_json(self.folder / f"view{number}.json", dict(images=done, **finished))
+            write_json(self.folder / f"view{number}.json", dict(images=done, crc32=zlib.crc32(logits[:done])))
 
         saved = time.monotonic()
         with Progress(f"teacher, view {number + 1}", n, "images", initial=done) as bar:
@@ -177,17 +181,19 @@ def open_cache(
     Raises:
       UserError: the folder holds a cache of something else.
     """
+    some = np.arange(min(len(images), 4), dtype=np.int32)
     meta = dict(
         network=network,
         teacher=checkpoint.digest(variables),
         data=checkpoint.digest(images),
         augmentation=json.loads(augmentation.to_json()),
+        # What the augmentation does: its code and jax's random numbers may change under the same fields.
+        augmented=checkpoint.digest(fixed_view(data.to_float(images[some]), some, 1, augmentation)),
     )
     name = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache) / "teachers" / name
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock"):
-        _claim(folder, meta)
+    _claim(folder, meta)
 
     @jax.jit
     def answer(variables, images, index, view):

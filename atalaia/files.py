@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,30 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
-    """Only one process at a time is inside; `waiting()` is called where another one is.
+def locked(
+    path: Path, waiting: Callable[[], None] = lambda: None, stop: Callable[[], bool] = lambda: False
+) -> Iterator[int]:
+    """Only one process at a time is inside; `waiting()` is called once where another one is.
 
     Yields the lock's file descriptor: a program that it is handed to keeps the lock too. The system frees the lock when
     the last of them ends, however that was.
+
+    Raises:
+      KeyboardInterrupt: `stop()` became true while it waited.
     """
     with Path(path).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file):
             waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _lock(file):  # not blocked in the system: the first Ctrl-C may be no more than a wish to stop
+                if stop():
+                    raise KeyboardInterrupt
+                time.sleep(0.1)
         yield file.fileno()
+
+
+def _lock(file):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

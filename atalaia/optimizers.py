@@ -71,6 +71,11 @@ def create(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     return OPTIMIZERS[config.optimizer](learning_rate(config, steps), config)
 
 
+def trained_paths(params: dict, pattern: str) -> list[str]:
+    """Paths of the parameters that are trained: those that `pattern` matches, all of them for ""."""
+    return [path for path in flatten_dict(params, sep="/") if re.search(pattern, path)]
+
+
 def only(inner: optax.GradientTransformation, params: dict, pattern: str) -> optax.GradientTransformation:
     """`inner` for the parameters whose path `pattern` matches; the others never change and need no optimiser state.
 
@@ -79,7 +84,8 @@ def only(inner: optax.GradientTransformation, params: dict, pattern: str) -> opt
     Raises:
       UserError: it matches none; the parameters are listed.
     """
-    labels = {path: "trained" if re.search(pattern, path) else "frozen" for path in flatten_dict(params, sep="/")}
-    if "trained" not in labels.values():
-        raise UserError(f"trainable: {pattern!r} matches no parameter; there are {', '.join(labels)}")
+    paths, trained = list(flatten_dict(params, sep="/")), trained_paths(params, pattern)
+    if not trained:
+        raise UserError(f"trainable: {pattern!r} matches no parameter; there are {', '.join(paths)}")
+    labels = {path: "trained" if path in trained else "frozen" for path in paths}
     return optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, unflatten_dict(labels, sep="/"))

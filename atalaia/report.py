@@ -13,7 +13,7 @@ import numpy as np
 
 from atalaia import cli, ledger
 from atalaia.errors import UserError
-from atalaia.files import write_json, write_whole
+from atalaia.files import locked, write_json, write_whole
 
 MIB = 2**20
 PUBLISHED = (
@@ -139,14 +139,15 @@ def publish_rows(
       path: experiments/results/NAME.json; row: new figures; key: the fields that say which rows are of a kind.
       table: all rows in Markdown; order: of the rows; by default that in which they came.
     """
-    rows = json.loads(path.read_text()) if path.exists() else []
-    rows = list({tuple(r[k] for k in key): r for r in (*rows, row)}.values())
-    if order:
-        rows.sort(key=order)
-    write_json(path, rows)
-    text = table(rows)
-    write_whole(path.with_suffix(".md"), text)
-    insert(path.parents[2] / "README.md", path.stem, text)
+    with _alone(path.parents[2]):
+        rows = json.loads(path.read_text()) if path.exists() else []
+        rows = list({tuple(r[k] for k in key): r for r in (*rows, row)}.values())
+        if order:
+            rows.sort(key=order)
+        write_json(path, rows)
+        text = table(rows)
+        write_whole(path.with_suffix(".md"), text)
+        _insert(path.parents[2] / "README.md", path.stem, text)
     print(f"{text}\nwritten: {path}, .md and README.md", flush=True)
     return rows
 
@@ -157,6 +158,17 @@ def insert(readme: Path, name: str, text: str) -> None:
     Raises:
       ValueError: the file has no such place.
     """
+    with _alone(readme.parent):
+        _insert(readme, name, text)
+
+
+def _alone(root):
+    """Scripts of several tables may run at once: only one of them reads and writes what is published."""
+    (root / "runs").mkdir(exist_ok=True)
+    return locked(root / "runs/publish.lock")
+
+
+def _insert(readme, name, text):
     before, opening, rest = readme.read_text().partition(f"<!-- {name} -->\n")
     _, closing, after = rest.partition(f"<!-- /{name} -->")
     if not (opening and closing):

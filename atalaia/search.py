@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from atalaia import cli, files, metrics, runs, tflite
+from atalaia import cli, data, files, metrics, runs, tflite, train
 from atalaia import config as configs
 from atalaia import space as spaces
 from atalaia.errors import Diverged, UserError
@@ -66,8 +66,8 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
       workdir: its folder, which is made, or goes on.
       trials: results wanted in all.
       parallel: trials at once.
-      objective: (point, the trial's folder, whether to stop) to `value` (None: diverged), `seconds`, and `figures` by
-        limit. A trial that is given again goes on where it was.
+      objective: (point, the trial's folder, whether to stop) to `value` (None: it has none, by divergence, or as
+        `refused` says), `seconds`, and `figures` by limit. A trial that is given again goes on where it was.
 
     Raises:
       UserError: see `read`.
@@ -129,9 +129,7 @@ def result(search: Search, row: dict) -> spaces.Result:
 
 def best(search: Search, rows: Sequence[dict]) -> dict | None:
     """The finished trial with the best value of those that meet the limits, the first of equal ones, or None."""
-    found = [(result(search, row), row) for row in rows if row.get("value") is not None]
-    allowed = [(r.value, row) for r, row in found if max((0, *r.over)) <= 0]
-    return max(allowed, key=lambda pair: pair[0], default=(None, None))[1]
+    return max((r for r in rows if _meets(search, r)), key=lambda row: result(search, row).value, default=None)
 
 
 def nearest(search: Search, rows: Sequence[dict]) -> str | None:
@@ -189,7 +187,7 @@ def _words(point):
 
 def _outcome(search, row):
     if row["value"] is None:
-        return "training became NaN: taken as the worst value"
+        return f"{row.get('refused', 'training became NaN')}: taken as the worst value"
     figures = "".join(f", {row['figures'][name]:,} {LIMITS[name][0]}" for name in search.limits)
     return f"{search.metric} {row['value']:.4f}{figures}"
 
@@ -208,8 +206,8 @@ def _publish(search, workdir, rows):
 def summary(search: Search, rows: Sequence[dict]) -> str:
     """The best trial and a table of all of them, in Markdown."""
     done, found = [row for row in rows if "value" in row], best(search, rows)
-    data = next((f", {row['data']}," for row in done if "data" in row), "")
-    lines = [f"# {search.metric} of {search.config}{data} over {', '.join(search.space)}", ""]
+    named = next((f", {row['data']}," for row in done if "data" in row), "")
+    lines = [f"# {search.metric} of {search.config}{named} over {', '.join(search.space)}", ""]
     if found:
         lines.append(f"Best of {len(done)} trials: trial {found['trial']}, {_words(found['point'])}.")
     elif near := nearest(search, done):
@@ -217,7 +215,7 @@ def summary(search: Search, rows: Sequence[dict]) -> str:
     table = [
         dict(trial=row["trial"])
         | {field: str(value) for field, value in row["point"].items()}
-        | {search.metric: "NaN in training" if row["value"] is None else row["value"]}
+        | {search.metric: row.get("refused", "NaN in training") if row["value"] is None else row["value"]}
         | {LIMITS[name][0]: f"{row['figures'][name]:,}" for name in search.limits if row.get("figures")}
         | (dict(limits="met" if _meets(search, row) else "broken") if search.limits else {})
         | dict(seconds=row.get("seconds", "-"))
@@ -227,7 +225,8 @@ def summary(search: Search, rows: Sequence[dict]) -> str:
 
 
 def _meets(search, row):
-    return bool(row.get("figures")) and max(result(search, row).over) <= 0
+    """Whether a row has a value, and breaks no limit."""
+    return row.get("value") is not None and max((0, *result(search, row).over)) <= 0
 
 
 def picture(search: Search, rows: Sequence[dict]) -> bytes:
@@ -235,7 +234,7 @@ def picture(search: Search, rows: Sequence[dict]) -> bytes:
     rows = [row for row in rows if row.get("value") is not None]
     grid = is_grid(search.space)
     figure, plot, axes = _axes(2 if grid else 1)
-    allowed = [row for row in rows if not search.limits or _meets(search, row)]
+    allowed = [row for row in rows if _meets(search, row)]
     broken = [row for row in rows if row not in allowed]
     axes[0].plot([r["trial"] for r in allowed], [r["value"] for r in allowed], "o", label="trial")
     if broken:
@@ -285,15 +284,26 @@ def grid_map(axes: Any, space: spaces.Space, values: Sequence[tuple[spaces.Point
 
 
 def train_trial(
-    search: Search, arguments: Sequence[str], lock: int, point: spaces.Point, folder: Path, stop: threading.Event
+    search: Search,
+    check: Callable[[spaces.Point], None],
+    arguments: Sequence[str],
+    lock: int,
+    point: spaces.Point,
+    folder: Path,
+    stop: threading.Event,
 ) -> dict:
     """The objective of the command: trains the point's run, and where there are limits exports it and estimates them.
 
     Args:
-      search: what is searched; arguments: flags of atalaia.train that all trials share.
+      search: what is searched; check: refuses a point that cannot be trained, which is its result then.
+      arguments: flags of atalaia.train that all trials share.
       lock: the file that is locked as long as a program of this search works.
       point, folder, stop: see `run`.
     """
+    try:
+        check(point)
+    except UserError as error:
+        return dict(value=None, refused=str(error))
     call = partial(_call, folder, stop, lock)
     data_dir = [a for a in arguments if a.startswith("--data_dir=")]
     if not call("train", [f"--config={search.config}", *arguments, *runs.override_flags(point)]):
@@ -349,11 +359,13 @@ def _exit_code(process):
         return None
 
 
-def validate(search: Search, config: ConfigDict, overrides: Mapping[str, Any], trials: int, parallel: int) -> None:
+def validate(
+    search: Search, config: ConfigDict, check: Callable[[spaces.Point], None], trials: int, parallel: int
+) -> None:
     """Refuses what some trial would fail at: each end of each field is tried on the config.
 
     Args:
-      search: what is searched; config: its config, with the fields in `overrides` changed.
+      search: what is searched; config: its config; check: refuses a point that cannot be trained.
       trials, parallel: trials in all and at once.
 
     Raises:
@@ -377,7 +389,7 @@ def validate(search: Search, config: ConfigDict, overrides: Mapping[str, Any], t
             raise UserError(f"the config has no field {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         _refuse_other_type(field, spec, type(fields[field]))
         for value in spaces.ends(spec):
-            runs.check(search.config, {**overrides, field: value})
+            check({field: value})
     if trials > spaces.size(search.space):
         raise UserError(f"--trials={trials}, but the space has {spaces.size(search.space)} points")
 
@@ -397,6 +409,27 @@ def _fields(config, prefix=""):
             yield from _fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def make_check(file: str, overrides: Mapping[str, Any], cache: Path) -> Callable[[spaces.Point], None]:
+    """`check(point)` raises the UserError that atalaia.train would stop with before it trains.
+
+    Args:
+      file: the config's; overrides: its fields that all trials share; cache: where data sets are kept.
+    """
+    held = {}  # the data set of the point before, by its fields
+
+    def check(point):
+        config = runs.check(file, {**overrides, **point})
+        fields = config.data.to_json()
+        dataset = held.get(fields)
+        if dataset is None:
+            dataset = data.load(config.data, cache)
+            held.clear()
+            held[fields] = dataset
+        train.prepare(config, dataset)
+
+    return check
 
 
 @contextlib.contextmanager
@@ -420,7 +453,8 @@ def main() -> None:
     file = config_flags.get_config_filename(values["config"])
     overrides = config_flags.get_override_values(values["config"])
     search = Search(file, spaces.load(values.space), values.seed, values.metric, limits)
-    validate(search, config, overrides, values.trials, values.parallel)
+    check = make_check(file, overrides, cli.cache())
+    validate(search, config, check, values.trials, values.parallel)
     read(search, workdir)
     configs.refuse_other_run(config, workdir)  # before it waits for another
 
@@ -429,14 +463,13 @@ def main() -> None:
     with locked(workdir) as lock:
         configs.refuse_other_run(config, workdir)  # another search may have begun here while this one waited
         configs.claim(config, workdir)  # so that the same search with another config is refused
-        rows = run(search, workdir, values.trials, values.parallel, partial(train_trial, search, arguments, lock))
+        objective = partial(train_trial, search, check, arguments, lock)
+        rows = run(search, workdir, values.trials, values.parallel, objective)
     print(summary(search, rows))
     print(f"written: {workdir}/search.md, search.png, search.json")
     if best(search, rows) is None:
-        why = (
-            f"no trial meets the limits; {nearest(search, rows)}" if nearest(search, rows) else "all training diverged"
-        )
-        raise UserError(why)
+        near = nearest(search, rows)
+        raise UserError(f"no trial meets the limits; {near}" if near else "no trial has a value; the table says why")
 
 
 if __name__ == "__main__":

@@ -105,14 +105,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     """
     configs.validate(config)
     configs.refuse_other_run(config, workdir)
-    dataset = data.load(config.data, cache)
-    plan = make_plan(config, *image_counts(dataset))
-    model = models.create(config.model, len(dataset.class_names))
+    dataset, saved = data.load(config.data, cache), checkpoint.latest(workdir)
+    model, plan = prepare(config, dataset, saved)
     state = init_state(config, model, dataset.train.images.shape[1:])
-    _refuse_late_failures(config, model, state, dataset)
-    if config.start_from and not checkpoint.exists(workdir):
+    if config.start_from and not saved:
         state = start_from(config, state)
-    elif config.pretrained and not checkpoint.exists(workdir):
+    elif config.pretrained and not saved:
         state = state._replace(params=pretrained.load(state.params, cache))
     Path(workdir).mkdir(parents=True, exist_ok=True)
     waiting = f"another process trains in {workdir}: waiting for it"
@@ -121,6 +119,30 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
         configs.claim(config, workdir)
         print(_summary(config, model, state, dataset), flush=True)
         return _run_plan(config, workdir, cache, dataset, plan, model, state)
+
+
+def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[nn.Module, list[Stage]]:
+    """The network and the plan of a valid config on a data set.
+
+    What a stage would fail at is refused now, not after hours; stages that end at step `saved` or before are done.
+
+    Raises:
+      UserError: a field does not fit the data or the network, or a run that it names is not there, or does not fit.
+    """
+    plan = make_plan(config, *image_counts(dataset))
+    model, shape = models.create(config.model, len(dataset.class_names)), dataset.train.images.shape[1:]
+    shapes = state_shapes(config, model, shape)
+    if config.start_from and not saved:
+        _refuse_other_start(config, shapes)
+    for stage in plan:
+        if stage.name == "quantize":
+            quantize.require_int8(model, shape)
+            qat.weight_bits(quantize.linear_paths(model), config.quantize)
+        make_optimizer(config, stage, _zeros_of(config, model, shapes, stage.name).params)
+        teacher = stage.config.get("teacher")
+        if teacher and teacher != distill.SELF and saved < stage.end:
+            _fitting_run(f"{stage.name}.teacher", Path(teacher), dataset)
+    return model, plan
 
 
 def _run_plan(config, workdir, cache, dataset, plan, model, initial):
@@ -220,11 +242,21 @@ def make_forward(config: ConfigDict, model: nn.Module, stage: Stage) -> Callable
     def forward(variables, images, key=None):
         if key is None:
             return model.apply(variables, images), variables["batch_stats"]
-        rngs = dict(dropout=key)
-        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+        rngs, trained = dict(dropout=key), optimizers.trained_paths(variables["params"], config.trainable)
+        with nn.intercept_methods(partial(_frozen_as_in_inference, trained)):
+            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
         return logits, updated.get("batch_stats", {})
 
     return forward
+
+
+def _frozen_as_in_inference(trained, call, args, kwargs, context):
+    """Flax's interceptor: BatchNorm of a layer that is not trained normalises by its statistics, and keeps them."""
+    layer = "/".join(context.module.path[:-1])
+    if isinstance(context.module, layers.BatchNorm) and not any(path.startswith(f"{layer}/") for path in trained):
+        images, shift, *_ = args
+        return call(images, shift, train=False)
+    return call(*args, **kwargs)
 
 
 def training_split(dataset: data.Dataset, stage: Stage) -> data.Split:
@@ -254,8 +286,9 @@ def make_guide(run: Run, stage: Stage, images: np.ndarray) -> Guide:
     if not name:
         return Guide()
     network, logits, variables = load_teacher(run, stage)
-    if name != distill.SELF:
-        _refuse_other_source(run, f"weights of the teacher in {name}", variables)
+    folder = run.config.start_from if name == distill.SELF and not stage.first else name
+    if folder != distill.SELF:  # else it is a part of this run
+        _refuse_other_source(run, f"weights of the teacher in {folder}", variables)
     if not views:
         taught = jax.device_put(dict(variables=variables), over_devices())
         return Guide(logits, lambda epoch: taught)
@@ -374,10 +407,19 @@ def make_optimizer(
     if config.trainable:
         optimizer = optimizers.only(optimizer, params, config.trainable)
     if stage.name == "prune":
-        sparsity, shared = pruning.targets(params, config.prune)
+        sparsity, shared = _pruned(config, params)
         schedule = pruning.SCHEDULES[config.prune.schedule](config.prune, steps)
         return pruning.prune(optimizer, sparsity, schedule, shared, masks)
     return pruning.prune(optimizer, {}, masks=masks) if masks else optimizer
+
+
+def _pruned(config, params):
+    """pruning.targets of the parameters that are trained: the others stay as they are."""
+    sparsity, shared = pruning.targets(params, config.prune)
+    trained = set(optimizers.trained_paths(params, config.trainable))
+    if sparsity and not trained & set(sparsity):
+        raise UserError(f"trainable: {config.trainable!r} leaves nothing to prune of {', '.join(sparsity)}")
+    return {path: part for path, part in sparsity.items() if path in trained}, shared & trained
 
 
 def init_state(config: ConfigDict, model: nn.Module, input_shape: tuple[int, ...]) -> TrainState:
@@ -417,9 +459,7 @@ def restore(
 
     def template(meta):
         stage = Stage(meta["stage"], config[meta["stage"]], 0, 1)
-        shaped = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state._replace(opt_state=()))
-        if stage.name == "quantize":
-            shaped = _folded_state(config, model, shaped, dict.fromkeys(quantize.grid_paths(model), (0.0, 1.0)))
+        shaped = _zeros_of(config, model, state, stage.name)
         flat = flatten_dict(shaped.params, sep="/")
         masks = {path: np.zeros(flat[path].shape, bool) for path in meta.get("masks", ())}
         optimizer = make_optimizer(config, stage, shaped.params, masks)
@@ -432,20 +472,33 @@ def restore(
     return jax.device_put(restored), meta
 
 
+def _zeros_of(config, model, state, stage):
+    """A state of the shapes that a stage has, without its optimiser's."""
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state._replace(opt_state=()))
+    if stage != "quantize":
+        return zeros
+    return _folded_state(config, model, zeros, dict.fromkeys(quantize.grid_paths(model), (0.0, 1.0)))
+
+
 def start_from(config: ConfigDict, state: TrainState) -> TrainState:
     """The state of a new run: weights, statistics and masks of the finished run that config.start_from names.
 
     Raises:
       UserError: there is no such run, it is not finished, or it is of another network.
     """
-    folder = Path(config.start_from)
-    source, done = _finished_run("start_from", folder)
-    model = models.create(source.model, 2)  # its classes do not matter here
-    manager = checkpoint.open_folder(folder, writing=False)
-    theirs, same = checkpoint.parameter_shapes(manager, done["steps"]), "model, image size and classes"
-    _refuse_other_shapes("start_from", folder, source, theirs, config.model, state, same)
-    found, _ = restore(manager, source, model, state, done["steps"])
+    source, manager, step = _refuse_other_start(config, state)
+    found, _ = restore(manager, source, models.create(source.model, 2), state, step)  # its classes do not matter here
     return found._replace(step=state.step, key=state.key)
+
+
+def _refuse_other_start(config, state):
+    """The run that config.start_from names, if `state` can have its weights: config, checkpoints, last step."""
+    folder, same = Path(config.start_from), "model, image size and classes"
+    source, done = _finished_run("start_from", folder)
+    manager = checkpoint.open_folder(folder, writing=False)
+    theirs = checkpoint.parameter_shapes(manager, done["steps"])
+    _refuse_other_shapes("start_from", folder, source, theirs, config.model, state, same)
+    return source, manager, done["steps"]
 
 
 def finished(workdir: Path) -> dict:
@@ -599,21 +652,6 @@ def _refuse_broken_weights(run, stage, step, state):
     """A finite loss can have an infinite gradient; such weights are never saved."""
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params))):
         _refuse_nan(run, stage, step, dict(loss=np.nan))
-
-
-def _refuse_late_failures(config, model, state, dataset):
-    """What a later stage would refuse is refused now, not after hours."""
-    if config.trainable:
-        optimizers.only(optax.identity(), state.params, config.trainable)
-    if "prune" in config.stages:
-        pruning.targets(state.params, config.prune)
-    for name in config.stages:
-        teacher = config[name].get("teacher")
-        if teacher and teacher != distill.SELF:
-            _fitting_run(f"{name}.teacher", Path(teacher), dataset)
-    if "quantize" in config.stages:
-        quantize.require_int8(model, dataset.train.images.shape[1:])
-        qat.weight_bits(quantize.linear_paths(model), config.quantize)
 
 
 def _summary(config, model, state, dataset):

@@ -56,7 +56,7 @@ def dense_int8(c):
 
 
 def pruned(c):
-    """Most of the bytes are dense0's; what 4 bits a weight leave free is spent on the weights of convolutions."""
+    """As few weights as fit the bytes of :small: its grids of 4 bits pay for most of them."""
     c.start_from = TEACHER
     _prune(c, "conv0a=0; conv=0.2; logits=0.5", 0.97)
 
@@ -65,7 +65,6 @@ def small(c):
     """What :pruned becomes on the int8 grids, the three large layers on those of 4 bits."""
     c.start_from = "runs/table2/pruned"
     _quantize(c)
-    c.quantize.epochs = 5.0
     c.quantize.learning_rate = 0.02
     c.quantize.bits = "conv2=4; dense0=4"
 
@@ -74,11 +73,11 @@ def small4(c):
     """:pruned, pruned further, most weights on grids of 4 bits."""
     c.start_from = "runs/table2/pruned"
     _prune(c, "conv0a=0; conv0b=0.2; conv=0.5; logits=0.6", 0.982)
-    c.prune.epochs = 5.0
+    c.prune.epochs = 4.0
+    c.prune.learning_rate = 0.03
     c.prune.end = 0.3
     _quantize(c)
     c.stages = ("prune", "quantize")
-    c.quantize.epochs = 4.0
     c.quantize.learning_rate = 0.02
     c.quantize.bits = "conv0a=8; logits=8; .=4"
 

@@ -31,12 +31,12 @@ def get_config() -> ConfigDict:
     c.distill.learning_rate = 0.1  # after 3 epochs 70.8 % of validation, by 0.05 68.0
     c.distill.warmup = 0.1
     c.prune.teacher = TEACHER
-    c.prune.epochs = 4.0
+    c.prune.epochs = 16.0
     c.prune.optimizer = "muon"
     c.prune.learning_rate = 0.05
     c.prune.layers = "depthwise=0; stem=0; logits=0"
     c.prune.sparsity = 0.45  # so that the tables of sparse kernels and of rescaling fit too
     c.quantize.teacher = TEACHER
-    c.quantize.epochs = 4.0
+    c.quantize.epochs = 5.0
     c.quantize.weight_decay = 0.0  # kernels are folded, so it would weaken the logits too
     return c

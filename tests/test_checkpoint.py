@@ -211,9 +211,9 @@ class KilledTest(CheckpointTest):
     def test_killed_in_the_middle_of_the_first_save(self):
         self._kill_in_the_middle_of_a_save()
         self.assertLen(list((self.workdir / "checkpoints").iterdir()), 1)
-        self.assertFalse(checkpoint.exists(self.workdir))  # else start_from would be skipped
+        self.assertEqual(checkpoint.latest(self.workdir), 0)  # else start_from would be skipped
         self._save(1)
-        self.assertTrue(checkpoint.exists(self.workdir))
+        self.assertEqual(checkpoint.latest(self.workdir), 1)
 
     def test_killed_in_the_middle_of_a_save(self):
         self._save(1)

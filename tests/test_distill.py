@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest
 from test_train import final_arrays
 
-from atalaia import augment, data, distill, metrics, models, train
+from atalaia import augment, data, distill, files, metrics, models, train
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.models import thesis
@@ -123,7 +123,7 @@ class CacheTest(absltest.TestCase):
     def test_stopped_it_goes_on_where_it_was(self):
         with self.assertRaises(KeyboardInterrupt):
             self.open().view(0, stop=lambda: True)
-        self.assertEqual(json.loads(next(self.folder.rglob("view0.json")).read_text()), dict(images=distill.BATCH))
+        self.assertEqual(json.loads(next(self.folder.rglob("view0.json")).read_text())["images"], distill.BATCH)
         found = self.open().view(0)
         jax.effects_barrier()
         self.assertEqual(self.calls, 3)
@@ -158,6 +158,33 @@ class CacheTest(absltest.TestCase):
             path.write_bytes(damaged)
             with self.assertRaisesRegex(UserError, "damaged: delete that folder"):
                 self.open().view(0)
+
+    def test_a_damaged_half_of_a_view_is_refused(self):
+        """Else what is left would be computed, and the damage be sealed with a fresh CRC."""
+        with self.assertRaises(KeyboardInterrupt):
+            self.open().view(0, stop=lambda: True)
+        logits, said = (next(self.folder.rglob(f"view0.{kind}")) for kind in ("npy", "json"))
+        whole = said.read_text()
+        for text in ("", "{}", "[]"):
+            said.write_text(text)
+            with self.assertRaisesRegex(UserError, "damaged: delete that folder"):
+                self.open().view(0)
+        said.write_text(whole)
+        logits.unlink()
+        with self.assertRaisesRegex(UserError, "damaged: delete that folder"):
+            self.open().view(0)
+
+    def test_one_computes_and_the_others_wait_but_can_be_stopped(self):
+        cache = self.open()
+        with files.locked(cache.folder / "lock"), self.assertRaises(KeyboardInterrupt):
+            cache.view(0, stop=lambda: True)
+        jax.effects_barrier()
+        self.assertEqual(self.calls, 0)
+
+    def test_another_augmentation_under_the_same_fields_has_another_folder(self):
+        before = self.open(pad_crop=1).folder
+        with absltest.mock.patch.object(distill.augment, "augment", lambda key, images, config: images / 2):
+            self.assertNotEqual(self.open(pad_crop=1).folder, before)
 
 
 class StageTest(absltest.TestCase):
@@ -259,10 +286,9 @@ class StageTest(absltest.TestCase):
         # The soft loss alone: 0 for the network itself, which pruning then moves away from.
         self.assertLess(losses[0], 0.3 * rows[0]["loss"])
 
-    def test_a_run_goes_on_only_with_what_it_was_begun_with(self):
-        config = self.config("distill", **{"distill.teacher": self.teacher(), "checkpoint_seconds": 0.0})
-
-        save = train._save
+    def stopped(self, config):
+        """A run that was stopped at its first checkpoint."""
+        save, config.checkpoint_seconds = train._save, 0.0
 
         def stop(*arguments):
             save(*arguments)
@@ -270,6 +296,27 @@ class StageTest(absltest.TestCase):
 
         with absltest.mock.patch.object(train, "_save", stop), self.assertRaises(KeyboardInterrupt):
             self.run_config(config, "run")
+
+    def test_what_a_run_started_from_stays_its_teacher(self):
+        config = self.config("prune", start_from=self.teacher(), **{"prune.teacher": "self"})
+        self.stopped(config)
+        train.train_and_evaluate(self.config("dense", seed=1), self.folder / "other", self.folder)
+        (self.folder / "teacher").rename(self.folder / "first")
+        (self.folder / "other").rename(self.folder / "teacher")
+        with self.assertRaisesRegex(UserError, "run was begun with other weights of the teacher in .*teacher than"):
+            self.run_config(config, "run")
+
+    def test_a_finished_run_does_without_its_teacher(self):
+        config = self.config("distill", **{"distill.teacher": self.teacher()})
+        whole, _ = self.run_config(config, "run")
+        (self.folder / "teacher").rename(self.folder / "elsewhere")
+        jax.tree.map(np.testing.assert_array_equal, whole, self.run_config(config, "run")[0])
+        with self.assertRaisesRegex(UserError, "distill.teacher: .*teacher"):
+            self.run_config(config, "another")
+
+    def test_a_run_goes_on_only_with_what_it_was_begun_with(self):
+        config = self.config("distill", **{"distill.teacher": self.teacher()})
+        self.stopped(config)
         other = self.config("dense", seed=1)
         train.train_and_evaluate(other, self.folder / "other", self.folder)
         (self.folder / "teacher").rename(self.folder / "first")

@@ -233,7 +233,8 @@ class BestTest(absltest.TestCase):
 class ValidateTest(parameterized.TestCase):
     def _validate(self, space, trials=2, parallel=1, config=None, **changed):
         asked = Search(str(ROOT / RECIPE), space)._replace(**changed)
-        search.validate(asked, config or digits.get_config(), {}, trials, parallel)
+        check = search.make_check(asked.config, {}, Path(flags.FLAGS.test_tmpdir))
+        search.validate(asked, config or digits.get_config(), check, trials, parallel)
 
     @parameterized.parameters(
         ({"dense.learning_rat": uniform(0.1, 1)}, "no field 'dense.learning_rat'; did you mean 'dense.learning_rate'?"),
@@ -246,6 +247,10 @@ class ValidateTest(parameterized.TestCase):
         ({"dense.optimizer": choice("sgd", "sdg")}, "dense.optimizer: there is no 'sdg', only adam"),
         ({"prune.sparsity": uniform(0.5, 1.5)}, r"prune.sparsity must be in \[0, 1\), not 1.5"),
         ({"stages": choice(("dense",), ("prune", "dunse"))}, "stages: there is no 'dunse'"),
+        ({"batch_size": integers(32, 10**6)}, "batch_size 1000000 is more than the .* training images"),
+        ({"prune.layers": choice("", "nothing=0.5")}, "pattern 'nothing' matches no parameter"),
+        ({"prune.teacher": choice("", "runs/nowhere")}, "prune.teacher: runs/nowhere"),
+        ({"trainable": choice("", "zzz")}, "trainable: 'zzz' matches no parameter"),
     )
     def test_refuses_a_space(self, space, pattern):
         with self.assertRaisesRegex(UserError, pattern):
@@ -282,9 +287,9 @@ class TrialTest(absltest.TestCase):
         self.lock = self.enter_context((self.workdir / "lock").open("w")).fileno()
         self.stop = threading.Event()
 
-    def _train(self, program, asked=Search(RECIPE, GRID)):  # noqa: B008, it never changes
+    def _train(self, program, asked=Search(RECIPE, GRID), check=lambda point: None):  # noqa: B008, it never changes
         with mock.patch.object(runs, "command", lambda *a: [sys.executable, "-c", program, *map(str, a[1:2])]):
-            return search.train_trial(asked, [], self.lock, {"seed": 3}, self.folder, self.stop)
+            return search.train_trial(asked, check, [], self.lock, {"seed": 3}, self.folder, self.stop)
 
     def _finished(self, val_loss=0.25):
         self.folder.mkdir()
@@ -310,6 +315,18 @@ class TrialTest(absltest.TestCase):
         counted = report["estimated"]["esp32"]["milliseconds"][1]  # of what the emulator counted
         self.assertBetween(figures["ms"], 0.9 * counted, 1.1 * counted)
 
+    def test_a_combination_that_cannot_be_trained_is_a_result(self):
+        """Else the search would stop at it again and again; each value by itself is refused before the first trial."""
+        check = search.make_check(RECIPE, {"batch_size": 64}, Path(flags.FLAGS.test_tmpdir))
+        check({"data.train_per_class": 10})
+        check = search.make_check(RECIPE, {"batch_size": 128}, Path(flags.FLAGS.test_tmpdir))
+        found = self._train("raise SystemExit(1)", check=lambda point: check({"data.train_per_class": 10}))
+        self.assertIsNone(found["value"])
+        self.assertRegex(found["refused"], "batch_size 128")
+        row = dict(trial=0, point={"seed": 3}) | found
+        self.assertIn("batch_size 128", search.summary(Search(RECIPE, GRID), [row]))
+        self.assertIn("taken as the worst value", search._outcome(Search(RECIPE, GRID), row))
+
     def test_divergence_is_a_result(self):
         self.assertEqual(self._train("raise SystemExit(3)"), dict(value=None))
 
@@ -319,6 +336,11 @@ class TrialTest(absltest.TestCase):
             self.folder = self.workdir / f"trial_{number:03d}"
             self._finished(val_loss=value)
             self.assertIsNone(self._train("", Search(RECIPE, GRID, metric="val_loss"))["value"])
+
+    def test_a_trial_keeps_the_searchs_lock(self):
+        """So a search that goes on waits for a trial that the one before it left behind."""
+        self._finished()
+        self.assertEqual(self._train(f"import os; os.fstat({self.lock})")["value"], 0.75)
 
     def test_what_a_signal_ended_is_told_so(self):
         with self.assertRaisesRegex(UserError, r"^train of .* failed: ended by signal 9 \(often: too little memory\)"):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from atalaia import checkpoint, data, losses, metrics, models, pretrained, pruning, quantize, train
 from atalaia import config as configs
@@ -121,7 +121,7 @@ class ResumeTest(absltest.TestCase):
         self.assertEqual(saved, metrics.rows(workdir)[-1]["step"])
 
 
-class TrainTest(absltest.TestCase):
+class TrainTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.workdir = Path(self.create_tempdir().full_path) / "run"
@@ -205,6 +205,39 @@ class TrainTest(absltest.TestCase):
         for layer, expected in quantize.fold(model, train.variables_of(new)).items():
             trained = layer in ("conv0b", "logits")
             self.assertEqual(np.array_equal(params[layer]["kernel"], expected.kernel), not trained, layer)
+
+    def test_what_is_not_trainable_computes_the_same(self):
+        """Its BatchNorm neither takes the batch's statistics nor moves its own."""
+        config = small_config(trainable="conv0b|logits", stages=("dense",))
+        model, dataset = models.create("tiny", 10), data.load(config.data, self.workdir)
+        new = train.init_state(config, model, dataset.train.images.shape[1:])
+        self.run_config(config)
+        found = final_arrays(self.workdir)
+        for kind, before in (("params", new.params), ("batch_stats", new.batch_stats)):
+            same = jax.tree.map(np.array_equal, found[kind]["conv0a"], jax.device_get(before["conv0a"]))
+            self.assertTrue(all(jax.tree.leaves(same)), kind)
+            self.assertFalse(np.array_equal(*(jax.tree.leaves(t["conv0b"])[-1] for t in (found[kind], before))), kind)
+        stage, images = train.Stage("dense", config.dense, 0, 1), data.to_float(dataset.train.images[:64])
+        frozen = train.make_forward(small_config(trainable="logits"), TINY(10, dropout=0.0), stage)
+        logits, stats = frozen(train.variables_of(new), images, jax.random.PRNGKey(0))
+        np.testing.assert_allclose(logits, model.apply(train.variables_of(new), images), atol=1e-5)
+        jax.tree.map(np.testing.assert_array_equal, stats, new.batch_stats)
+
+    def test_what_is_not_trainable_is_not_pruned(self):
+        self.run_config(small_config(trainable="conv0b|logits", stages=("prune",)))
+        params = final_arrays(self.workdir)["params"]
+        zeros = {layer: float(np.mean(np.asarray(params[layer]["kernel"]) == 0)) for layer in ("conv0a", "conv0b")}
+        self.assertEqual(zeros["conv0a"], 0)
+        self.assertGreater(zeros["conv0b"], 0.4)
+
+    @parameterized.parameters(
+        (dict(trainable="bias", stages=("prune",)), "trainable: 'bias' leaves nothing to prune of conv0a/kernel"),
+        (dict(trainable="norm", stages=("dense", "quantize")), "trainable: 'norm' matches no parameter"),
+    )
+    def test_trainable_that_fits_a_stage_badly_is_refused_before_the_folder_is_made(self, fields, pattern):
+        with self.assertRaisesRegex(UserError, pattern):
+            self.run_config(small_config(**fields))
+        self.assertFalse(self.workdir.exists())
 
     def test_trainable_that_matches_nothing_is_refused_before_the_folder_is_made(self):
         with self.assertRaisesRegex(UserError, "trainable: 'stage4' matches no parameter; there are conv0a/bias"):
