@@ -1,4 +1,4 @@
-"""The whole pipeline once: train, prune, train on the int8 grids, export, evaluate, generate C, on real images."""
+"""The whole pipeline once: distil, prune, train on the int8 grids, export, evaluate, generate C, on real images."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,13 @@ class PipelineTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.workdir = Path(flags.FLAGS.test_tmpdir) / "pipeline"
+        cls.workdir, teacher = (Path(flags.FLAGS.test_tmpdir) / name for name in ("pipeline", "pipeline_teacher"))
         cls.config = digits.get_config()
-        cls.config.stages = ("dense", "prune", "quantize")
-        cls.config.dense.epochs, cls.config.prune.epochs, cls.config.quantize.epochs = 8.0, 4.0, 2.0
+        cls.config.stages, cls.config.dense.epochs = ("dense",), 6.0
+        train.train_and_evaluate(cls.config, teacher, cls.workdir)
+        cls.config.stages, cls.config.distillation.views = ("distill", "prune", "quantize"), 2
+        for stage, epochs in (("distill", 6.0), ("prune", 4.0), ("quantize", 2.0)):
+            cls.config[stage].epochs, cls.config[stage].teacher = epochs, str(teacher)
         cls.dataset = data.load(cls.config.data, cls.workdir)
         train.train_and_evaluate(cls.config, cls.workdir, cls.workdir)
         cls.path = export.export(cls.workdir, cls.workdir)
@@ -66,11 +69,11 @@ class PipelineTest(absltest.TestCase):
         self.assertIn("conv_sparse", (self.workdir / "c/model.c").read_text())
 
     def test_the_ledger_follows_the_stages(self):
-        dense, prune, quantize, int8 = ledger.read(self.workdir)
-        names = [row["stage"] for row in (dense, prune, quantize, int8)]
-        self.assertEqual(names, ["dense", "prune", "quantize", "int8"])
-        self.assertLess(prune["nonzeros"], 0.55 * dense["nonzeros"])
-        self.assertEqual(dense["float32_bytes"], 4 * dense["parameters"])
+        distill, prune, quantize, int8 = ledger.read(self.workdir)
+        names = [row["stage"] for row in (distill, prune, quantize, int8)]
+        self.assertEqual(names, ["distill", "prune", "quantize", "int8"])
+        self.assertLess(prune["nonzeros"], 0.55 * distill["nonzeros"])
+        self.assertEqual(distill["float32_bytes"], 4 * distill["parameters"])
         self.assertEqual(int8["tflite_bytes"], self.path.stat().st_size)
         self.assertLess(int8["gzip_bytes"], int8["tflite_bytes"])
         self.assertGreater(int8["tflm_arena_bytes"], 1000)
