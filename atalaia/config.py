@@ -190,7 +190,7 @@ def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
     path = Path(workdir) / "config.json"
     if not path.exists():
         return
-    ours, theirs = _flat(_plain(config)), _flat(_plain(base())) | _flat(_read(path))
+    ours, theirs = flat(config), flat(base()) | _flat(_read(path))
     fields = [k for k in sorted({*ours, *theirs}) if k not in _FREE and ours.get(k) != theirs.get(k)]
     if fields:
         listed = ", ".join(f"{k}={theirs.get(k)!r} (now {ours.get(k)!r})" for k in fields[:3])
@@ -235,6 +235,11 @@ def _merged(defaults, given):
     if not isinstance(defaults, dict) or not isinstance(given, dict):
         return given
     return defaults | {k: _merged(defaults.get(k), v) for k, v in given.items()}
+
+
+def flat(config: ConfigDict) -> dict:
+    """Every field by its name with dots, and its value in JSON's types."""
+    return _flat(_plain(config))
 
 
 def _flat(tree, prefix=""):

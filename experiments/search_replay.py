@@ -1,12 +1,12 @@
-"""Bayesian against random search on a grid that was run once: trials until one of the best tenth is found.
+"""Bayesian against random search on points that were all tried once: trials until one of the best tenth is found.
 
-python experiments/search_replay.py --grid --config=FILE [--config.FIELD=VALUE ...] [--data_dir=FOLDER]
-    such as --config=configs/table1.py:rafael_base_distilled --config.distill.epochs=4
-python experiments/search_replay.py [--seeds=100]
+python -m atalaia.search --config=configs/table1.py:rafael_base_distilled --config.distill.epochs=4
+    --space=configs/search_kd.py --trials=32 --workdir=runs/search_grid
+python experiments/search_replay.py [--record=runs/search_grid] [--seeds=100]
 
-With --grid every point of the space is trained in runs/search_grid (what is done is not trained again), and
-experiments/results/search_grid.json is written after each. Without, searches are replayed on that file by the function
-that atalaia.search proposes with, which is told a recorded value when it tries the point. No search tries one twice.
+With --record, what a search that tried every point of the space found is first written to
+experiments/results/search_grid.json. Searches are replayed on that file by the function that atalaia.search proposes
+with, which is told a recorded value when it tries the point. No search tries one twice.
 Writes experiments/results/search_replay.json, .md and .png, and the table in README.md.
 """
 
@@ -22,96 +22,70 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "experiments/results"
 GRID = RESULTS / "search_grid.json"
-RUNS = Path("runs/search_grid")
 BEST = 0.1  # the part of the points that counts as found
 
 
-def main(handed: list[str]) -> None:
+def main() -> None:
     from atalaia import space as spaces
-    from atalaia.errors import UserError
 
-    # The fields of the config are no flags of this script: it hands them on.
-    if extra := [a for a in handed if not a.startswith(("--config=", "--config."))]:
-        raise UserError(f"unexpected argument {extra[0]!r}: see the first lines of {__file__}")
-    if handed and not flags.FLAGS.grid:
-        raise UserError(f"{handed[0]} belongs to --grid; a replay takes what the grid was trained with")
     space = spaces.load(flags.FLAGS.space)
-    if flags.FLAGS.grid:
-        data = [f"--data_dir={flags.FLAGS.data_dir}"] if flags.FLAGS.data_dir else []
-        return train_grid(space, handed, data)
+    if flags.FLAGS.record:
+        record(space, Path(flags.FLAGS.record))
     publish(space, recorded(space), flags.FLAGS.seeds)
 
 
-def recorded(space: dict) -> dict:
-    """The grid as it was trained, its points as the space has them.
+def record(space: dict, workdir: Path) -> None:
+    """Writes the validation accuracy of each point that a search tried; of one that has none, 0, the worst.
 
     Raises:
-      UserError: there is none, or points of it are not trained yet.
+      UserError: the folder holds no search of that whole space by accuracy, without limits.
+    """
+    from atalaia import config as configs
+    from atalaia import runs, search
+    from atalaia import space as spaces
+    from atalaia.errors import UserError
+    from atalaia.files import write_json
+
+    if not (workdir / "search.json").is_file():
+        raise UserError(f"{workdir} holds no search: see the first lines of {__file__}")
+    theirs = json.loads((workdir / "search.json").read_text())
+    if theirs["metric"] != "val_accuracy" or theirs["limits"]:
+        raise UserError(f"the search in {workdir} has limits, or another metric than val_accuracy")
+    rows = search.read(search.Search(theirs["config"], space, theirs["seed"]), workdir)
+    values = {spaces.text(row["point"]): row["value"] or 0.0 for row in rows if "value" in row}
+    points = list(spaces.every_point(space))
+    if len(values) < len(points):
+        raise UserError(f"{workdir} has {len(values)} of {len(points)} points: search on with --trials={len(points)}")
+    config, original = configs.load(workdir), configs.flat(runs.check(theirs["config"], {}))
+    changed = {name: value for name, value in configs.flat(config).items() if value != original[name]}
+    changed = {name: f"{value:g}" if isinstance(value, float) else value for name, value in changed.items()}
+    grid = dict(
+        model=config.model,
+        seed=config.seed,
+        arguments=[f"--config={theirs['config']}", *runs.override_flags(changed)],
+        epochs=sum(config[stage].epochs for stage in config.stages),
+        data=next((row["data"] for row in rows if "data" in row), ""),
+        rows=[dict(point=point, val_accuracy=values[spaces.text(point)]) for point in points],
+    )
+    write_json(GRID, grid)
+
+
+def recorded(space: dict) -> dict:
+    """The points that were tried, as the space has them.
+
+    Raises:
+      UserError: there are none, or those of another space.
     """
     from atalaia import space as spaces
     from atalaia.errors import UserError
 
     if not GRID.is_file():
-        raise UserError(f"no {GRID}: train the grid first with --grid --config=FILE")
+        raise UserError(f"no {GRID}: see the first lines of {__file__}")
     grid = json.loads(GRID.read_text())
     rows = [row | dict(point=spaces.restored(space, row["point"])) for row in grid["rows"]]
-    trained = {spaces.text(row["point"]) for row in rows if row["val_accuracy"] is not None}
-    points = {spaces.text(point) for point in spaces.every_point(space)}
-    if trained != points:
-        raise UserError(
-            f"{GRID} has {len(trained & points)} of {len(points)} points: go on with --grid --config=FILE, in which a "
-            "point that is done is not trained again"
-        )
+    if {spaces.text(row["point"]) for row in rows} != {spaces.text(point) for point in spaces.every_point(space)}:
+        raise UserError(f"{GRID} is of another space: see the first lines of {__file__}")
     return grid | dict(rows=rows)
-
-
-def train_grid(space: dict, arguments: list[str], data: list[str]) -> None:
-    """Trains every point that is not trained yet, with these flags of atalaia.train."""
-    from atalaia import config as configs
-    from atalaia import runs
-    from atalaia import space as spaces
-    from atalaia.errors import Diverged, UserError
-    from atalaia.files import write_json
-
-    given = dict(a.removeprefix("--").split("=", 1) for a in arguments if "=" in a)
-    if "config" not in given:
-        raise UserError("--grid needs --config=FILE")
-    shared = {name.removeprefix("config."): v for name, v in given.items() if name.startswith("config.")}
-    points = list(spaces.every_point(space))
-    workdirs = [ROOT / RUNS / ",".join(f"{f.rpartition('.')[2]}={v}" for f, v in point.items()) for point in points]
-    for point, workdir in zip(points, workdirs, strict=True):
-        config = runs.check(given["config"], shared | point)
-        configs.refuse_other_run(config, workdir)
-    if not config.data.validation:
-        raise UserError("data.validation is 0, so there is no validation split to judge a point by")
-    config = runs.check(given["config"], shared)
-    grid = dict(model=config.model, seed=config.seed, arguments=arguments)
-    grid["epochs"] = sum(config[stage].epochs for stage in config.stages)
-
-    def write():
-        done = [json.loads(path.read_text()) if path.is_file() else {} for path in results]
-        rows = [
-            dict(point=point, val_accuracy=found.get("val_accuracy", 0.0 if point in diverged else None))
-            for point, found in zip(points, done, strict=True)
-        ]
-        names = {found["dataset"] for found in done if found}
-        write_json(GRID, grid | dict(data=", ".join(names), rows=rows))
-        return rows
-
-    results, diverged = [workdir / "train.json" for workdir in workdirs], []
-    for number, (point, workdir, result) in enumerate(zip(points, workdirs, results, strict=True), 1):
-        if result.is_file():
-            continue
-        print(f"point {number} of {len(points)}: {workdir.name}", flush=True)
-        code = runs.call(runs.command("train", workdir, [*arguments, *data, *runs.override_flags(point)]))
-        if code == Diverged.code:  # a result too, and the worst
-            diverged.append(point)
-        elif code:
-            print(f"the training in {workdir} failed, see above: its point stays without a figure")
-        write()
-    if any(row["val_accuracy"] is None for row in write()):
-        raise UserError("points failed, see above; started again, this tries them again and keeps the others")
-    print(f"written: {GRID}")
 
 
 def trials_needed(order, values: dict[str, float], target: float) -> int:
@@ -237,8 +211,7 @@ def publish(space, recorded: dict, seeds: int) -> None:
 if __name__ == "__main__":
     from atalaia import cli
 
-    flags.DEFINE_bool("grid", False, "Train the grid instead of replaying searches on it.")
+    flags.DEFINE_string("record", None, "The folder of a search that tried every point.")
     flags.DEFINE_string("space", str(ROOT / "configs/search_kd.py"), "The space, of choices only.")
     flags.DEFINE_integer("seeds", 100, "Searches of each kind.", lower_bound=1)
-    flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
-    cli.run(main, known_only=True)
+    cli.run(main)

@@ -109,7 +109,7 @@ def choose() -> dict:
 def search() -> dict:
     """The fields of the search's best trial; goes on with the search where it is not done.
 
-    Where search_replay.py has trained every point of the space for this student and these epochs, the best of them.
+    Where search_grid.json has every point of the space for this student and these epochs, the best of them.
     """
     import search_replay
 

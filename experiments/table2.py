@@ -22,11 +22,11 @@ SMALL = 100_000  # bytes of a model that is kept beside the table
 ROWS = {
     "dense": "dense float; int8 calibrated",
     "pruned": "pruned float; int8 calibrated",
-    "small": "pruned, int8 trained",
-    "small4": "pruned, 4 bits trained",
+    "small": "pruned, int8 trained, large layers of 4 bits",
+    "small4": "pruned more, 4 bits trained",
     "pruned_more": "pruned further, float",
     "smallest": "pruned further, 4 bits trained",
-    "dense_more": "dense float, trained on",
+    "dense_more": "dense float, distilled on",
     "dense_int8": "dense, int8 trained",
 }
 FLOAT_ONLY = ("dense_more", "pruned_more")  # what others are measured against: trained and evaluated in JAX alone

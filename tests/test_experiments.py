@@ -13,11 +13,13 @@ from absl.testing import absltest
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "experiments"))
 
+import numpy as np  # noqa: E402
 import search_replay  # noqa: E402
 
 from atalaia import config as configs  # noqa: E402
+from atalaia import runs, search  # noqa: E402
 from atalaia import space as spaces  # noqa: E402
-from atalaia.errors import Diverged, UserError  # noqa: E402
+from atalaia.errors import UserError  # noqa: E402
 from atalaia.space import choice  # noqa: E402
 from experiments import pipeline, table1, table2  # noqa: E402
 
@@ -25,54 +27,51 @@ SPACE = {"distillation.alpha": choice(0.1, 0.5), "distillation.temperature": cho
 WORDS = ["--config=configs/table1.py:rafael_base_distilled", "--config.distill.epochs=4"]
 
 
-class GridTest(absltest.TestCase):
+class RecordTest(absltest.TestCase):
     def setUp(self):
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        self.grid = self.folder / "grid.json"
-        for name, value in (("GRID", self.grid), ("RUNS", self.folder / "runs")):
-            self.enter_context(mock.patch.object(search_replay, name, value))
-        self.trained = []
+        self.enter_context(mock.patch.object(search_replay, "GRID", self.folder / "grid.json"))
 
-    def train(self, outcomes):
-        """Trains the grid; `outcomes` by point's folder: an exit code, or the accuracy that train.json says."""
+    def search(self, trials, metric="val_accuracy", space=None):
+        """A search of the thesis's student whose trials take no time."""
 
-        def call(words):
-            folder = Path(next(w for w in words if w.startswith("--workdir=")).removeprefix("--workdir="))
-            self.trained.append(folder.name)
-            outcome = outcomes.get(folder.name, 0.5)
-            if isinstance(outcome, float):
-                folder.mkdir(parents=True)
-                (folder / "train.json").write_text(json.dumps(dict(val_accuracy=outcome, dataset="made up")))
-            return outcome if isinstance(outcome, int) else 0
+        def objective(point, folder, stop):
+            alpha, temperature = point.values()
+            if (alpha, temperature) == (0.1, 2.0):
+                return dict(value=None)  # training diverged
+            return dict(value=alpha + temperature / 100, seconds=1.0, data="made up")
 
-        with mock.patch("atalaia.runs.call", call):
-            search_replay.train_grid(SPACE, WORDS, [])
+        file, fields = (word.partition("=")[2] for word in WORDS)
+        asked = search.Search(file, space or SPACE, metric=metric)
+        with mock.patch.object(search, "picture", return_value=b""):
+            search.run(asked, self.folder / "search", trials, 1, objective)
+        configs.claim(runs.check(file, {"distill.epochs": fields}), self.folder / "search")
+        search_replay.record(SPACE, self.folder / "search")
 
-    def test_what_is_trained_stays_and_what_failed_is_no_figure(self):
-        with self.assertRaisesRegex(UserError, "points failed"):
-            self.train({"alpha=0.1,temperature=5.0": 1, "alpha=0.5,temperature=2.0": 0.7})
-        with self.assertRaisesRegex(UserError, "has 3 of 4 points: go on with --grid"):
-            search_replay.recorded(SPACE)
-        self.trained.clear()
-        self.train({})
-        self.assertEqual(self.trained, ["alpha=0.1,temperature=5.0"])
+    def test_every_point_in_the_spaces_order_and_the_diverged_as_the_worst(self):
+        self.search(4)
         grid = search_replay.recorded(SPACE)
-        self.assertEqual([row["val_accuracy"] for row in grid["rows"]], [0.5, 0.5, 0.7, 0.5])
         self.assertEqual([row["point"] for row in grid["rows"]], list(spaces.every_point(SPACE)))
+        np.testing.assert_allclose([row["val_accuracy"] for row in grid["rows"]], [0.0, 0.15, 0.52, 0.55])
         self.assertEqual((grid["model"], grid["epochs"], grid["data"]), ("rafael_base", 4.0, "made up"))
+        self.assertEqual(grid["arguments"], WORDS)
 
-    def test_a_training_that_diverges_is_the_worst(self):
-        self.train({"alpha=0.1,temperature=2.0": Diverged.code})
-        self.assertEqual([r["val_accuracy"] for r in search_replay.recorded(SPACE)["rows"]], [0.0, 0.5, 0.5, 0.5])
-
-    def test_bad_input_before_any_training(self):
-        for words, text in ((WORDS[1:], "needs --config"), ([*WORDS, "--config.data.validation=0"], "validation is 0")):
+    def test_what_is_no_whole_search_by_accuracy_is_refused(self):
+        with self.assertRaisesRegex(UserError, "has 3 of 4 points: search on with --trials=4"):
+            self.search(3)
+        other = {"distillation.alpha": choice(0.1, 0.5), "distillation.temperature": choice(2.0, 7.0)}
+        for folder, fields, text in (
+            ("loss", dict(metric="val_loss"), "another metric than val_accuracy"),
+            ("other", dict(space=other), "holds a search with space"),
+        ):
+            self.folder /= folder
             with self.assertRaisesRegex(UserError, text):
-                search_replay.train_grid(SPACE, words, [])
-        with self.assertRaisesRegex(UserError, "train the grid first"):
+                self.search(4, **fields)
+        with self.assertRaisesRegex(UserError, "holds no search"):
+            search_replay.record(SPACE, self.folder / "nowhere")
+        with self.assertRaisesRegex(UserError, "no .*grid.json"):
             search_replay.recorded(SPACE)
-        self.assertEmpty(self.trained)
 
 
 class Table1Test(absltest.TestCase):
