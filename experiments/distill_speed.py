@@ -1,4 +1,4 @@
-"""An epoch of a student with its teacher's logits cached, against one that runs the teacher in each step.
+"""Steps of a student with its teacher's logits cached, against steps that run the teacher: an epoch is some of these.
 
 python experiments/distill_speed.py [--repeats=5]
 
@@ -38,6 +38,7 @@ def main(argv):
     for _ in range(flags.FLAGS.repeats):
         for way, run in ways.items():
             seconds[way].append(train_speed.timed(run, STEPS[way]) / STEPS[way])
+    ratios = [live / cached for live, cached in zip(seconds["live"], seconds["cached"], strict=True)]
     row = dict(
         student=STUDENT,
         teacher=TEACHER,
@@ -48,7 +49,8 @@ def main(argv):
         repeats=flags.FLAGS.repeats,
         images_per_s={way: batch / statistics.median(found) for way, found in seconds.items()},
         spread={way: [batch / max(found), batch / min(found)] for way, found in seconds.items()},
-        ratio=statistics.median(seconds["live"]) / statistics.median(seconds["cached"]),
+        ratio=statistics.median(ratios),
+        ratio_spread=[min(ratios), max(ratios)],
     )
     report.publish_rows(RESULTS / "distill_speed.json", row, ("student", "teacher", "cores", "vectors"), table)
 
@@ -101,7 +103,7 @@ def steps() -> tuple[dict, int]:
 
 
 def table(rows: list[dict]) -> str:
-    """Images a second of each way, median with the smallest and the largest, in Markdown."""
+    """Images a second of each way and their ratio, medians with the smallest and the largest, in Markdown."""
     lines = [
         "| machine | student, teacher | logits cached, images/s | teacher in each step, images/s | ratio "
         "| filling the cache, images/s |",
@@ -111,10 +113,11 @@ def table(rows: list[dict]) -> str:
         rates = {
             w: f"{v:.0f} ({r['spread'][w][0]:.0f} to {r['spread'][w][1]:.0f})" for w, v in r["images_per_s"].items()
         }
+        ratio = f"{r['ratio']:.1f} ({r['ratio_spread'][0]:.1f} to {r['ratio_spread'][1]:.1f})"
         machine = f"{r['cores']} cores, {r['vectors']}"
         lines.append(
             f"| {machine} | {r['student']}, {r['teacher']}, images of {r['size']}x{r['size']} | {rates['cached']} "
-            f"| {rates['live']} | {r['ratio']:.1f} | {rates['fill']} |"
+            f"| {rates['live']} | {ratio} | {rates['fill']} |"
         )
     return "\n".join(lines) + "\n"
 
