@@ -103,11 +103,21 @@ def _read(manager, template, step):
 
 
 def parameter_shapes(manager: Manager, step: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter in the checkpoint of a step, by path, whatever network it is of."""
-    with quiet_stderr(show_on_error=False), ocp.StandardCheckpointer() as reader:
-        found = reader.restore(Path(manager.directory) / str(step) / "state")
-    params = found["params"] if isinstance(found, dict) else found.params
-    return {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(params)}
+    """The shape of each parameter in the checkpoint of a step, by path, whatever network it is of; reads no arrays.
+
+    Raises:
+      UserError: there is no such checkpoint, or what describes its arrays is damaged.
+    """
+    try:
+        with quiet_stderr(show_on_error=False), ocp.StandardCheckpointer() as reader:
+            found = reader.metadata(Path(manager.directory) / str(step) / "state").item_metadata
+        if found is None:  # so orbax says that something is missing
+            raise ValueError("what describes its arrays cannot be read")
+        params = found["params"]
+    except Exception as error:  # as in `restore`
+        said = f"no whole checkpoint in {manager.directory} (step {step}: {_brief(error)})"
+        raise UserError(f"{said}: delete the run folder and train again") from None
+    return {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(params)}
 
 
 def _brief(error):

@@ -158,23 +158,44 @@ def read(search: Search, workdir: Path) -> list[dict]:
     Raises:
       UserError: the folder holds another search, or a run, or its file is damaged.
     """
-    path = Path(workdir) / "search.json"
     if (Path(workdir) / "checkpoints").exists():
         raise UserError(f"{workdir} holds a run of atalaia.train: choose another --workdir")
-    if not path.exists():
+    theirs = _saved(workdir)
+    if theirs is None:
         return []
-    try:
-        theirs = json.loads(path.read_text())
-        rows = theirs["trials"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: delete {workdir} and search again, or choose another --workdir") from None
     for name, ours in _identity(search).items():
         if json.dumps(theirs.get(name)) != json.dumps(ours):  # the order of the fields counts too
             raise UserError(
                 f"{workdir} holds a search with {name} {json.dumps(theirs.get(name))}, not {json.dumps(ours)}: choose "
                 "another --workdir or delete that one"
             )
-    return [row | dict(point=spaces.restored(search.space, row["point"])) for row in rows]
+    return [row | dict(point=spaces.restored(search.space, row["point"])) for row in theirs["trials"]]
+
+
+def load(workdir: Path, space: spaces.Space) -> tuple[Search, list[dict]]:
+    """The search in a folder, whose space is this one, and its rows.
+
+    Raises:
+      UserError: there is none, or one over another space, or its file is damaged.
+    """
+    theirs = _saved(workdir)
+    if theirs is None:
+        raise UserError(f"{workdir} holds no search: run atalaia.search with that --workdir first")
+    search = Search(theirs["config"], space, theirs["seed"], theirs["metric"], theirs["limits"])
+    return search, read(search, workdir)
+
+
+def _saved(workdir):
+    """What search.json says, None where there is none."""
+    path = Path(workdir) / "search.json"
+    if not path.exists():
+        return None
+    try:
+        theirs = json.loads(path.read_text())
+        _ = [theirs[name] for name in (*Search._fields, "trials")]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: delete {workdir} and search again, or choose another --workdir") from None
+    return theirs
 
 
 def _save(search, workdir, rows):

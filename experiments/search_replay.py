@@ -46,23 +46,20 @@ def record(space: dict, workdir: Path) -> None:
     from atalaia.errors import UserError
     from atalaia.files import write_json
 
-    if not (workdir / "search.json").is_file():
-        raise UserError(f"{workdir} holds no search: see the first lines of {__file__}")
-    theirs = json.loads((workdir / "search.json").read_text())
-    if theirs["metric"] != "val_accuracy" or theirs["limits"]:
+    done, rows = search.load(workdir, space)
+    if done.metric != "val_accuracy" or done.limits:
         raise UserError(f"the search in {workdir} has limits, or another metric than val_accuracy")
-    rows = search.read(search.Search(theirs["config"], space, theirs["seed"]), workdir)
     values = {spaces.text(row["point"]): row["value"] or 0.0 for row in rows if "value" in row}
     points = list(spaces.every_point(space))
     if len(values) < len(points):
         raise UserError(f"{workdir} has {len(values)} of {len(points)} points: search on with --trials={len(points)}")
-    config, original = configs.load(workdir), configs.flat(runs.check(theirs["config"], {}))
+    config, original = configs.load(workdir), configs.flat(runs.check(done.config, {}))
     changed = {name: value for name, value in configs.flat(config).items() if value != original[name]}
     changed = {name: f"{value:g}" if isinstance(value, float) else value for name, value in changed.items()}
     grid = dict(
         model=config.model,
         seed=config.seed,
-        arguments=[f"--config={theirs['config']}", *runs.override_flags(changed)],
+        arguments=[f"--config={done.config}", *runs.override_flags(changed)],
         epochs=sum(config[stage].epochs for stage in config.stages),
         data=next((row["data"] for row in rows if "data" in row), ""),
         rows=[dict(point=point, val_accuracy=values[spaces.text(point)]) for point in points],

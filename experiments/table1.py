@@ -113,6 +113,7 @@ def search() -> dict:
     """
     import search_replay
 
+    from atalaia import search as searches
     from atalaia import space as spaces
     from atalaia.errors import UserError
 
@@ -125,8 +126,7 @@ def search() -> dict:
         return max(grid["rows"], key=lambda row: row["val_accuracy"])["point"]
     workdir = folder("search")
     step("search", f"--workdir={workdir}", *words, f"--space={SPACE}", f"--trials={_TRIALS.value}")
-    done = [row for row in read(workdir, "search.json")["trials"] if row.get("value") is not None]
-    return max(done, key=lambda row: row["value"])["point"]
+    return searches.best(*searches.load(ROOT / workdir, spaces.load(SPACE)))["point"]
 
 
 def _config(file, *words):

@@ -232,14 +232,12 @@ def picture(rows: list[dict], path: Path) -> None:
     from atalaia import report
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    points = {
-        (r["int8_sizes"]["download_bytes"] / 1000, 100 * r["validation"]["jax_int"]["accuracy"]): r["row"]
-        for r in rows
-        if "int8_sizes" in r
-    }
-    for point, name in points.items():
-        axes.plot(*point, "o", color="tab:blue")
-        axes.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    points = []
+    for row in (r for r in rows if "int8_sizes" in r):
+        points.append((row["int8_sizes"]["download_bytes"] / 1000, 100 * row["validation"]["jax_int"]["accuracy"]))
+        axes.plot(*points[-1], "o", color="tab:blue")
+        name = row["row"] if row["seed"] == 0 else f"{row['row']}, seed {row['seed']}"
+        axes.annotate(name, points[-1], xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.plot(*zip(*frontier(points), strict=True), color="tab:blue", alpha=0.5)
     axes.set(xscale="log", xlabel="download size, model.atl, kB", ylabel="validation accuracy, integer network, %")
     axes.set_title("Thesis network on CIFAR-10")

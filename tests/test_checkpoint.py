@@ -118,6 +118,24 @@ class RoundTripTest(CheckpointTest):
             self.assertEqual(checkpoint.folder_bytes(manager, 1), sum(len(p.read_bytes()) for p in files))
 
 
+class ParameterShapesTest(CheckpointTest):
+    def _shapes(self, step):
+        with contextlib.closing(checkpoint.open_folder(self.workdir, writing=False)) as manager:
+            return checkpoint.parameter_shapes(manager, step)
+
+    def test_without_the_arrays(self):
+        self._save(1, 2)
+        shutil.rmtree(self.workdir / "checkpoints/1/state/ocdbt.process_0")  # where orbax keeps them
+        self.assertEqual(self._shapes(1), {"['kernel']": (3, 3, 4, 64), "['bias']": (3,)})
+
+    def test_what_is_damaged_or_not_there(self):
+        self._save(1)
+        (self.workdir / "checkpoints/1/state/_METADATA").write_text("{")
+        for step in (1, 2):
+            with self.assertRaisesRegex(UserError, f"no whole checkpoint .*step {step}.*train again"):
+                self._shapes(step)
+
+
 class DamageTest(CheckpointTest):
     def _files(self, step):
         return sorted(p for p in (self.workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())

@@ -97,13 +97,21 @@ class Table1Test(absltest.TestCase):
     def test_without_a_grid_of_these_epochs_it_searches(self):
         self.grid([WORDS[0], "--config.distill.epochs=5"])
 
+        values = iter((0.5, 0.6, None))
+
         def step(name, workdir, *words):
             self.assertEqual((name, workdir), ("search", "--workdir=runs/table1/search"))
             self.assertContainsSubset([*WORDS, "--trials=12"], words)
+            asked = search.Search("configs/table1.py", spaces.load(table1.SPACE))
+            folder = self.folder / "runs/table1/search"
+            step.rows = search.run(asked, folder, 3, 1, lambda *_: dict(value=next(values), data="", seconds=1.0))
 
-        found = dict(trials=[dict(point="a", value=0.5), dict(point="b", value=0.6), dict(point="c", value=None)])
-        with mock.patch.object(table1, "step", step), mock.patch.object(table1, "read", return_value=found):
-            self.assertEqual(table1.choose(), "b")
+        with (
+            mock.patch.object(table1, "step", step),
+            mock.patch.object(search, "picture", return_value=b""),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            self.assertEqual(table1.choose(), step.rows[1]["point"])
 
     def row(self, row, seed, accuracy):
         chosen = dict(alpha=0.1, temperature=5.0) if row.endswith(table1.DISTILLED) else {}

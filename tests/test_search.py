@@ -179,9 +179,20 @@ class RunTest(parameterized.TestCase):
         (self.workdir / "search.json").write_text('{"trials": ')
         with self.assertRaisesRegex(UserError, "search.json is damaged: delete"):
             search.read(Search(RECIPE, GRID), self.workdir)
+        with self.assertRaisesRegex(UserError, "search.json is damaged: delete"):
+            search.load(self.workdir, GRID)
         (self.workdir / "checkpoints").mkdir()
         with self.assertRaisesRegex(UserError, "holds a run of atalaia.train"):
             search.read(Search(RECIPE, GRID), self.workdir)
+
+    def test_a_folder_tells_what_was_searched(self):
+        with self.assertRaisesRegex(UserError, "holds no search"):
+            search.load(self.workdir, GRID)
+        asked = Search(RECIPE, GRID, seed=3, metric="val_loss")
+        rows = self._run(asked, self._objective(random.Random(0), 0.0, []), trials=2)
+        self.assertEqual(search.load(self.workdir, GRID), (asked, rows))
+        with self.assertRaisesRegex(UserError, "holds a search with space"):
+            search.load(self.workdir, MIXED)
 
     def test_another_search_of_the_folder_is_waited_for(self):
         said, entered = [], threading.Event()
