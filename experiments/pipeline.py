@@ -2,9 +2,9 @@
 
 python experiments/pipeline.py [--seeds=0] [--data_dir=FOLDER]
 
-Trains what is not trained yet: the teacher (runs/table2/dense, which Table 2 shares) and the run of configs/pipeline.py
-in runs/pipeline; each goes on where it was. Then exports, evaluates (the test set once), writes C to runs/pipeline/c
-and counts its instructions on emulators. Writes experiments/results/pipeline.json and .md, the
+Trains what is not trained yet: the teacher of the same seed (runs/table2/dense, which Table 2 shares) and the run of
+configs/pipeline.py in runs/pipeline; each goes on where it was. Then exports, evaluates (the test set once), writes C
+to runs/pipeline/c and counts its instructions on emulators. Writes experiments/results/pipeline.json and .md, the
 model as pipeline.atl beside them, and the table in README.md.
 """
 
@@ -15,8 +15,7 @@ from absl import app
 from tables import RESULTS, ROOT, SEEDS, evaluated, percent, read, seeded, step
 
 RUNS = Path("runs")
-CONFIG = "configs/pipeline.py"
-TEACHER = ("--config=configs/cifar10_table2.py", RUNS / "table2/dense")
+CONFIG, TEACHER = "configs/pipeline.py", "configs/cifar10_table2.py"
 # What others report: accuracy %, F1 %, bytes of the model in flash, milliseconds on a classic ESP32.
 PEERS = {
     "Silva (2022), traffic signs, measured on the board": (85.91, 85.80, "59 KB", "80"),
@@ -43,12 +42,10 @@ def run(seed: int) -> dict:
             boards.run(ROOT / "mcu/models/cifar10", board, 1)
     except UserError as error:
         sys.exit(f"error: {error}")
-    import pipeline as recipe  # configs/pipeline.py: this file is __main__
-
-    workdir, (config, teacher) = seeded(RUNS / "pipeline", seed), TEACHER
+    recipe, workdir, teacher = _recipe(), seeded(RUNS / "pipeline", seed), teacher_of(seed)
     if not any((ROOT / folder / "train.json").is_file() for folder in (teacher, workdir)):
-        step("train", f"--workdir={teacher}", config)
-    step("train", f"--workdir={workdir}", f"--config={CONFIG}", f"--config.seed={seed}")
+        step("train", f"--workdir={teacher}", f"--config={TEACHER}", f"--config.seed={seed}")
+    step("train", f"--workdir={workdir}", f"--config={CONFIG}", f"--config.seed={seed}", *taught_by(seed))
     if not (ROOT / workdir / "export.json").is_file():
         step("export", f"--workdir={workdir}")
     scores = {split: evaluated(workdir, split, "jax,jax_int,tflm") for split in ("validation", "test")}
@@ -72,6 +69,22 @@ def run(seed: int) -> dict:
         download_bytes=read(workdir, "ledger.json")["rows"][-1]["download_bytes"],
         **{k: made[k] for k in ("weight_bytes", "arena_bytes", "macs", "counted_instructions", "estimated")},
     )
+
+
+def teacher_of(seed: int) -> Path:
+    """The run folder of a seed's teacher."""
+    return seeded(RUNS / "table2/dense", seed)
+
+
+def taught_by(seed: int) -> list[str]:
+    """Flags by which a run follows the teacher of its own seed; the config names that of seed 0."""
+    return [f"--config.{stage}.teacher={teacher_of(seed)}" for stage in _recipe().get_config().stages if seed]
+
+
+def _recipe():
+    import pipeline  # configs/pipeline.py: this file is __main__
+
+    return pipeline
 
 
 def table(rows: list[dict]) -> str:

@@ -149,6 +149,16 @@ class Table2Test(absltest.TestCase):
 
 
 class PipelineTest(absltest.TestCase):
+    def test_a_run_of_another_seed_follows_the_teacher_of_that_seed(self):
+        from configs import pipeline as recipe
+
+        teacher = recipe.get_config().distill.teacher
+        self.assertEqual((str(pipeline.teacher_of(0)), str(pipeline.teacher_of(2))), (teacher, f"{teacher}_seed2"))
+        with mock.patch.object(pipeline, "_recipe", return_value=recipe):
+            self.assertEqual(pipeline.taught_by(0), [])
+            flags = [f"--config.{stage}.teacher={teacher}_seed2" for stage in ("distill", "prune", "quantize")]
+            self.assertEqual(pipeline.taught_by(2), flags)
+
     def test_of_several_seeds_the_largest_sizes(self):
         def row(seed, accuracy, size, times):
             test = {engine: dict(accuracy=accuracy, f1_macro=accuracy) for engine in ("jax", "tflm")}
