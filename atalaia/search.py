@@ -341,7 +341,7 @@ def train_trial(
 
         if not (folder / "export.json").is_file():  # what export writes last
             call("export", data_dir)
-        report = codegen.report(tflite.load(folder / "model.tflite"))
+        report = codegen.report(tflite.load(folder / "model.tflite"), flash=search.limits.get("bytes"))
         found["figures"] = {name: LIMITS[name][1](report) for name in search.limits}
     return found
 

@@ -1,5 +1,6 @@
 """Generated C equals TFLite Micro in every byte, fits its arena, and nothing is written for what is not supported."""
 
+import itertools
 import json
 import os
 import shutil
@@ -341,6 +342,29 @@ class PackTest(parameterized.TestCase):
         time = {c.kernel: sum(c.instructions[b] / calls[0].instructions[b] for b in kernels.BOARDS) for c in calls}
         self.assertEqual(time[found["speed"].kernel], min(time.values()))
         self.assertLess(found["balanced"].weight_bytes, 0.7 * calls[0].weight_bytes)
+
+    def test_the_fastest_within_a_limit_of_flash(self):
+        """Against every combination of kernels."""
+
+        def figures(calls):
+            time = sum(sum(c.instructions[b] for c in calls) / whole[b] for b in kernels.BOARDS)
+            return sum(c.weight_bytes for c in calls), time
+
+        parts = [convolution(random_kernel(-90, 90, zeros, (8, 3, 3, 8)), (8, 8)) for zeros in (0.3, 0.4, 0.5, 0.9)]
+        parts = [graph.lower(tflite.read(part)) for part in parts]
+        lowered = parts[0]._replace(steps=[step for part in parts for step in part.steps])
+        every = [kernels.candidates(step) for step in lowered.steps]
+        whole = {b: sum(calls[0].instructions[b] for calls in every) for b in kernels.BOARDS}
+        found = [figures(calls) for calls in itertools.product(*every)]
+        smallest, fastest = min(found)[0], min(found, key=lambda f: f[::-1])[0]
+        self.assertGreater(fastest, 1.1 * smallest)
+        for flash in np.linspace(smallest, fastest, 9).astype(int).tolist():
+            size, time = figures(kernels.choose(lowered, prefer="speed", flash=flash))
+            self.assertLessEqual(size, flash)
+            self.assertAlmostEqual(time, min(t for s, t in found if s <= flash))
+        self.assertEqual(figures(kernels.choose(lowered, flash=smallest - 1))[0], smallest)
+        preferred = kernels.choose(lowered)
+        self.assertEqual(figures(kernels.choose(lowered, flash=figures(preferred)[0])), figures(preferred))
 
     @parameterized.parameters((0.0, "conv_dense_2"), (0.8, "conv_triplets_8_16"), (0.98, "conv_pairs_8_16"))
     def test_zeros_are_left_out_where_that_pays(self, zeros, kernel):

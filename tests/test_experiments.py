@@ -159,6 +159,16 @@ class PipelineTest(absltest.TestCase):
             flags = [f"--config.{stage}.teacher={teacher}_seed2" for stage in ("distill", "prune", "quantize")]
             self.assertEqual(pipeline.taught_by(2), flags)
 
+    def test_the_c_of_a_kept_model_is_counted_again(self):
+        def in_c(tflite, out):
+            self.assertEqual(tflite.read_bytes()[4:8], b"TFL3")
+            return dict(arena_bytes=7)
+
+        with mock.patch.object(pipeline, "in_c", in_c):
+            self.assertEqual(
+                pipeline.recount(dict(seed=0, epochs=3.0, arena_bytes=9)), dict(seed=0, epochs=3.0, arena_bytes=7)
+            )
+
     def test_of_several_seeds_the_largest_sizes(self):
         def row(seed, accuracy, size, times):
             test = {engine: dict(accuracy=accuracy, f1_macro=accuracy) for engine in ("jax", "tflm")}

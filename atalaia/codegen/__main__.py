@@ -58,13 +58,13 @@ def generate(
       out: the folder, whose name is the model's.
       images: uint8 `[n, height, width, channels]` for the golden inputs; None: random bytes.
       samples: golden vectors.
-      sparse, prefer: as kernels.choose takes them.
-      flash, ram: bytes that constants, and the arena, must fit.
+      sparse, prefer, flash: as kernels.choose takes them; the constants must fit `flash`.
+      ram: bytes that the arena must fit.
 
     Raises:
       UserError: the file is damaged or not supported, or the model does not fit; nothing is written then.
     """
-    model, *compiled = _compile(tflite_bytes, sparse, prefer)
+    model, *compiled = _compile(tflite_bytes, sparse, prefer, flash)
     lowered, calls, plan = compiled
     found = _report(*compiled)
     _refuse_too_large(found, flash, ram)
@@ -89,21 +89,25 @@ def generate(
     return found
 
 
-def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced") -> dict:
+def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", flash: int | None = None) -> dict:
     """What report.json would hold that needs no engine and no compiler, without writing anything.
+
+    Args:
+      tflite_bytes: the file.
+      sparse, prefer, flash: as kernels.choose takes them; constants above `flash` are not refused.
 
     Raises:
       UserError: the file is damaged or not supported.
     """
-    _, *compiled = _compile(tflite_bytes, sparse, prefer)
+    _, *compiled = _compile(tflite_bytes, sparse, prefer, flash)
     return _report(*compiled)
 
 
-def _compile(tflite_bytes, sparse, prefer):
+def _compile(tflite_bytes, sparse, prefer, flash):
     """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
     model = tflite.read(tflite_bytes)
     lowered = graph.lower(model)
-    return model, lowered, kernels.choose(lowered, sparse, prefer), memory.plan(lowered)
+    return model, lowered, kernels.choose(lowered, sparse, prefer, flash), memory.plan(lowered)
 
 
 def _report(lowered, calls, plan):
@@ -316,7 +320,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("prefer", "balanced", ["balanced", "speed", "size"], "Of instructions and bytes of flash.")
     flags.DEFINE_bool("count", False, "Run it in the emulators and enter the instructions in report.json.")
     flags.DEFINE_integer("samples", 16, "Golden vectors.", lower_bound=1)
-    flags.DEFINE_integer("flash", None, "Bytes that the constants must fit.")
+    flags.DEFINE_integer("flash", None, "Bytes that the constants must fit, by slower kernels if need be.")
     flags.DEFINE_integer("ram", None, "Bytes that the arena must fit.")
     config_flags.DEFINE_config_file("config", help_string="The experiment whose data set gives golden inputs.")
     cli.run(main)

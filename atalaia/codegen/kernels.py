@@ -53,7 +53,7 @@ class Call(NamedTuple):
         return {b: sum(n * _costs()[b][self.cost][part] for part, n in self.work.items()) for b in BOARDS}
 
 
-def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced") -> list[Call]:
+def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: int | None = None) -> list[Call]:
     """Calls of a graph's steps.
 
     Args:
@@ -61,8 +61,14 @@ def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced") -> list
       sparse: "auto", "always" (wherever there is a sparse kernel) or "never".
       prefer: of the kernels of a step, "speed" takes that of fewest instructions, "size" that of fewest bytes of
         constants, "balanced" the smallest product of both: a percent of one is worth a percent of the other.
+      flash: bytes that all constants together should fit. Where the preferred kernels exceed them, the fastest that fit
+        are taken, and where none fit, the smallest.
     """
-    return [_best(candidates(step), sparse, prefer) for step in graph.steps]
+    choices = [_allowed(candidates(step), sparse) for step in graph.steps]
+    chosen = [_best(calls, prefer) for calls in choices]
+    if flash is None or sum(call.weight_bytes for call in chosen) <= flash:
+        return chosen
+    return _fastest_within(choices, flash)
 
 
 def candidates(step: Step) -> list[Call]:
@@ -70,10 +76,15 @@ def candidates(step: Step) -> list[Call]:
     return list(_CHOICES.get(step.kind, _pair)(step))
 
 
-def _best(calls, sparse, prefer):
+def _allowed(calls, sparse):
+    """Those of a step's calls that `sparse` allows; all where it would leave none."""
+    if sparse == "auto":
+        return calls
+    return [c for c in calls if c.template and c.template[0].endswith("sparse") == (sparse == "always")] or calls
+
+
+def _best(calls, prefer):
     """One of a step's calls; instructions count as their mean over the boards, each relative to the first call's."""
-    if sparse != "auto":
-        calls = [c for c in calls if c.template and c.template[0].endswith("sparse") == (sparse == "always")] or calls
     if len(calls) == 1:
         return calls[0]
     first = calls[0].instructions
@@ -83,6 +94,24 @@ def _best(calls, sparse, prefer):
         return dict(speed=(time, size), size=(size, time), balanced=(time * size, time))[prefer]
 
     return min(calls, key=rank)
+
+
+def _fastest_within(choices, flash):
+    """Of each step one call, together of the fewest instructions within `flash` bytes: a knapsack, solved exactly.
+
+    Instructions count as their mean over the boards, each relative to those of every step's first call.
+    """
+    whole = {b: sum(calls[0].instructions[b] for calls in choices) for b in BOARDS}
+    front = [(0, 0.0, ())]  # bytes, instructions, calls: from the smallest to the fastest
+    for calls in choices:
+        costs = [(c.weight_bytes, sum(c.instructions[b] / whole[b] for b in BOARDS), c) for c in calls]
+        sums = [(size + b, time + t, (*picked, call)) for size, time, picked in front for b, t, call in costs]
+        sums.sort(key=lambda point: point[:2])
+        front = sums[:1]
+        for point in sums:
+            if point[0] <= flash and point[1] < front[-1][1]:
+                front.append(point)
+    return list(front[-1][2])
 
 
 # Convolutions and matrix products: dense, packed where codes are small, and sparse in each form.
