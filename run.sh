@@ -15,7 +15,8 @@ usage: ./run.sh WORD [--config.FIELD=VALUE ...]
   table2    the thesis's Table 2: every row of configs/cifar10_table2.py, its tables and picture; some hours on 2 cores
   table1    the thesis's Table 1: ResNet-50 and five students, by themselves and distilled; some hours on 2 cores
   pipeline  the whole chain into 59 KB: distil, prune, quantise, export, C, emulators; two hours on 2 cores
-  mcu       C from int8 models on a computer and on emulators of two boards' instruction sets, one table
+  mcu       C from int8 models on a computer and on emulators of two boards' instruction sets, one table; trains four
+            networks for it, about an hour on 2 cores
   run FILE  the same on any config, such as configs/folder.py --config.data.path=FOLDER for your own images
   sweep FILE --config.FIELD=A,B ...   every combination, one run folder each, one table (on the validation split)
   search --config=FILE --space=FILE --trials=N ...   Bayesian optimisation over any fields (on the validation split)
@@ -40,13 +41,17 @@ python_that_fits() {
   exit 2
 }
 
-# setup FILE...: .venv holds what the requirement files pin; does nothing where it already does.
+# setup FILE...: .venv holds what the requirement files pin; does nothing where it already does. To be called as a
+# statement of its own: behind `&&` or `||` bash would go on after an installation that failed.
 setup() {
-  local file stamp
+  local file stamp python
   for file in "$@"; do
     stamp=".venv/.installed-$file"
     if ! cat "$file" requirements.txt constraints.txt | cmp -s - "$stamp" 2>/dev/null; then
-      [ -x .venv/bin/python ] || "$(python_that_fits)" -m venv .venv
+      if ! .venv/bin/python -m pip --version > /dev/null 2>&1; then
+        python=$(python_that_fits)
+        "$python" -m venv .venv
+      fi
       echo "installing $file into .venv (once)" >&2
       .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file" -c requirements.txt -c constraints.txt
       cat "$file" requirements.txt constraints.txt >"$stamp"
@@ -63,6 +68,7 @@ job() {
     case $flag in
       --workdir=*) workdir=${flag#*=} ;;
       --data_dir=*) common+=("$flag") ;;
+      --workdir | --data_dir) echo "error: write $flag=FOLDER, without a space" >&2 && exit 2 ;;
       *) train+=("$flag") ;;
     esac
   done
@@ -102,12 +108,24 @@ case $word in
     [ $# -gt 0 ] || { echo "error: ./run.sh run needs a config, such as configs/digits.py" >&2 && exit 2; }
     job "$@"
     ;;
-  table1 | table2) setup requirements.txt && .venv/bin/python "experiments/$word.py" "$@" ;;
-  pipeline) compilers && setup requirements.txt && .venv/bin/python experiments/pipeline.py "$@" ;;
-  mcu) compilers && setup requirements.txt && .venv/bin/python experiments/mcu.py "$@" ;;
-  sweep) setup requirements.txt && .venv/bin/python -m atalaia.sweep "$@" ;;
-  search) setup requirements.txt && .venv/bin/python -m atalaia.search "$@" ;;
-  test) compilers && setup requirements.txt requirements-dev.txt && .venv/bin/python -m pytest -n 2 --dist worksteal "$@" ;;
+  table1 | table2)
+    setup requirements.txt
+    .venv/bin/python "experiments/$word.py" "$@"
+    ;;
+  pipeline | mcu)
+    compilers
+    setup requirements.txt
+    .venv/bin/python "experiments/$word.py" "$@"
+    ;;
+  sweep | search)
+    setup requirements.txt
+    .venv/bin/python -m "atalaia.$word" "$@"
+    ;;
+  test)
+    compilers
+    setup requirements.txt requirements-dev.txt
+    .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
+    ;;
   lint)
     setup requirements-dev.txt
     .venv/bin/ruff format --check . && .venv/bin/ruff check .

@@ -40,16 +40,17 @@ def cache() -> Path:
     return folder
 
 
-def run(main: Callable[..., None], known_only: bool = False) -> None:
+def run(main: Callable[..., None], known_only: bool = False, goes_on: bool = False) -> None:
     """Parses the flags and runs `main()`; a user's mistake becomes one line and its exit code, Ctrl-C exit code 130.
 
     Args:
       main: the command.
       known_only: call main with the list of the arguments that are no flags of ours, instead of refusing them.
+      goes_on: whether the same command, given again after Ctrl-C, goes on where it was, which is then said.
     """
     logging.set_verbosity(logging.ERROR)  # jax and orbax tell what they look for and write
     app.run(
-        lambda argv: _guarded(partial(main, argv[1:]) if known_only else main),
+        lambda argv: _guarded(partial(main, argv[1:]) if known_only else main, goes_on),
         flags_parser=lambda argv: _guarded(partial(_parse, argv, known_only)),
     )
 
@@ -64,11 +65,11 @@ def flag_errors() -> Iterator[None]:
         raise UserError(_flag_message(error)) from None
 
 
-def _guarded(function):
+def _guarded(function, goes_on=False):
     try:
         return function()
     except KeyboardInterrupt:
-        print("stopped; give the same command again to go on", file=sys.stderr)
+        print("stopped" + "; give the same command again to go on" * goes_on, file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         line = message(error)

@@ -135,6 +135,11 @@ def quantize_input(data: bytes, images: np.ndarray) -> np.ndarray:
     return np.clip(levels, low, high).astype(given.dtype.lower())[images]
 
 
+def process_count(images: int, processes: int | None = None) -> int:
+    """How many processes share so many images: those that are wanted, by default one a core; fewer for few images."""
+    return min(processes or os.cpu_count(), max(1, images // REPORT_EVERY))
+
+
 def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = None) -> np.ndarray:
     """Outputs `[n, classes]` of a .tflite file in its own type, for uint8 images `[n, h, w, c]`.
 
@@ -142,12 +147,12 @@ def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = No
       engine: a name of `ENGINES`.
       data: the file.
       images: what `quantize_input` takes.
-      processes: how many share the work; one a core by default.
+      processes: how many share the work, as `process_count` takes it.
 
     Raises:
       UserError: the engine cannot run this model.
     """
-    processes = min(processes or os.cpu_count(), max(1, len(images) // REPORT_EVERY))
+    processes = process_count(len(images), processes)
     bounds = np.linspace(0, len(images), processes + 1).astype(int)
     with tempfile.TemporaryDirectory() as folder, Progress(f"evaluate {engine}", len(images), "images") as progress:
         folder = Path(folder)

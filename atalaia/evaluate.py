@@ -13,7 +13,6 @@ at the test set once, for the model that is reported. An int8 file from elsewher
 """
 
 import itertools
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,7 +104,7 @@ def evaluate(
         seconds=seconds | dict(total=round(time.monotonic() - start, 1)),
         agreement=agreement(outputs),
         per_class={name: per_class(labels, p, dataset.class_names) for name, p in predictions.items()},
-        peak_memory_bytes=metrics.peak_memory_bytes(children=os.cpu_count()),  # engines.run starts one a core
+        peak_memory_bytes=metrics.peak_memory_bytes(children=engines.process_count(len(labels))),
     )
     suffix = "" if split == "test" else f"_{split}"
     write_json(workdir / f"evaluation{suffix}.json", scores)

@@ -504,4 +504,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("max_arena", None, "Limit of the arena, in bytes.")
     flags.DEFINE_float("max_ms", None, "Limit of the estimated time on an ESP32, in milliseconds.")
     config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/.")
-    cli.run(main)
+    cli.run(main, goes_on=True)

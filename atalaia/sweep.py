@@ -99,4 +99,4 @@ def _figures(workdir, done):
 
 if __name__ == "__main__":
     cli.common_flags()
-    cli.run(main, known_only=True)
+    cli.run(main, known_only=True, goes_on=True)

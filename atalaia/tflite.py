@@ -47,6 +47,7 @@ def names(enum: type) -> dict[int, str]:
     return {value: name for name, value in vars(enum).items() if not name.startswith("_")}
 
 
+_NOT_BYTES = ("INT4", "UINT4", "INT2", "STRING", "RESOURCE", "VARIANT")  # values do not take whole bytes each
 _DTYPES, _KINDS = names(schema.TensorType), names(schema.BuiltinOperator)
 
 
@@ -102,8 +103,9 @@ def _tensor(t, buffers):
     raw = buffers[t.buffer].data
     data = None
     if raw is not None and len(raw):
-        numpy_type = {"BOOL": "bool"}.get(dtype, dtype.lower())
-        data = np.frombuffer(bytes(raw), np.dtype(numpy_type)).reshape(shape)
+        data = np.frombuffer(bytes(raw), np.uint8)
+        if dtype not in _NOT_BYTES:
+            data = data.view({"BOOL": "bool"}.get(dtype, dtype.lower())).reshape(shape)
     return Tensor(t.name.decode(), shape, dtype, scale, zero_point, 0 if q is None else q.quantizedDimension, data)
 
 

@@ -723,4 +723,4 @@ def main() -> None:
 if __name__ == "__main__":
     cli.common_flags()
     config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/.")
-    cli.run(main)
+    cli.run(main, goes_on=True)

@@ -3,7 +3,7 @@
 ./run.sh table2                                                  # every row, then the tables
 python -m atalaia.train --config=configs/cifar10_table2.py:small --workdir=runs/table2/small
 
-A row starts from the finished run in runs/table2 that `start_from` names. About an hour on 2 cores for :dense, 10 to 25
+A row starts from the finished run in runs/table2 that `start_from` names. About an hour on 2 cores for :dense, 10 to 50
 minutes for each of the others; figures: experiments/results/table2.md.
 """
 

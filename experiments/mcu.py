@@ -162,7 +162,7 @@ def table(rows: list[dict]) -> str:
 
     lines = [
         "| model | zeros % | instructions a dense MAC, rv32 / lx106 | predicted / counted | code bytes, rv32 / lx106 "
-        "| constants, bytes | arena, bytes (of TFLM's) | equal to TFLM: host / rv32 / lx106 "
+        "| constants, bytes, rv32 / lx106 | arena, bytes (of TFLM's) | equal to TFLM: host / rv32 / lx106 "
         "| ESP32 / C3, ms, *estimated* |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -172,13 +172,13 @@ def table(rows: list[dict]) -> str:
         counted, predicted = found["counted_instructions"], found["estimated_instructions"]
         per_mac = " / ".join(f"{boards[b]['instructions_per_mac']:.2f}" for b in EMULATORS)
         ratio = " / ".join(f"{predicted[b] / counted[b]:.2f}" for b in EMULATORS)
-        code = " / ".join(f"{boards[b]['code_bytes']:,}" for b in EMULATORS)
+        code, constants = (" / ".join(f"{boards[b][k]:,}" for b in EMULATORS) for k in ("code_bytes", "weight_bytes"))
         equal = [f"{row['host_images_equal']:,} of {row['host_images']:,}"]
         equal += [f"{boards[b]['equal']} of {boards[b]['samples']}" for b in EMULATORS]
         share = found["arena_bytes"] / found["tflm"]["arena_bytes"]
         times = [" to ".join(f"{ms:.0f}" for ms in found["estimated"][c]["milliseconds"]) for c in codegen.CHIPS]
         lines.append(
-            f"| {row['model']} | {100 * row['zeros']:.0f} | {per_mac} | {ratio} | {code} | {found['weight_bytes']:,} "
+            f"| {row['model']} | {100 * row['zeros']:.0f} | {per_mac} | {ratio} | {code} | {constants} "
             f"| {found['arena_bytes']:,} ({share:.2f}x) | {' / '.join(equal)} | {' / '.join(times)} |"
         )
     for name, peer in PEERS.items():

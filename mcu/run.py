@@ -60,7 +60,7 @@ def sizes(program: str, file: str) -> tuple[int, int]:
     listing = subprocess.run([program, "-A", file], capture_output=True, text=True, check=True).stdout
     rows = [(name, int(size)) for name, size in re.findall(r"^(\.\S+)\s+(\d+)", listing, re.MULTILINE)]
     code = sum(size for name, size in rows if name.startswith((".text", ".literal")))
-    return code, sum(size for name, size in rows if name.startswith((".rodata", ".data")))
+    return code, sum(size for name, size in rows if name.startswith((".rodata", ".srodata", ".data", ".sdata")))
 
 
 def fail(message: str) -> int:

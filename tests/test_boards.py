@@ -13,6 +13,7 @@ from pathlib import Path
 
 import test_codegen
 from absl.testing import absltest, parameterized
+from int8_models import NETWORKS, build
 from test_export import converted
 
 from atalaia.codegen import __main__ as codegen
@@ -71,6 +72,15 @@ class BoardsTest(parameterized.TestCase):
         if board != "host":
             self.assertBetween(found["instructions_per_mac"], 1, 100)
             self.assertBetween(found["stack_bytes"], 64, 2000)
+
+    @parameterized.parameters(*NETWORKS)
+    def test_constants_are_what_the_compiler_makes_of_them(self, name):
+        """Optimised, equal arrays are kept once, and it can only be less."""
+        require(self, "rv32")
+        with tempfile.TemporaryDirectory() as folder:
+            report = codegen.generate(build(name), Path(folder) / "one", samples=1)
+            done = make("one", "rv32", folder, DEFINES="-O0")
+        self.assertEqual(json.loads(done.stdout.splitlines()[-1])["weight_bytes"], report["weight_bytes"])
 
     @parameterized.product(board=boards.EMULATORS, name=("ternary", "narrow"))
     def test_every_kernel_equals_tflm(self, board, name):

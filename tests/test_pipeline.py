@@ -1,9 +1,11 @@
 """The whole pipeline once: distil, prune, train on the int8 grids, export, evaluate, generate C, on real images."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import test_codegen
 from absl import flags
 from absl.testing import absltest
 
@@ -67,6 +69,8 @@ class PipelineTest(absltest.TestCase):
         images = self.dataset.validation.images
         codegen.generate(tflite.load(self.path), self.workdir / "c", images, samples=10)
         self.assertIn("conv_sparse", (self.workdir / "c/model.c").read_text())
+        if shutil.which("gcc"):
+            self.assertEqual(test_codegen.run(self.workdir / "c"), "")
 
     def test_the_ledger_follows_the_stages(self):
         distill, prune, quantize, int8 = ledger.read(self.workdir)

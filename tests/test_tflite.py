@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from atalaia import tflite
+from atalaia.codegen import graph
 from atalaia.errors import UserError
 
 
@@ -49,6 +50,17 @@ class ReadTest(absltest.TestCase):
     def test_inputs_and_outputs(self):
         self.assertEqual(self.graph.inputs, tuple(d["index"] for d in self.interpreter.get_input_details()))
         self.assertEqual(self.graph.outputs, tuple(d["index"] for d in self.interpreter.get_output_details()))
+
+    def test_weights_of_four_bits_are_named(self):
+        model = schema.ModelT.InitFromPackedBuf(self.data, 0)
+        tensor = max(model.subgraphs[0].tensors, key=lambda t: np.size(model.buffers[t.buffer].data))
+        tensor.type = schema.TensorType.INT4
+        buffer = model.buffers[tensor.buffer]
+        buffer.data = np.asarray(buffer.data, np.uint8)[::2]
+        builder = flatbuffers.Builder()
+        builder.Finish(model.Pack(builder), b"TFL3")
+        with self.assertRaisesRegex(UserError, "INT4"):
+            graph.lower(tflite.read(bytes(builder.Output())))
 
     def test_operators_in_order(self):
         theirs = [

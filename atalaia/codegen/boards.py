@@ -22,7 +22,10 @@ def run(model: Path, board: str, samples: int | None = None) -> dict:
     """
     model = Path(model).resolve()
     with tempfile.TemporaryDirectory() as build:
-        given = dict(MODEL=model.name, MODELS_DIR=model.parent, BOARD=board, BUILD_DIR=build, SAMPLES=samples or "")
+        link = Path(build) / "models" / model.name.replace(" ", "_")  # make takes no spaces in a path
+        link.parent.mkdir()
+        link.symlink_to(model)
+        given = dict(MODEL=link.name, MODELS_DIR=link.parent, BOARD=board, BUILD_DIR=build, SAMPLES=samples or "")
         command = ["make", "-s", "-C", str(MCU), "run", *(f"{k}={v}" for k, v in given.items())]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -21,6 +21,8 @@ COSTS = Path(__file__).with_name("costs.json")  # board to kernel to part to ins
 GAPS = {"PAIRS": 255, "TRIPLETS": 15, "NIBBLES": 15}  # forms of sparse weights, and the largest gap of each
 COLUMNS = 16  # of depthwise.c
 BITS = (2, 4)  # of packed weights, which are signed: [-2, 1] and [-8, 7]
+# Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs.
+STRUCT_BYTES = dict(conv=60, depthwise=60, max_pool=20, mean_pool=20, pad=20, mean=24, pair=48)
 
 
 class Call(NamedTuple):
@@ -44,8 +46,9 @@ class Call(NamedTuple):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all constants."""
-        return sum(values.nbytes for _, values in self.arrays.values())
+        """Bytes of all constants: arrays, and the struct of parameters."""
+        kind = "pair" if "b_inner" in self.step.values else self.step.kind
+        return sum(values.nbytes for _, values in self.arrays.values()) + STRUCT_BYTES.get(kind, 0)
 
     @property
     def instructions(self) -> dict[str, float]:
