@@ -129,17 +129,18 @@ class MessageTest(parameterized.TestCase):
     def test_a_defect_of_ours_is_not_hidden(self, error):
         self.assertIsNone(errors.message(error))
 
-    def _guarded(self, error):
+    def _guarded(self, error, **options):
         def main():
             raise error
 
         with contextlib.redirect_stderr(io.StringIO()) as stderr, self.assertRaises(SystemExit) as ended:
-            cli._guarded(main)
+            cli._guarded(main, **options)
         return ended.exception.code, stderr.getvalue()
 
     def test_exit_codes(self):
         self.assertEqual(self._guarded(UserError("wrong")), (2, "error: wrong\n"))
-        code, said = self._guarded(KeyboardInterrupt())
+        self.assertEqual(self._guarded(KeyboardInterrupt()), (130, "stopped\n"))
+        code, said = self._guarded(KeyboardInterrupt(), goes_on=True)
         self.assertEqual(code, 130)
         self.assertIn("same command again", said)
         with self.assertRaises(ZeroDivisionError):
