@@ -10,10 +10,14 @@ bytes of a hundred images are compared with jax_int's, and the first layer that 
 Writes evaluation.json (engine to {accuracy, f1_macro, images}), evaluation.md (per class, agreement) and confusion.png.
 A split is used whole, always. Choose with --split=validation, which writes evaluation_validation.json and so on; look
 at the test set once, for the model that is reported. An int8 file from elsewhere gets pixel / 255 on its input's grid.
+Stopped and started again, it does not run again those engines of the file that had run through all images.
 """
 
+import hashlib
 import itertools
+import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +30,7 @@ from sklearn import metrics as sk
 from atalaia import cli, data, engines, export, metrics, qat, report, simulate, tflite, train
 from atalaia import config as configs
 from atalaia.errors import UserError
-from atalaia.files import write_json, write_whole
+from atalaia.files import write_arrays, write_json, write_whole
 
 LAYER_IMAGES = 100  # images of --layers
 
@@ -83,14 +87,14 @@ def evaluate(
       UserError: the model does not fit the data set, or an engine cannot run it.
     """
     images, labels = images_of(dataset, split)
-    outputs, seconds = {}, {}
+    outputs, seconds, kept = {}, {}, workdir / "outputs"
     start = time.monotonic()
     for name in names:
         begin = time.monotonic()
         if name in JAX:
             outputs[name] = JAX[name](config, workdir, dataset, images)
         else:
-            outputs[name] = engines.run(name, tflite_bytes, images)
+            outputs[name] = _engine_outputs(name, tflite_bytes, images, kept)
         seconds[name] = round(time.monotonic() - begin, 1)
         if outputs[name].shape[1] != len(dataset.class_names):
             found, expected = outputs[name].shape[1], len(dataset.class_names)
@@ -116,8 +120,28 @@ def evaluate(
     report.confusion_picture(
         workdir / f"confusion{suffix}.png", labels, predictions[names[-1]], dataset.class_names, title
     )
+    shutil.rmtree(kept, ignore_errors=True)
     print(f"written: {workdir}/evaluation{suffix}.json, .md and confusion{suffix}.png")
     return scores
+
+
+def _engine_outputs(name, tflite_bytes, images, kept):
+    """What an engine gives for the images; folder `kept` holds it until all engines have run."""
+    sha = hashlib.sha256(f"{name} {images.shape}".encode() + tflite_bytes)
+    sha.update(np.ascontiguousarray(images))
+    path = kept / f"{sha.hexdigest()[:32]}.npz"
+    try:
+        outputs = np.load(path)["outputs"]
+        print(f"{name}: ran already, before the evaluation was stopped", flush=True)
+        return outputs
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+        print(f"{path} is damaged: {name} runs again", flush=True)
+    outputs = engines.run(name, tflite_bytes, images)
+    kept.mkdir(exist_ok=True)
+    write_arrays(path, dict(outputs=outputs))
+    return outputs
 
 
 def compare_layers(
@@ -238,4 +262,4 @@ if __name__ == "__main__":
     flags.DEFINE_enum("split", "test", ["test", "validation"], "The images to use.")
     flags.DEFINE_string("tflite", None, "An int8 .tflite file instead of a run's; needs --config for the data set.")
     config_flags.DEFINE_config_file("config", help_string="With --tflite: the experiment that names the data set.")
-    cli.run(main)
+    cli.run(main, goes_on=True)

@@ -336,11 +336,6 @@ def linear(layer: layers.Conv | layers.Dense, x: jax.Array, kernel: jax.Array) -
     return ops.conv2d(x, kernel, (layer.strides, layer.strides), "SAME", groups)
 
 
-def apply_folded(model: nn.Module, folded: dict[str, Folded], x: jax.Array) -> jax.Array:
-    """Logits of the folded network in float32; equal to the network's own but for rounding."""
-    return layers.interpret(model, lambda path, layer, *xs: apply_layer(layer, folded.get(path), *xs), x)
-
-
 def calibration_batches(images: np.ndarray, count: int, seed: int, size: int = 256) -> Iterable[jax.Array]:
     """`count` of the uint8 training images, drawn by the run's seed, as float32 batches without augmentation."""
     chosen = np.random.RandomState(seed).permutation(len(images))[:count]

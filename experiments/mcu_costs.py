@@ -35,7 +35,8 @@ DEPTHWISE = (
     *((3, 3, 16, 1, 3, 1), (2, 2, 40, 2, 3, 1), (5, 1, 24, 1, 3, 1), (3, 2, 32, 1, 5, 1), (3, 3, 20, 1, 1, 1)),
 )
 COUNTS = ROOT / "runs/mcu_costs.json"  # what was counted already, by the C that was run: a run that was stopped goes on
-SHARED = ("line", "copied")  # parts of conv.c, which all its kernels go through
+SHARED = ("line", "copied", "large")  # parts of conv.c, which all its kernels go through
+LARGE = 1 << 20  # a bias with which sums do not count as small
 # So that no layer's constants are built into a kernel: a network has several layers of a kind.
 GENERAL = '#pragma GCC optimize("no-ipa-cp", "no-inline-functions-called-once")\n'
 PIXELS = 400  # of the other steps, and a half and a fourth of them
@@ -67,6 +68,7 @@ def steps() -> list:
     """(step, shapes of its input and output) of each network; flips first, since all networks have two."""
     flips = [step("flip_in", (1, n), (1, n), size=n) for n in (PIXELS, PIXELS // 4)]
     linear = [convolution(*case) for case in CONVOLUTIONS] + [depthwise(*case) for case in DEPTHWISE]
+    linear += [convolution(*case, bias=LARGE) for case in CONVOLUTIONS[:8]]
     return flips + linear + [s for n in (PIXELS, PIXELS // 2, PIXELS // 4) for s in others(n)]
 
 
@@ -77,12 +79,12 @@ def step(kind, given, out, **values):
     return Step(kind, kind, 0, (0,), 1, values), (given, out)
 
 
-def convolution(height, width, channels, outputs, size, stride, zeros):
+def convolution(height, width, channels, outputs, size, stride, zeros, bias=0):
     """With weights that every kernel can hold."""
     random = np.random.default_rng(0)
     kernel = random.choice([-1, 1], (outputs, size, size if width > 1 else 1, channels)).astype(np.int8)
     kernel[random.random(kernel.shape) < zeros] = 0
-    return _linear("conv", height, width, channels, kernel, stride)
+    return _linear("conv", height, width, channels, kernel, stride, bias)
 
 
 def depthwise(height, width, channels, filters, size, stride):
@@ -90,20 +92,22 @@ def depthwise(height, width, channels, filters, size, stride):
     return _linear("depthwise", height, width, channels, kernel.astype(np.int8), stride)
 
 
-def _linear(kind, height, width, channels, kernel, stride):
+def _linear(kind, height, width, channels, kernel, stride, bias=0):
     outputs, (tall, wide) = len(kernel), kernel.shape[2:] if kind == "depthwise" else kernel.shape[1:3]
     out_h, out_w = -(-height // stride), -(-width // stride)
     pads = [max((o - 1) * stride + k - n, 0) // 2 for o, k, n in ((out_h, tall, height), (out_w, wide, width))]
     values = dict(in_h=height, in_w=width, in_c=channels, out_h=out_h, out_w=out_w, out_c=outputs)
     values |= dict(kernel_h=tall, kernel_w=wide, stride_h=stride, stride_w=stride, pad_top=pads[0], pad_left=pads[1])
     values |= dict(in_zero=128, out_zero=128, out_low=0, out_high=255, low=None, high=None, kernel=kernel)
-    values |= dict(bias=np.zeros(outputs, np.int32), multiplier=np.full(outputs, 1 << 30, np.int32))
+    values |= dict(bias=np.full(outputs, bias, np.int32), multiplier=np.full(outputs, 1 << 30, np.int32))
     values |= dict(shift=np.full(outputs, -6, np.int8))
     return step(kind, (1, height, width, channels), (1, out_h, out_w, outputs), **values)
 
 
 def others(pixels):
     """Every other kind of step, on so many pixels of eight channels."""
+    from atalaia.codegen import fixed_point
+
     channels, side = 8, round(pixels**0.5)
     shape, values = (1, side, side, channels), side * side * channels
     for kind in ("max_pool", "mean_pool"):
@@ -111,12 +115,17 @@ def others(pixels):
             window = dict(in_h=side, in_w=side, channels=channels, out_h=side // 2, out_w=side // 2, kernel_h=size)
             window |= dict(kernel_w=size, stride_h=2, stride_w=2, pad_top=0, pad_left=0, out_low=0, out_high=255)
             yield step(kind, shape, (1, side // 2, side // 2, channels), **window)
-    for kind in ("add", "mul", "maximum", "minimum"):
-        for inner in (1, values // 8):
+    for kind in ("add", "add_tabled", "mul", "maximum", "minimum"):
+        for inner in (1,) if kind == "add_tabled" else (1, values // 8):
             pair = dict(values=values, b_inner=inner, b_size=values // inner, a_zero=128, b_zero=128, out_zero=128)
             pair |= dict(out_low=0, out_high=255, a_multiplier=1 << 30, a_shift=0, b_multiplier=3 << 29, b_shift=-1)
             pair |= dict(out_multiplier=3 << 29, out_shift=-18, constant=np.arange(values // inner).astype(np.uint8))
-            yield step(kind, shape, shape, **pair)
+            if kind == "add_tabled":
+                pair |= dict(
+                    a_multiplier=1_234_567_891, b_multiplier=1_987_654_321
+                )  # no sum halfway between two values
+                pair["tables"] = fixed_point.sum_tables(pair, False)
+            yield step(kind.removesuffix("_tabled"), shape, shape, **pair)
     yield step("lookup", shape, shape, size=values, table=np.arange(256).astype(np.uint8))
     pooled = dict(pixels=side * side, channels=channels, in_zero=128, out_zero=128, multiplier=1 << 30, shift=-8)
     yield step("mean", shape, (1, channels), **pooled)
@@ -173,7 +182,8 @@ def fit(cases: list, counts: list[int]) -> dict[str, dict[str, float]]:
     found = dict(zip(columns, _least_squares(rows, columns, np.array(targets, float)), strict=True))
     costs = {"flip": {"value": round(flip, 3)}}
     for name in sorted({call.cost for call in calls} - {"flip"}):
-        parts = sorted({part for call in calls if call.cost == name for part in call.work})
+        parts = {part for call in calls if call.cost == name for part in call.work}
+        parts = sorted(parts | ({"large"} if "line" in parts else set()))
         costs[name] = {part: round(float(found["" if part in SHARED else name, part]), 3) for part in parts}
     return costs
 

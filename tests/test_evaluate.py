@@ -7,7 +7,7 @@ import numpy as np
 import test_export
 from absl.testing import absltest
 
-from atalaia import evaluate, export, simulate, train
+from atalaia import data, engines, evaluate, export, simulate, train
 
 LABELS = np.array([0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 1, 1, 1, 0])
@@ -57,6 +57,50 @@ class AgreementTest(absltest.TestCase):
 
     def test_one_engine_agrees_with_nobody(self):
         self.assertEmpty(evaluate.agreement(dict(tflm=np.zeros((2, 3), np.int8))))
+
+
+class StoppedTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.ran = []
+
+    def evaluate(self, images, file=b"file", fail=""):
+        """The names of the engines that ran."""
+        self.ran.clear()
+
+        def run(name, content, given):
+            self.ran.append(name)
+            if name == fail:
+                raise KeyboardInterrupt
+            return given.reshape(len(given), -1)[:, :2].astype(np.int8)
+
+        split = data.Split(images, np.zeros(len(images), np.int32))
+        dataset = data.Dataset("two", split, split, split, ("a", "b"), images[:0])
+        with absltest.mock.patch.object(engines, "run", run):
+            return evaluate.evaluate(None, dataset, ["tflite", "tflm"], self.folder, file)
+
+    def test_goes_on_after_the_last_engine_that_ran_through(self):
+        images = np.arange(24, dtype=np.uint8).reshape(3, 2, 2, 2)
+        expected = self.evaluate(images)
+        self.assertEqual(self.ran, ["tflite", "tflm"])
+        self.assertFalse((self.folder / "outputs").exists())
+        for damage in (False, True):
+            with self.assertRaises(KeyboardInterrupt):
+                self.evaluate(images, fail="tflm")
+            (kept,) = (self.folder / "outputs").iterdir()
+            if damage:
+                kept.write_bytes(kept.read_bytes()[:-60])
+            self.assertEqual(self.evaluate(images), expected)
+            self.assertEqual(self.ran, ["tflite"] * damage + ["tflm"])
+
+    def test_other_images_or_another_file_run_anew(self):
+        images = np.arange(24, dtype=np.uint8).reshape(3, 2, 2, 2)
+        for changed, file in ((images, b"another"), (images + np.uint8(1), b"file")):
+            with self.assertRaises(KeyboardInterrupt):
+                self.evaluate(images, fail="tflm")
+            self.evaluate(changed, file)
+            self.assertEqual(self.ran, ["tflite", "tflm"])
 
 
 class LayersTest(absltest.TestCase):

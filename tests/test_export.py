@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 from ai_edge_litert import schema_py_generated as schema
-from test_quantize import Mini, drawn, images
+from test_quantize import Mini, apply_folded, drawn, images
 
 from atalaia import engines, export, layers, quantize, tflite, train
 from atalaia.errors import UserError
@@ -221,9 +221,7 @@ class ConvertTest(parameterized.TestCase):
     @parameterized.parameters("thesis", "resnet8", "mini")
     def test_near_the_float_network(self, name):
         model, folded, integers = network(name)
-        expected = np.asarray(
-            jax.jit(lambda x: quantize.apply_folded(model, folded, x))(pixels(name) / np.float32(255))
-        )
+        expected = np.asarray(jax.jit(lambda x: apply_folded(model, folded, x))(pixels(name) / np.float32(255)))
         scale, zero_point = integers["logits"].output
         found = (tflm(name).astype(np.float32) - zero_point) * scale
         self.assertLess(np.sqrt(np.mean((found - expected) ** 2)), 0.05 * expected.std())

@@ -22,6 +22,7 @@ _FILES = (
         "pool",
         "elementwise",
         "add",
+        "add_tabled",
         "mul",
         "maximum",
         "minimum",
@@ -103,8 +104,10 @@ def _constants(number, call):
         struct("pool_t", {f: int(v[f]) for f in _POOL})
     elif step.kind in ("pad", "mean"):
         struct(f"{step.kind}_t", {f: int(x) for f, x in v.items()})
+    elif call.kernel == "add_tabled":
+        struct("add_tabled_t", v["tables"] | {f: int(v[f]) for f in ("values", "out_low", "out_high")})
     elif "b_inner" in v:
-        struct("pair_t", {f: int(x) for f, x in v.items() if f != "constant"})
+        struct("pair_t", {f: int(x) for f, x in v.items() if f not in ("constant", "tables")})
     return parts
 
 
@@ -147,11 +150,8 @@ def _statement(number, call, graph, plan):
         case "pad" | "mean":
             return f"    {step.kind}(&s{number}, {place[step.inputs[0]]}, {out});"
     second = f"s{number}_constant" if "constant" in step.values else place[step.inputs[1]]
-    last = ""
-    if call.kernel == "add":
-        terms = plan.windows[number]
-        last = f", {0 if terms is None else f'(void *)(a + {terms})'}, {int(step.kind == 'sub')}"
-    return f"    {call.kernel}(&s{number}, {place[step.inputs[0]]}, {second}, {out}{last});"
+    last = dict(add=f", {int(step.kind == 'sub')}", add_tabled=f", (void *)(a + {plan.windows[number]})")
+    return f"    {call.kernel}(&s{number}, {place[step.inputs[0]]}, {second}, {out}{last.get(call.kernel, '')});"
 
 
 def _numbers(values, style="d", width=100):

@@ -19,6 +19,41 @@ def quantize_multiplier(real: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.where(tiny, 0, mantissa).astype(np.int32), np.where(tiny, 0, shift).astype(np.int8)
 
 
+def sum_of_uint8(v: dict[str, int], subtract: bool) -> np.ndarray:
+    """TFLite's ADD or SUB of every uint8 a (rows) and b (columns): uint8 `[256, 256]`; `v` as graph.py has it."""
+    x = np.arange(256, dtype=np.int64)
+    a, b = (_divide(_high((x - v[f"{k}_zero"]) << 20, v[f"{k}_multiplier"]), -v[f"{k}_shift"]) for k in ("a", "b"))
+    total = a[:, None] + (-b if subtract else b)
+    total = _divide(_high(total, v["out_multiplier"]), -v["out_shift"]) + v["out_zero"]
+    return np.clip(total, v["out_low"], v["out_high"]).astype(np.uint8)
+
+
+def sum_tables(v: dict[str, int], subtract: bool) -> dict[str, int] | None:
+    """Steps of the tables of add_tabled.c with which it equals `sum_of_uint8`; None where none were found.
+
+    TFLite rounds thrice. One sum of fixed-point numbers gives other bytes only where that lies within their last bits
+    of the middle of two values, which no pair does in most layers; else they are moved by some of those bits.
+    """
+    if v["out_shift"] > 0:  # an output so fine that all sums saturate
+        return None
+    wanted = sum_of_uint8(v, subtract)
+    real = {k: v[f"{k}_multiplier"] * 2.0 ** (v[f"{k}_shift"] - 31) for k in ("a", "b", "out")}
+    step = [(-1 if k == "b" and subtract else 1) * real[k] * real["out"] * 2.0**20 for k in ("a", "b")]
+    start = v["out_zero"] + 0.5 - step[0] * v["a_zero"] - step[1] * v["b_zero"]
+    largest = abs(start) + 255 * (abs(step[0]) + abs(step[1])) + 1
+    bits = min(30, 30 - math.frexp(largest)[1])
+    if bits < 0:
+        return None
+    a_step, b_step, start = (round(x * 2.0 ** (bits + 32)) for x in (*step, start))
+    x = np.arange(256)
+    b_terms = (x * b_step) >> 32
+    for moved in range(-2, 4):  # both terms are rounded down
+        a_terms = (start + (moved << 32) + x * a_step) >> 32
+        if np.array_equal(np.clip((a_terms[:, None] + b_terms) >> bits, v["out_low"], v["out_high"]), wanted):
+            return dict(start=start + (moved << 32), a_step=a_step, b_step=b_step, bits=bits)
+    return None
+
+
 def mean_multiplier(ratio: float, count: int) -> tuple[int, int]:
     """(multiplier, shift) of ratio / count, as reference_integer_ops::Mean works it out."""
     (multiplier,), (shift,) = quantize_multiplier([ratio])

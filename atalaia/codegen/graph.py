@@ -356,6 +356,8 @@ class _Lowering:
             ratios = [s_a / twice, s_b / twice, twice / (2**20 * s_out)]
             for name, m, s in zip(("a", "b", "out"), *quantize_multiplier(ratios), strict=True):
                 values |= {f"{name}_multiplier": int(m), f"{name}_shift": int(s)}
+            if (inner, size) == (1, values["values"]):
+                values["tables"] = fixed_point.sum_tables(values, kind == "sub")
         constant = self.tensors[b].data
         if constant is not None:
             values["constant"] = (constant.ravel().astype(np.int64) + OFFSET).astype(np.uint8)

@@ -22,7 +22,7 @@ GAPS = {"PAIRS": 255, "TRIPLETS": 15, "NIBBLES": 15}  # forms of sparse weights,
 COLUMNS = 16  # of depthwise.c
 BITS = (2, 4)  # of packed weights, which are signed: [-2, 1] and [-8, 7]
 # Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs.
-STRUCT_BYTES = dict(conv=60, depthwise=60, max_pool=20, mean_pool=20, pad=20, mean=24, pair=48)
+STRUCT_BYTES = dict(conv=60, depthwise=60, max_pool=20, mean_pool=20, pad=20, mean=24, pair=48, add_tabled=32)
 
 
 class Call(NamedTuple):
@@ -47,7 +47,9 @@ class Call(NamedTuple):
     @property
     def weight_bytes(self) -> int:
         """Bytes of all constants: arrays, and the struct of parameters."""
-        kind = "pair" if "b_inner" in self.step.values else self.step.kind
+        kind = self.step.kind
+        if "b_inner" in self.step.values:
+            kind = "add_tabled" if self.kernel == "add_tabled" else "pair"
         return sum(values.nbytes for _, values in self.arrays.values()) + STRUCT_BYTES.get(kind, 0)
 
     @property
@@ -153,7 +155,7 @@ def _packed(step, bits):
     taps = v["kernel_w"] * v["in_c"]
     work |= dict(inner=sweeps * words.size, chunk=work["row"] * -(-taps // chunk))
     call = _instance(step, "conv_packed", name, (bits, pixels), arrays, work, sweeps)
-    return call._replace(fields=(("chunk", chunk),))
+    return call._replace(fields=(("chunk", chunk), *call.fields))
 
 
 def _sparse(step, form, stored, counts):
@@ -190,7 +192,18 @@ def _depthwise(step) -> Iterator[Call]:
 
 def _instance(step, template, kernel, constants, arrays, work, sweeps, cost=None):
     files = ("rescale", "conv", "depthwise" if template.startswith("depthwise") else template)
-    return Call(step, kernel, files, arrays, work, cost or kernel, (template, *map(str, constants)), sweeps)
+    small = small_sums(step)
+    work |= {} if small else dict(large=work["output"])
+    constants = (template, *map(str, constants))
+    return Call(step, kernel, files, arrays, work, cost or kernel, constants, sweeps, (("small", int(small)),))
+
+
+def small_sums(step: Step) -> bool:
+    """Whether every sum lies within 2^20 whatever the input, and is divided: conv.c then rescales it in fewer steps."""
+    v = step.values
+    kernel = v["kernel"].reshape(v["out_c"], -1).astype(np.int64)
+    low, high = (v["bias"] + 255 * part.sum(1) for part in (np.minimum(kernel, 0), np.maximum(kernel, 0)))
+    return bool(np.all(low >= -(1 << 20)) and np.all(high < 1 << 20) and np.all(v["shift"] < 0))
 
 
 def _sweeps(v, pixels, groups):
@@ -321,11 +334,14 @@ def _flip(step):
 def _pair(step):
     v = step.values
     arrays = {"constant": ("uint8_t", v["constant"])} if "constant" in v else {}
+    if memory.scratch_bytes(step):
+        yield Call(
+            step, "add_tabled", ("rescale", "add_tabled"), arrays, dict(value=v["values"], tables=1), "add_tabled"
+        )
+        return
     kernel = "add" if step.kind == "sub" else step.kind
     work = dict(value=v["values"], output=v["values"] // v["b_inner"])
-    tabled = memory.scratch_bytes(step) > 0
-    work |= dict(tables=1) if tabled else {}
-    yield Call(step, kernel, ("rescale", "elementwise", kernel), arrays, work, f"{kernel}_tabled" if tabled else kernel)
+    yield Call(step, kernel, ("rescale", "elementwise", kernel), arrays, work, kernel)
 
 
 @functools.cache

@@ -104,7 +104,7 @@ def scratch_bytes(step: Step, in_place: bool = False) -> int:
     """Bytes of the rows that a convolution copies, 0 where it can read them where they lie; of the tables of a sum."""
     v = step.values
     if step.kind in ("add", "sub"):
-        return 2 * 256 * 4 if v["values"] >= TABLED else 0
+        return 2 * 256 * 4 if v.get("tables") and v["values"] >= TABLED else 0
     if step.kind not in ("conv", "depthwise"):
         return 0
     width = (v["out_w"] - 1) * v["stride_w"] + v["kernel_w"]

@@ -1,3 +1,21 @@
+/* Xtensa processors can lack an instruction for the high half of a product; the ESP32 has it. */
+#if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
+#define HIGH_PRODUCT 0
+#else
+#define HIGH_PRODUCT 1
+#endif
+
+/* x * multiplier / 2^31, rounded, for |x| < 2^20. */
+static inline int32_t small_product(int32_t x, int32_t multiplier)
+{
+#if HIGH_PRODUCT
+    return ((int32_t)((int64_t)(x * 2048) * multiplier >> 32) + 512) >> 10;
+#else /* x times parts of 11 bits fits 32 bits */
+    int32_t middle = x * (multiplier >> 11 & 2047) + (x * (multiplier & 2047) >> 11);
+    return (x * (multiplier >> 22) + (middle >> 11) + 256) >> 9;
+#endif
+}
+
 /* x / 2^power, halves away from zero. */
 static inline int32_t divide_by_power(int32_t x, int power)
 {
@@ -12,11 +30,11 @@ static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
     int32_t high;
     if (shift > 0)
         x = (int32_t)((uint32_t)x << shift);
-#if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
-    /* No instruction for the high half of a product. A small x times parts of 11 bits fits 32 bits: */
+#if HIGH_PRODUCT
+    high = (int32_t)(((int64_t)x * multiplier + ((int64_t)1 << 30)) >> 31);
+#else
     if ((uint32_t)x + (1u << 20) < 1u << 21) {
-        int32_t middle = x * (multiplier >> 11 & 2047) + (x * (multiplier & 2047) >> 11);
-        high = (x * (multiplier >> 22) + (middle >> 11) + 256) >> 9;
+        high = small_product(x, multiplier);
     } else { /* from halves of 16 bits */
         int32_t x_high = x >> 16, m_high = multiplier >> 16;
         uint32_t x_low = (uint32_t)x & 0xFFFF, m_low = (uint32_t)multiplier & 0xFFFF;
@@ -30,10 +48,15 @@ static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
         top += nudged < bottom;
         high = (int32_t)((uint32_t)top << 1 | nudged >> 31);
     }
-#else
-    high = (int32_t)(((int64_t)x * multiplier + ((int64_t)1 << 30)) >> 31);
 #endif
     return divide_by_power(high, power);
+}
+
+/* rescale(x, multiplier, -power) for |x| < 2^20 and power > 0; `half`: 2^(power - 1). */
+static inline int32_t rescale_small(int32_t x, int32_t multiplier, int power, int32_t half)
+{
+    const int32_t high = small_product(x, multiplier);
+    return (high + half + (high >> 31)) >> power;
 }
 
 static inline uint8_t clamp(int32_t x, int32_t low, int32_t high)

@@ -10,6 +10,24 @@
 #pragma GCC optimize("no-schedule-insns", "no-tree-loop-distribute-patterns")
 #endif
 
+/* Xtensa processors can lack an instruction for the high half of a product; the ESP32 has it. */
+#if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
+#define HIGH_PRODUCT 0
+#else
+#define HIGH_PRODUCT 1
+#endif
+
+/* x * multiplier / 2^31, rounded, for |x| < 2^20. */
+static inline int32_t small_product(int32_t x, int32_t multiplier)
+{
+#if HIGH_PRODUCT
+    return ((int32_t)((int64_t)(x * 2048) * multiplier >> 32) + 512) >> 10;
+#else /* x times parts of 11 bits fits 32 bits */
+    int32_t middle = x * (multiplier >> 11 & 2047) + (x * (multiplier & 2047) >> 11);
+    return (x * (multiplier >> 22) + (middle >> 11) + 256) >> 9;
+#endif
+}
+
 /* x / 2^power, halves away from zero. */
 static inline int32_t divide_by_power(int32_t x, int power)
 {
@@ -24,11 +42,11 @@ static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
     int32_t high;
     if (shift > 0)
         x = (int32_t)((uint32_t)x << shift);
-#if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
-    /* No instruction for the high half of a product. A small x times parts of 11 bits fits 32 bits: */
+#if HIGH_PRODUCT
+    high = (int32_t)(((int64_t)x * multiplier + ((int64_t)1 << 30)) >> 31);
+#else
     if ((uint32_t)x + (1u << 20) < 1u << 21) {
-        int32_t middle = x * (multiplier >> 11 & 2047) + (x * (multiplier & 2047) >> 11);
-        high = (x * (multiplier >> 22) + (middle >> 11) + 256) >> 9;
+        high = small_product(x, multiplier);
     } else { /* from halves of 16 bits */
         int32_t x_high = x >> 16, m_high = multiplier >> 16;
         uint32_t x_low = (uint32_t)x & 0xFFFF, m_low = (uint32_t)multiplier & 0xFFFF;
@@ -42,10 +60,15 @@ static inline int32_t rescale(int32_t x, int32_t multiplier, int shift)
         top += nudged < bottom;
         high = (int32_t)((uint32_t)top << 1 | nudged >> 31);
     }
-#else
-    high = (int32_t)(((int64_t)x * multiplier + ((int64_t)1 << 30)) >> 31);
 #endif
     return divide_by_power(high, power);
+}
+
+/* rescale(x, multiplier, -power) for |x| < 2^20 and power > 0; `half`: 2^(power - 1). */
+static inline int32_t rescale_small(int32_t x, int32_t multiplier, int power, int32_t half)
+{
+    const int32_t high = small_product(x, multiplier);
+    return (high + half + (high >> 31)) >> power;
 }
 
 static inline uint8_t clamp(int32_t x, int32_t low, int32_t high)
@@ -93,52 +116,26 @@ static void pool(const pool_t *p, const uint8_t *in, uint8_t *out, int mean)
         }
 }
 
-/* Two tensors, value by value; the second may repeat: value i of it stands at i / inner % size. */
+/* Sums of two tensors of equal shapes, by tables of the terms: fixed-point numbers of `bits` binary places, on the grid of
+ * the output. Only where these give the bytes of `add` for all 65,536 pairs of values, which codegen tries. */
 typedef struct {
-    uint32_t values, b_inner, b_size;
-    int32_t a_zero, b_zero, out_zero, out_low, out_high;
-    int32_t a_multiplier, b_multiplier, out_multiplier;
-    int8_t a_shift, b_shift, out_shift;
-} pair_t;
+    int64_t start, a_step, b_step; /* of the terms, with 32 places more; start: all but the products with the values */
+    uint32_t values;
+    uint8_t bits, out_low, out_high;
+} add_tabled_t;
 
-/* `e` is a copy, which no store to `out` can change. */
-#define FOR_EACH_PAIR(EXPRESSION)                                                       \
-    const pair_t e = *pair;                                                             \
-    const uint8_t *b_value = b_values, *b_end = b_values + e.b_size;                    \
-    uint32_t left = e.b_inner;                                                          \
-    for (const uint8_t *end = a_values + e.values; a_values < end;) {                   \
-        const int32_t a = *a_values++, b = *b_value;                                    \
-        *out++ = clamp((EXPRESSION), e.out_low, e.out_high);                            \
-        if (--left == 0) {                                                              \
-            left = e.b_inner;                                                           \
-            if (++b_value == b_end)                                                     \
-                b_value = b_values;                                                     \
-        }                                                                               \
-    }
-
-/* Both at 2^20 times a grid of twice the larger scale. rescale(x << 20, m, s) for |x| <= 255 and s <= 0, in 32 bits:
- * (x m 2^20 + 2^30) >> 31 = x (m >> 11) + ((x (m & 2047) + 2^10) >> 11). */
-static inline int32_t add_term(int32_t x, int32_t multiplier, int shift)
+/* `terms`: room for 512. */
+static void add_tabled(const add_tabled_t *t, const uint8_t *a, const uint8_t *b, uint8_t *out, int32_t *terms)
 {
-    return divide_by_power(x * (multiplier >> 11) + ((x * (multiplier & 2047) + 1024) >> 11), -shift);
-}
-
-/* `terms`: room for 512, where so many values are added that a table of their terms is worth it; or NULL. */
-static void add(const pair_t *pair, const uint8_t *a_values, const uint8_t *b_values, uint8_t *out, int32_t *terms,
-                int subtract)
-{
-    const int sign = subtract ? -1 : 1;
-    if (terms) {
-        for (int i = 0; i < 256; i++) {
-            terms[i] = add_term(i - pair->a_zero, pair->a_multiplier, pair->a_shift);
-            terms[256 + i] = sign * add_term(i - pair->b_zero, pair->b_multiplier, pair->b_shift);
-        }
-        FOR_EACH_PAIR(e.out_zero + rescale(terms[a] + terms[256 + b], e.out_multiplier, e.out_shift))
-    } else {
-        FOR_EACH_PAIR(e.out_zero + rescale(add_term(a - e.a_zero, e.a_multiplier, e.a_shift) +
-                                               sign * add_term(b - e.b_zero, e.b_multiplier, e.b_shift),
-                                           e.out_multiplier, e.out_shift))
+    const int32_t *const b_terms = terms + 256;
+    const int bits = t->bits, low = t->out_low, high = t->out_high;
+    int64_t a_term = t->start, b_term = 0;
+    for (int i = 0; i < 256; i++) {
+        terms[i] = (int32_t)(a_term >> 32), terms[256 + i] = (int32_t)(b_term >> 32);
+        a_term += t->a_step, b_term += t->b_step;
     }
+    for (const uint8_t *end = a + t->values; a < end;)
+        *out++ = clamp((terms[*a++] + b_terms[*b++]) >> bits, low, high);
 }
 
 /* Convolutions and matrix products (a matrix product is a convolution of one pixel). Inside, an activation is its int8
@@ -153,23 +150,42 @@ typedef struct conv {
     uint16_t chunk;            /* packed: taps whose products fit 16 bits */
     uint8_t stride_h, stride_w, pad_top, pad_left;
     uint8_t in_zero, out_zero, out_low, out_high;
+    uint8_t small;             /* whether every sum lies within 2^20 and every shift is to the right */
     void (*row)(const struct conv *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out);
 } conv_t;
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Values of `outputs` channels from o on and `pixels` pixels from x on, from sums[outputs][pixels]. */
+/* Values of `outputs` channels from o on and `pixels` pixels from x on, from sums[outputs][pixels]: for each channel
+ * `*to = clamp(EXPRESSION, low, high)` with each sum x, its bias added. */
+#define CONV_STORE(EXPRESSION)                                                                                     \
+    const int out_c = c->out_c, zero = c->out_zero;                                                                \
+    for (out += x * out_c + o; outputs--; o++, out++) {                                                            \
+        const int32_t multiplier = c->multiplier[o];                                                               \
+        const uint32_t bias = (uint32_t)c->bias[o];                                                                \
+        const int shift = c->shift[o];                                                                             \
+        const int low = c->low ? c->low[o] : c->out_low, high = c->low ? c->high[o] : c->out_high;                 \
+        uint8_t *to = out;                                                                                         \
+        for (const uint32_t *end = sums + pixels; sums < end; to += out_c) {                                       \
+            const int32_t sum = (int32_t)(*sums++ + bias);                                                         \
+            *to = clamp((EXPRESSION) + zero, low, high);                                                           \
+        }                                                                                                          \
+    }
+
+/* A function of its own: inlined, it would take registers from the one below. */
+static __attribute__((noinline)) void conv_store_any(const conv_t *c, int x, int o, int outputs, int pixels,
+                                                     const uint32_t *sums, uint8_t *out)
+{
+    CONV_STORE(rescale(sum, multiplier, shift))
+}
+
 static void conv_store(const conv_t *c, int x, int o, int outputs, int pixels, const uint32_t *sums, uint8_t *out)
 {
-    const int out_c = c->out_c, zero = c->out_zero;
-    for (out += x * out_c + o; outputs--; o++, out++) {
-        const int32_t multiplier = c->multiplier[o];
-        const uint32_t bias = (uint32_t)c->bias[o];
-        const int shift = c->shift[o], low = c->low ? c->low[o] : c->out_low, high = c->low ? c->high[o] : c->out_high;
-        uint8_t *to = out;
-        for (const uint32_t *end = sums + pixels; sums < end; to += out_c)
-            *to = clamp(rescale((int32_t)(*sums++ + bias), multiplier, shift) + zero, low, high);
+    if (!c->small) {
+        conv_store_any(c, x, o, outputs, pixels, sums, out);
+        return;
     }
+    CONV_STORE(rescale_small(sum, multiplier, -shift, 1 << (-shift - 1)))
 }
 
 /* memmove to a lower address or elsewhere; by words where all is aligned, since some C libraries move single bytes. */
@@ -330,7 +346,7 @@ static const uint8_t s1_counts[48] = {
     3, 2, 2, 5, 0, 5, 3, 0, 3, 4, 4, 2, 4, 4, 4, 3, 3, 2, 3, 1, 2, 1, 2, 2, 2, 4, 3, 2, 2, 1, 3, 3,
     0, 2, 3, 2, 2, 2, 1, 1, 2, 0, 3, 5, 3, 2, 5, 3,
 };
-static const conv_t s1 = {.bias = s1_bias, .multiplier = s1_multiplier, .shift = s1_shift, .weights = s1_weights, .counts = s1_counts, .in_h = 32, .in_w = 32, .in_c = 3, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .row = conv_triplets_8_3};
+static const conv_t s1 = {.bias = s1_bias, .multiplier = s1_multiplier, .shift = s1_shift, .weights = s1_weights, .counts = s1_counts, .in_h = 32, .in_w = 32, .in_c = 3, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_3};
 
 /* step 2: CONV_2D 3x3, 32x32x16 to 32x32x16, 50 % zeros: conv_triplets_8_16 */
 static const int32_t s2_bias[16] = {
@@ -432,7 +448,7 @@ static const uint8_t s2_counts[48] = {
     9, 13, 13, 8, 10, 12, 13, 12, 12, 9, 10, 9, 16, 14, 14, 10, 12, 11, 18, 14, 15, 12, 15, 14, 14,
     16, 9, 12, 15, 10, 16, 14, 12, 9, 11, 12, 17, 13, 10, 13, 9, 10, 9, 15, 13, 13, 11, 11,
 };
-static const conv_t s2 = {.bias = s2_bias, .multiplier = s2_multiplier, .shift = s2_shift, .weights = s2_weights, .counts = s2_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .row = conv_triplets_8_16};
+static const conv_t s2 = {.bias = s2_bias, .multiplier = s2_multiplier, .shift = s2_shift, .weights = s2_weights, .counts = s2_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_16};
 
 /* step 3: CONV_2D 3x3, 32x32x16 to 32x32x16, 50 % zeros: conv_triplets_8_16 */
 static const int32_t s3_bias[16] = {
@@ -532,10 +548,10 @@ static const uint8_t s3_counts[48] = {
     15, 13, 16, 9, 12, 14, 11, 12, 10, 10, 15, 15, 9, 9, 9, 12, 11, 10, 13, 10, 7, 10, 11, 14, 11,
     15, 16, 11, 14, 14, 15, 14, 11, 13, 13, 13, 14, 12, 10, 13, 15, 12, 10, 12, 12, 15, 11, 14,
 };
-static const conv_t s3 = {.bias = s3_bias, .multiplier = s3_multiplier, .shift = s3_shift, .weights = s3_weights, .counts = s3_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 117, .out_low = 0, .out_high = 255, .row = conv_triplets_8_16};
+static const conv_t s3 = {.bias = s3_bias, .multiplier = s3_multiplier, .shift = s3_shift, .weights = s3_weights, .counts = s3_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 117, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_16};
 
 /* step 4: ADD */
-static const pair_t s4 = {.values = 16384, .b_inner = 1, .b_size = 16384, .a_zero = 0, .b_zero = 117, .out_zero = 0, .out_low = 0, .out_high = 255, .a_multiplier = 1539215852, .a_shift = -2, .b_multiplier = 1073741824, .b_shift = 0, .out_multiplier = 1802384533, .out_shift = -18};
+static const add_tabled_t s4 = {.start = -882238801563353088, .a_step = 2709237152923064, .b_step = 7559748656300032, .bits = 20, .values = 16384, .out_low = 0, .out_high = 255};
 
 /* step 5: CONV_2D 3x3, 32x32x16 to 16x16x32, 50 % zeros: conv_triplets_8_32 */
 static const int32_t s5_bias[32] = {
@@ -721,7 +737,7 @@ static const uint8_t s5_counts[96] = {
     11, 9, 9, 12, 14, 13, 14, 9, 13, 12, 9, 12, 14, 14, 14, 14, 11, 13, 14, 12, 14, 12, 12, 13, 8,
     15, 12, 14, 12, 13, 14, 12, 12, 12, 14, 15, 14, 9, 10, 12, 12, 12, 15, 16, 9, 11, 12,
 };
-static const conv_t s5 = {.bias = s5_bias, .multiplier = s5_multiplier, .shift = s5_shift, .weights = s5_weights, .counts = s5_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .row = conv_triplets_8_32};
+static const conv_t s5 = {.bias = s5_bias, .multiplier = s5_multiplier, .shift = s5_shift, .weights = s5_weights, .counts = s5_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_32};
 
 /* step 6: CONV_2D 3x3, 16x16x32 to 16x16x32, 50 % zeros: conv_triplets_8_32 */
 static const int32_t s6_bias[32] = {
@@ -1067,7 +1083,7 @@ static const uint8_t s6_counts[96] = {
     22, 23, 29, 24, 29, 32, 25, 16, 20, 27, 28, 19, 23, 27, 24, 25, 30, 25, 22, 26, 26, 20, 18, 22,
     23, 20, 19, 28, 27, 25, 25, 27, 24, 23, 25, 21, 18, 28, 29, 24, 27, 24, 20, 24, 25, 29, 29, 27,
 };
-static const conv_t s6 = {.bias = s6_bias, .multiplier = s6_multiplier, .shift = s6_shift, .weights = s6_weights, .counts = s6_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 137, .out_low = 0, .out_high = 255, .row = conv_triplets_8_32};
+static const conv_t s6 = {.bias = s6_bias, .multiplier = s6_multiplier, .shift = s6_shift, .weights = s6_weights, .counts = s6_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 137, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_32};
 
 /* step 7: CONV_2D 1x1, 32x32x16 to 16x16x32, 50 % zeros: conv_triplets_8_32 */
 static const int32_t s7_bias[32] = {
@@ -1109,10 +1125,10 @@ static const uint8_t s7_weights[411] = {
 static const uint8_t s7_counts[32] = {
     5, 4, 4, 4, 5, 5, 6, 5, 4, 4, 3, 4, 3, 4, 4, 3, 5, 4, 5, 6, 4, 4, 5, 4, 3, 6, 6, 6, 1, 4, 4, 3,
 };
-static const conv_t s7 = {.bias = s7_bias, .multiplier = s7_multiplier, .shift = s7_shift, .weights = s7_weights, .counts = s7_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 172, .out_low = 0, .out_high = 255, .row = conv_triplets_8_32};
+static const conv_t s7 = {.bias = s7_bias, .multiplier = s7_multiplier, .shift = s7_shift, .weights = s7_weights, .counts = s7_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 172, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_32};
 
 /* step 8: ADD */
-static const pair_t s8 = {.values = 8192, .b_inner = 1, .b_size = 8192, .a_zero = 172, .b_zero = 137, .out_zero = 0, .out_low = 0, .out_high = 255, .a_multiplier = 1983117747, .a_shift = -3, .b_multiplier = 1073741824, .b_shift = 0, .out_multiplier = 1240098818, .out_shift = -17};
+static const add_tabled_t s8 = {.start = -917998834815924096, .a_step = 1200811510746838, .b_step = 5201351432732672, .bits = 19, .values = 8192, .out_low = 0, .out_high = 255};
 
 /* step 9: CONV_2D 3x3, 16x16x32 to 8x8x64, 50 % zeros: conv_triplets_8_64 */
 static const int32_t s9_bias[64] = {
@@ -1784,7 +1800,7 @@ static const uint8_t s9_counts[192] = {
     21, 24, 23, 24, 25, 24, 20, 23, 26, 21, 24, 20, 27, 27, 22, 22, 29, 23, 24, 32, 27, 24, 19, 23,
     23, 26, 24, 22, 25, 22, 23, 28, 28, 30, 24, 28, 25, 25, 25, 23, 19, 20, 24, 26, 27, 23, 30, 26,
 };
-static const conv_t s9 = {.bias = s9_bias, .multiplier = s9_multiplier, .shift = s9_shift, .weights = s9_weights, .counts = s9_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .row = conv_triplets_8_64};
+static const conv_t s9 = {.bias = s9_bias, .multiplier = s9_multiplier, .shift = s9_shift, .weights = s9_weights, .counts = s9_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_64};
 
 /* step 10: CONV_2D 3x3, 8x8x64 to 8x8x64, 50 % zeros: conv_triplets_8_64 */
 static const int32_t s10_bias[64] = {
@@ -3101,7 +3117,7 @@ static const uint8_t s10_counts[192] = {
     54, 54, 47, 51, 49, 46, 54, 52, 59, 39, 45, 45, 48, 51, 55, 45, 46, 49, 51, 47, 59, 45, 41, 41,
     48, 47, 45, 53, 49, 51, 56, 52, 51, 54, 42, 57, 43, 43, 39, 52, 45, 60, 51, 48, 51, 60, 54, 62,
 };
-static const conv_t s10 = {.bias = s10_bias, .multiplier = s10_multiplier, .shift = s10_shift, .weights = s10_weights, .counts = s10_counts, .in_h = 8, .in_w = 8, .in_c = 64, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 100, .out_low = 0, .out_high = 255, .row = conv_triplets_8_64};
+static const conv_t s10 = {.bias = s10_bias, .multiplier = s10_multiplier, .shift = s10_shift, .weights = s10_weights, .counts = s10_counts, .in_h = 8, .in_w = 8, .in_c = 64, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 100, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_64};
 
 /* step 11: CONV_2D 1x1, 16x16x32 to 8x8x64, 50 % zeros: conv_triplets_8_64 */
 static const int32_t s11_bias[64] = {
@@ -3202,10 +3218,10 @@ static const uint8_t s11_counts[64] = {
     11, 10, 9, 10, 10, 8, 9, 8, 10, 7, 13, 9, 6, 9, 7, 10, 8, 8, 7, 6, 7, 6, 6, 10, 8, 9, 9, 9, 7,
     7, 8, 8, 8,
 };
-static const conv_t s11 = {.bias = s11_bias, .multiplier = s11_multiplier, .shift = s11_shift, .weights = s11_weights, .counts = s11_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 144, .out_low = 0, .out_high = 255, .row = conv_triplets_8_64};
+static const conv_t s11 = {.bias = s11_bias, .multiplier = s11_multiplier, .shift = s11_shift, .weights = s11_weights, .counts = s11_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 144, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_64};
 
 /* step 12: ADD */
-static const pair_t s12 = {.values = 4096, .b_inner = 1, .b_size = 4096, .a_zero = 144, .b_zero = 100, .out_zero = 0, .out_low = 0, .out_high = 255, .a_multiplier = 1368182833, .a_shift = -3, .b_multiplier = 1073741824, .b_shift = 0, .out_multiplier = 1858642114, .out_shift = -18};
+static const add_tabled_t s12 = {.start = -956121246120541952, .a_step = 1241680777864077, .b_step = 7795710053318656, .bits = 20, .values = 4096, .out_low = 0, .out_high = 255};
 
 /* step 13: AVERAGE_POOL_2D */
 static const pool_t s13 = {.in_h = 8, .in_w = 8, .channels = 64, .out_h = 1, .out_w = 1, .kernel_h = 8, .kernel_w = 8, .stride_h = 1, .stride_w = 1, .pad_top = 0, .pad_left = 0, .out_low = 0, .out_high = 255};
@@ -3249,7 +3265,7 @@ static const uint8_t s14_weights[489] = {
 static const uint8_t s14_counts[10] = {
     18, 16, 17, 14, 18, 16, 16, 16, 16, 16,
 };
-static const conv_t s14 = {.bias = s14_bias, .multiplier = s14_multiplier, .shift = s14_shift, .weights = s14_weights, .counts = s14_counts, .in_h = 1, .in_w = 1, .in_c = 64, .out_h = 1, .out_w = 1, .out_c = 10, .kernel_h = 1, .kernel_w = 1, .stride_h = 1, .stride_w = 1, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 72, .out_low = 0, .out_high = 255, .row = conv_triplets_1_64};
+static const conv_t s14 = {.bias = s14_bias, .multiplier = s14_multiplier, .shift = s14_shift, .weights = s14_weights, .counts = s14_counts, .in_h = 1, .in_w = 1, .in_c = 64, .out_h = 1, .out_w = 1, .out_c = 10, .kernel_h = 1, .kernel_w = 1, .stride_h = 1, .stride_w = 1, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 72, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_1_64};
 
 void model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena)
 {
@@ -3258,15 +3274,15 @@ void model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *a
     conv(&s1, a + 16384, a + 0, a + 19456);
     conv(&s2, a + 0, a + 16384, a + 32768);
     conv(&s3, a + 16384, a + 16384, a + 32768);
-    add(&s4, a + 0, a + 16384, a + 0, (void *)(a + 32768), 0);
+    add_tabled(&s4, a + 0, a + 16384, a + 0, (void *)(a + 32768));
     conv(&s5, a + 0, a + 16384, a + 24576);
     conv(&s6, a + 16384, a + 16384, a + 24576);
     conv(&s7, a + 0, a + 0, a + 24576);
-    add(&s8, a + 0, a + 16384, a + 0, (void *)(a + 24576), 0);
+    add_tabled(&s8, a + 0, a + 16384, a + 0, (void *)(a + 24576));
     conv(&s9, a + 0, a + 16384, a + 20480);
     conv(&s10, a + 16384, a + 16384, a + 20480);
     conv(&s11, a + 0, a + 0, a + 20480);
-    add(&s12, a + 0, a + 16384, a + 0, (void *)(a + 20480), 0);
+    add_tabled(&s12, a + 0, a + 16384, a + 0, (void *)(a + 20480));
     pool(&s13, a + 0, a + 16384, 1);
     conv(&s14, a + 16384, a + 0, 0);
     flip(a + 0, outputs[0], 10);
