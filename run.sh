@@ -84,18 +84,18 @@ job() {
 compilers() {
   local packages="gcc make qemu-system-misc gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf"
   packages+=" gcc-xtensa-lx106 picolibc-xtensa-lx106-elf"
-  local program missing=""
-  for program in gcc make qemu-system-riscv32 qemu-system-xtensa riscv64-unknown-elf-gcc xtensa-lx106-elf-gcc; do
-    command -v "$program" > /dev/null || missing+=" $program"
+  local board missing=""
+  for board in host rv32 lx106; do # asks for compiler, C library and emulator
+    make -n -C mcu build BOARD="$board" > /dev/null 2>&1 || missing+=" $board"
   done
   [ -n "$missing" ] || return 0
   if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-    echo "installing compilers and emulators:$missing"
+    echo "installing compilers and emulators for$missing"
     # shellcheck disable=SC2086
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages; } \
       > /dev/null 2>&1 || echo "could not install them; by hand: apt-get install $packages" >&2
   else
-    echo "not installed, so the tests that need them are skipped:$missing (Debian: apt-get install $packages)" >&2
+    echo "no compiler, C library or emulator for$missing: their tests are skipped (Debian: apt-get install $packages)" >&2
   fi
 }
 

@@ -20,28 +20,22 @@ from atalaia.codegen import __main__ as codegen
 from atalaia.codegen import boards
 
 ROOT = Path(__file__).parent.parent
-NEEDS = {
-    "host": {"gcc": "gcc", "make": "make"},
-    "rv32": {
-        "make": "make",
-        "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf",
-        "qemu-system-riscv32": "qemu-system-misc",
-    },
-    "lx106": {
-        "make": "make",
-        "xtensa-lx106-elf-gcc": "gcc-xtensa-lx106 picolibc-xtensa-lx106-elf",
-        "qemu-system-xtensa": "qemu-system-misc",
-    },
-}
+BOARDS = (boards.HOST, *boards.EMULATORS)
 LOOP = 2_000_000  # instructions of tests/data/boards_loop
 
 
+@functools.cache
+def missing(board):
+    """What `make` says is not installed for a board, or ""."""
+    if not shutil.which("make"):
+        return "make is missing: apt install make"
+    command = ["make", "-n", "-C", str(ROOT / "mcu"), "build", f"BOARD={board}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr.strip()
+
+
 def require(test, board):
-    for program, package in NEEDS[board].items():
-        if not shutil.which(program):
-            if os.environ.get("CI"):
-                test.fail(f"{program} is not installed: apt-get install {package}")
-            test.skipTest(f"{program} is not installed (Debian: {package})")
+    if reason := missing(board):
+        test.fail(reason) if os.environ.get("CI") else test.skipTest(reason)
 
 
 def make(model, board, models=ROOT / "tests/data", **variables):
@@ -61,7 +55,7 @@ def generated():
 
 
 class BoardsTest(parameterized.TestCase):
-    @parameterized.parameters(*NEEDS)
+    @parameterized.parameters(*BOARDS)
     def test_a_generated_model_equals_tflm(self, board):
         require(self, board)
         done = make("mini", board, generated())
@@ -108,7 +102,7 @@ class BoardsTest(parameterized.TestCase):
         done = make("boards_sample", "host", SANITIZE=1)
         self.assertEqual(done.returncode, 0, done.stderr)
 
-    @parameterized.parameters(*NEEDS)
+    @parameterized.parameters(*BOARDS)
     def test_a_wrong_golden_byte_is_found(self, board):
         require(self, board)
         with tempfile.TemporaryDirectory() as folder:

@@ -170,16 +170,25 @@ class PipelineTest(absltest.TestCase):
             )
 
     def test_of_several_seeds_the_largest_sizes(self):
-        def row(seed, accuracy, size, times):
+        def row(seed, accuracy, size, times, epochs=5.0):
             test = {engine: dict(accuracy=accuracy, f1_macro=accuracy) for engine in ("jax", "tflm")}
             sizes = dict(weight_bytes=size, arena_bytes=size + 1, download_bytes=size + 2)
             return dict(
-                seed=seed, epochs=3.0, sparsity=0.45, test=test, estimated=dict(esp32=dict(milliseconds=times)), **sizes
+                seed=seed,
+                epochs=epochs,
+                sparsity=0.45,
+                test=test,
+                estimated=dict(esp32=dict(milliseconds=times)),
+                **sizes,
             )
 
-        text = pipeline.table([row(0, 0.8, 1000, [10.0, 20.0]), row(1, 0.9, 2000, [11.0, 21.0])])
+        older = row(0, 0.7, 3000, [1.0, 2.0], epochs=3.0)
+        text = pipeline.table([row(0, 0.8, 1000, [10.0, 20.0]), row(1, 0.9, 2000, [11.0, 21.0]), older])
         self.assertIn("| 85.00 (80.00 to 90.00) | 85.00 (80.00 to 90.00) |", text)
         self.assertIn("| 2,000 | 2,001 | 2,002 | 10 to 21, *estimated* | 2 |", text)
+        self.assertRegex(
+            text, r"ours, 3 epochs, .* \| 70.00 .* \| 3,000 \| 3,001 \| 3,002 \| 1 to 2, \*estimated\* \| 1 \|"
+        )
 
 
 class RecipesTest(absltest.TestCase):
