@@ -102,7 +102,7 @@ class Cache(NamedTuple):
           UserError: the file is damaged.
         """
         waiting = f"another process uses the teacher's logits in {self.folder}: waiting for it"
-        with locked(self.folder / "lock", lambda: print(waiting, flush=True), stop):
+        with locked(self.folder / f"view{number}.lock", lambda: print(waiting, flush=True), stop):
             logits, (done, kept) = self._open(number), self._state(number)
             if zlib.crc32(logits[:done]) != kept:
                 self._refuse()

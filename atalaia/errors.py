@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 NO_SPACE = "no space left on the disk: free some and give the same command again, it goes on where it was"
@@ -36,12 +37,15 @@ def message(error: BaseException) -> str | None:
     return None
 
 
+_STDERR = threading.RLock()  # it is the whole process's: of two threads inside, one would restore the other's file
+
+
 @contextlib.contextmanager
 def quiet_stderr(show_on_error: bool = True) -> Iterator[None]:
     """Keeps off stderr what libraries write there from C++ and threads; shown after all where something fails."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as chatter:
+    with _STDERR, tempfile.TemporaryFile() as chatter:
+        sys.stderr.flush()
+        kept = os.dup(2)
         os.dup2(chatter.fileno(), 2)
         try:
             yield

@@ -15,7 +15,6 @@ Stopped and started again, it does not run again those engines of the file that 
 
 import hashlib
 import itertools
-import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -87,15 +86,16 @@ def evaluate(
       UserError: the model does not fit the data set, or an engine cannot run it.
     """
     images, labels = images_of(dataset, split)
-    outputs, seconds, kept = {}, {}, workdir / "outputs"
-    start = time.monotonic()
+    outputs, seconds, peak, kept = {}, {}, 0, {}
     for name in names:
         begin = time.monotonic()
         if name in JAX:
             outputs[name] = JAX[name](config, workdir, dataset, images)
+            seconds[name] = time.monotonic() - begin
         else:
-            outputs[name] = _engine_outputs(name, tflite_bytes, images, kept)
-        seconds[name] = round(time.monotonic() - begin, 1)
+            kept[name] = _kept_path(workdir, name, tflite_bytes, images)
+            outputs[name], seconds[name], most = _engine_outputs(name, tflite_bytes, images, kept[name])
+            peak = max(peak, most)
         if outputs[name].shape[1] != len(dataset.class_names):
             found, expected = outputs[name].shape[1], len(dataset.class_names)
             raise UserError(f"the model has {found} classes, data set {dataset.name} has {expected}")
@@ -105,13 +105,12 @@ def evaluate(
         dataset=dataset.name,
         split=split,
         engines=scores,
-        seconds=seconds | dict(total=round(time.monotonic() - start, 1)),
+        seconds={k: round(s, 1) for k, s in (seconds | dict(total=sum(seconds.values()))).items()},
         agreement=agreement(outputs),
         per_class={name: per_class(labels, p, dataset.class_names) for name, p in predictions.items()},
-        peak_memory_bytes=metrics.peak_memory_bytes(children=engines.process_count(len(labels))),
+        peak_memory_bytes=max(peak, _peak_memory(labels)),
     )
     suffix = "" if split == "test" else f"_{split}"
-    write_json(workdir / f"evaluation{suffix}.json", scores)
     write_json(workdir / f"evaluation{suffix}_details.json", details)
     text = report.evaluation_table(details)
     write_whole(workdir / f"evaluation{suffix}.md", text)
@@ -120,28 +119,40 @@ def evaluate(
     report.confusion_picture(
         workdir / f"confusion{suffix}.png", labels, predictions[names[-1]], dataset.class_names, title
     )
-    shutil.rmtree(kept, ignore_errors=True)
+    write_json(workdir / f"evaluation{suffix}.json", scores)  # the last one: what there is of it is whole
+    for path in kept.values():
+        path.unlink(missing_ok=True)
     print(f"written: {workdir}/evaluation{suffix}.json, .md and confusion{suffix}.png")
     return scores
 
 
-def _engine_outputs(name, tflite_bytes, images, kept):
-    """What an engine gives for the images; folder `kept` holds it until all engines have run."""
+def _kept_path(workdir, name, tflite_bytes, images):
+    """Where the outputs of an engine for these images are kept until all engines have run."""
     sha = hashlib.sha256(f"{name} {images.shape}".encode() + tflite_bytes)
     sha.update(np.ascontiguousarray(images))
-    path = kept / f"{sha.hexdigest()[:32]}.npz"
+    return workdir / f"outputs_{sha.hexdigest()[:32]}.npz"
+
+
+def _engine_outputs(name, tflite_bytes, images, path):
+    """(outputs, seconds, peak bytes) of an engine: of a call that was stopped after it, or of now."""
     try:
-        outputs = np.load(path)["outputs"]
+        with np.load(path) as kept:
+            found = kept["outputs"], float(kept["seconds"]), int(kept["peak_bytes"])
         print(f"{name}: ran already, before the evaluation was stopped", flush=True)
-        return outputs
+        return found
     except FileNotFoundError:
         pass
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
         print(f"{path} is damaged: {name} runs again", flush=True)
+    begin = time.monotonic()
     outputs = engines.run(name, tflite_bytes, images)
-    kept.mkdir(exist_ok=True)
-    write_arrays(path, dict(outputs=outputs))
-    return outputs
+    found = outputs, time.monotonic() - begin, _peak_memory(images)
+    write_arrays(path, {k: np.asarray(v) for k, v in zip(("outputs", "seconds", "peak_bytes"), found, strict=True)})
+    return found
+
+
+def _peak_memory(images):
+    return metrics.peak_memory_bytes(children=engines.process_count(len(images)))
 
 
 def compare_layers(

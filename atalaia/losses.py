@@ -97,7 +97,8 @@ def _decouple(log, label):
     """Logarithms of (label's probability, the others' sum) `[batch, 2]`, and of each other's part of it."""
     of_label = jnp.sum(jnp.where(label, log, 0), -1)
     of_others = jax.nn.logsumexp(log, -1, where=~label)
-    return jnp.stack([of_label, of_others], -1), log - of_others[:, None]
+    # Not of the label, whose exp could overflow: a `where` behind it would hide that, but not from the gradient.
+    return jnp.stack([of_label, of_others], -1), jnp.where(label, 0, log - of_others[:, None])
 
 
 def _log_probabilities(student_logits, teacher_logits, temperature):

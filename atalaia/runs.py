@@ -81,4 +81,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(value):
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -341,7 +341,9 @@ def train_trial(
 
         if not (folder / "export.json").is_file():  # what export writes last
             call("export", data_dir)
-        report = codegen.report(tflite.load(folder / "model.tflite"), flash=search.limits.get("bytes"))
+        prefer = "speed" if "ms" in search.limits else "balanced"
+        content, flash = tflite.load(folder / "model.tflite"), search.limits.get("bytes")
+        report = codegen.report(content, prefer=prefer, flash=flash)
         found["figures"] = {name: LIMITS[name][1](report) for name in search.limits}
     return found
 
@@ -410,6 +412,8 @@ def validate(
             raise UserError(f"the config has no field {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         _refuse_other_type(field, spec, type(fields[field]))
         for value in spaces.ends(spec):
+            if field == "data.validation" and not value:
+                raise UserError(f"{field} is 0 in the space, but a trial is judged by the validation split")
             check({field: value})
     if trials > spaces.size(search.space):
         raise UserError(f"--trials={trials}, but the space has {spaces.size(search.space)} points")

@@ -112,6 +112,8 @@ def _refuse_empty(field, spec):
         raise UserError(f"{field}: the range from {spec.low} to {spec.high} is empty or not finite")
     if spec.log and spec.low <= 0:
         raise UserError(f"{field}: a log range must begin above 0, not at {spec.low}")
+    if value_at(spec, 0.0) == value_at(spec, 1.0):
+        raise UserError(f"{field}: from {spec.low} to {spec.high} there is one value of four digits, as they are tried")
 
 
 def ends(spec: Spec) -> tuple:

@@ -118,15 +118,16 @@ def search() -> dict:
     from atalaia.errors import UserError
 
     words = [_config(CONFIG, SEARCHED + DISTILLED), f"--config.distill.epochs={SEARCH_EPOCHS:g}"]
+    space = spaces.load(str(Path(__file__).parents[1] / SPACE))
     try:
-        grid = search_replay.recorded(spaces.load(SPACE))
+        grid = search_replay.recorded(space)
     except UserError:  # there is none
         grid = dict(arguments=[])
     if sorted(grid["arguments"]) == sorted(words):
         return max(grid["rows"], key=lambda row: row["val_accuracy"])["point"]
     workdir = folder("search")
     step("search", f"--workdir={workdir}", *words, f"--space={SPACE}", f"--trials={_TRIALS.value}")
-    return searches.best(*searches.load(ROOT / workdir, spaces.load(SPACE)))["point"]
+    return searches.best(*searches.load(ROOT / workdir, space))["point"]
 
 
 def _config(file, *words):

@@ -103,6 +103,25 @@ class RunScriptTest(absltest.TestCase):
         self.assertRegex(result.stderr, "^error: ./run.sh has no 'nonsense'\nusage: ")
 
 
+class QuietStderrTest(absltest.TestCase):
+    def test_of_several_threads_none_loses_it(self):
+        program = """
+import concurrent.futures, os, time
+from atalaia.errors import quiet_stderr
+
+def chatter(number):
+    with quiet_stderr():
+        os.write(2, b"chatter")
+        time.sleep(0.01 * (1 + number % 2))
+
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(chatter, range(12)))
+os.write(2, b"heard")
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, check=True)
+        self.assertEqual(done.stderr, b"heard")
+
+
 class MessageTest(parameterized.TestCase):
     def test_a_users_mistake_is_one_line(self):
         self.assertEqual(errors.message(UserError("wrong,\n   mend it")), "wrong, mend it")

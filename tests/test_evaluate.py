@@ -84,14 +84,22 @@ class StoppedTest(absltest.TestCase):
         images = np.arange(24, dtype=np.uint8).reshape(3, 2, 2, 2)
         expected = self.evaluate(images)
         self.assertEqual(self.ran, ["tflite", "tflm"])
-        self.assertFalse((self.folder / "outputs").exists())
+        self.assertEmpty(list(self.folder.glob("outputs*")))
         for damage in (False, True):
             with self.assertRaises(KeyboardInterrupt):
                 self.evaluate(images, fail="tflm")
-            (kept,) = (self.folder / "outputs").iterdir()
+            (kept,) = self.folder.glob("outputs*")
             if damage:
                 kept.write_bytes(kept.read_bytes()[:-60])
+            else:
+                outputs = np.load(kept)["outputs"]
+                np.savez(kept, outputs=outputs, seconds=100.0, peak_bytes=2**50)
             self.assertEqual(self.evaluate(images), expected)
+            self.assertEmpty(list(self.folder.glob("outputs*")))
+            details = json.loads((self.folder / "evaluation_details.json").read_text())
+            self.assertEqual(details["seconds"]["tflite"] == 100.0, not damage)
+            self.assertEqual(details["seconds"]["total"] >= 100.0, not damage)
+            self.assertEqual(details["peak_memory_bytes"] == 2**50, not damage)
             self.assertEqual(self.ran, ["tflite"] * damage + ["tflm"])
 
     def test_other_images_or_another_file_run_anew(self):

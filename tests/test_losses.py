@@ -188,6 +188,15 @@ class SoftLossTest(parameterized.TestCase):
         np.testing.assert_allclose(found, losses.kd(student, teacher, temperature), rtol=1e-4)
 
     @parameterized.parameters(*losses.SOFT_LOSSES)
+    def test_a_sure_teacher_has_finite_gradients(self, name):
+        """exp(20 / 0.2) is more than float32 holds."""
+        config = ConfigDict({"temperature": 0.2, "dkd_alpha": 1.0, "dkd_beta": 8.0})
+        teacher, labels = jnp.array([[20.0, 0.0, 1.0]]), jnp.array([0])
+        for student in (jnp.array([[20.0, 0.5, 1.0]]), jnp.array([[-20.0, 0.5, 1.0]])):
+            of = jax.grad(lambda x: losses.SOFT_LOSSES[name](x, teacher, labels, config).sum())
+            self.assertTrue(np.isfinite(of(student)).all(), student)
+
+    @parameterized.parameters(*losses.SOFT_LOSSES)
     def test_without_a_label(self, name):
         """Only dkd looks at labels; where there is none it is kd."""
         found = _call(_soft(name), labels=[0, -1, -1])

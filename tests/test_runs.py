@@ -32,6 +32,12 @@ time.sleep(60)
 CALLS = "import sys; from atalaia import runs; runs.call([sys.executable, '-c', *sys.argv[1:]])"
 
 
+class TableTest(absltest.TestCase):
+    def test_a_value_never_ends_its_cell(self):
+        found = runs.table([dict(trainable="stage4|logits", value=0.5), dict(value=2)])
+        self.assertEqual(found.splitlines()[2:], ["| stage4\\|logits | 0.5000 |", "| - | 2 |"])
+
+
 class CallTest(absltest.TestCase):
     def test_exit_codes(self):
         for code in (0, 3):

@@ -262,6 +262,7 @@ class ValidateTest(parameterized.TestCase):
         ({"prune.layers": choice("", "nothing=0.5")}, "pattern 'nothing' matches no parameter"),
         ({"prune.teacher": choice("", "runs/nowhere")}, "prune.teacher: runs/nowhere"),
         ({"trainable": choice("", "zzz")}, "trainable: 'zzz' matches no parameter"),
+        ({"data.validation": choice(0.1, 0.0)}, "data.validation is 0 in the space"),
     )
     def test_refuses_a_space(self, space, pattern):
         with self.assertRaisesRegex(UserError, pattern):

@@ -180,6 +180,7 @@ class LoadTest(parameterized.TestCase):
         ("def get_space(): return {'seed': integers(1.5, 3)}", "range of whole numbers cannot end at 1.5"),
         ("def get_space(): return {'seed': uniform('1', 3)}", "range of numbers cannot end at '1'"),
         ("def get_space(): return {'seed': uniform(1, float('inf'))}", "is empty or not finite"),
+        ("def get_space(): return {'seed': uniform(1000.1, 1000.4)}", "there is one value of four digits"),
         ("def get_space(): return {'seed': uniform(0, 1, log=True)}", "log range must begin above 0, not at 0"),
     )
     def test_refuses(self, text, pattern):
