@@ -1,6 +1,6 @@
 """The whole chain on CIFAR-10: distil, prune, quantise into at most 59 KB of flash, for an ESP32.
 
-./run.sh pipeline            # the teacher, this run, export, C, and its table; two hours on 2 cores
+./run.sh pipeline            # the teacher, this run, export, C, and its table; three hours on 2 cores
 
 The student is rafael_base_32; its teacher the network of configs/cifar10_table2.py:dense, trained by us on the
 same images. Results: experiments/results/pipeline.md.
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     c.distillation.views = 8
     c.stages = ("distill", "prune", "quantize")
     c.distill.teacher = TEACHER
-    c.distill.epochs = 28.0
+    c.distill.epochs = 56.0  # in the end 87.96 % of validation; with 28 epochs 87.44 (seed 1)
     c.distill.optimizer = "muon"
     c.distill.learning_rate = 0.1  # after 3 epochs 70.8 % of validation, by 0.05 68.0
     c.distill.warmup = 0.1
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     c.prune.optimizer = "muon"
     c.prune.learning_rate = 0.05
     c.prune.layers = "depthwise=0; stem=0; logits=0"
-    c.prune.sparsity = 0.45  # so that the tables of sparse kernels and of rescaling fit too
+    c.prune.sparsity = 0.45  # 0.55: so that the tables of sparse kernels and of rescaling fit too
     c.quantize.teacher = TEACHER
     c.quantize.epochs = 5.0
     c.quantize.weight_decay = 0.0  # kernels are folded, so it would weaken the logits too
