@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     c.prune.optimizer = "muon"
     c.prune.learning_rate = 0.05
     c.prune.layers = "depthwise=0; stem=0; logits=0"
-    c.prune.sparsity = 0.45  # 0.55: so that the tables of sparse kernels and of rescaling fit too
+    c.prune.sparsity = 0.45  # so that tables fit too; 0.55 had 0.8 points of validation less
     c.quantize.teacher = TEACHER
     c.quantize.epochs = 5.0
     c.quantize.weight_decay = 0.0  # kernels are folded, so it would weaken the logits too
