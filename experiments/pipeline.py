@@ -1,12 +1,12 @@
 """The whole chain, from a config to C that fits 59 KB of flash: distil, prune, quantise, export, codegen, emulators.
 
-python experiments/pipeline.py [--seeds=0] [--data_dir=FOLDER]
+python experiments/pipeline.py [--seeds=0] [--teacher=FOLDER] [--data_dir=FOLDER]
 python experiments/pipeline.py --recount    # after a change of codegen: the C of the kept models, without training
 
-Trains what is not trained yet: the teacher of the same seed (runs/table2/dense, which Table 2 shares) and the run of
-configs/pipeline.py in runs/pipeline; each goes on where it was. Then exports, evaluates (the test set once), writes C
-to runs/pipeline/c and counts its instructions on emulators. Writes experiments/results/pipeline.json and .md, the
-model as pipeline.atl beside them, and the table in README.md.
+Trains what is not trained yet: the teacher, without --teacher the network of the same seed that Table 2 shares
+(runs/table2/dense), and the run of configs/pipeline.py in runs/pipeline; each goes on where it was. Then exports,
+evaluates (the test set once), writes C to runs/pipeline/c and counts its instructions on emulators. Writes
+experiments/results/pipeline.json and .md, the model as pipeline.atl beside them, and the table in README.md.
 """
 
 import itertools
@@ -27,6 +27,8 @@ PEERS = {
 }
 
 _RECOUNT = flags.DEFINE_bool("recount", False, "Only the C of the models kept beside the table, made and counted anew.")
+
+_TEACHER = flags.DEFINE_string("teacher", None, "Finished run that teaches every seed; by default each has its own.")
 
 
 def main(argv):
@@ -54,7 +56,7 @@ def run(seed: int) -> dict:
     from atalaia.files import write_whole
 
     workdir, teacher = seeded(RUNS / "pipeline", seed), teacher_of(seed)
-    if not any((ROOT / folder / "train.json").is_file() for folder in (teacher, workdir)):
+    if not _TEACHER.value and not any((ROOT / folder / "train.json").is_file() for folder in (teacher, workdir)):
         step("train", f"--workdir={teacher}", f"--config={TEACHER}", f"--config.seed={seed}")
     step("train", f"--workdir={workdir}", f"--config={CONFIG}", f"--config.seed={seed}", *taught_by(seed))
     if not (ROOT / workdir / "export.json").is_file():
@@ -63,7 +65,8 @@ def run(seed: int) -> dict:
     write_whole(RESULTS / f"{workdir.name}.atl", (ROOT / workdir / "model.atl").read_bytes())
     return dict(
         seed=seed,
-        command=f"python experiments/pipeline.py --seeds={seed}",
+        teacher=str(teacher),
+        command=f"python experiments/pipeline.py --seeds={seed} --teacher={teacher}",
         epochs=_epochs(),
         sparsity=read(workdir, "sparsity.json")["all pruned parameters"],
         **scores,
@@ -92,12 +95,14 @@ def in_c(tflite: Path, out: Path) -> dict:
 
 def teacher_of(seed: int) -> Path:
     """The run folder of a seed's teacher."""
+    if _TEACHER.value:
+        return Path(_TEACHER.value)
     return seeded(RUNS / "table2/dense", seed)
 
 
 def taught_by(seed: int) -> list[str]:
-    """Flags by which a run follows the teacher of its own seed; the config names that of seed 0."""
-    return [f"--config.{stage}.teacher={teacher_of(seed)}" for stage in _recipe().get_config().stages if seed]
+    """Flags by which a run follows its teacher."""
+    return [f"--config.{stage}.teacher={teacher_of(seed)}" for stage in _recipe().get_config().stages]
 
 
 def _epochs() -> float:

@@ -41,6 +41,7 @@ ROWS = (
     *(s + d for s in ("rafael_base", "rafael_1", "rafael_2", "rafael_3", "student") for d in ("", DISTILLED)),
 )
 
+tables.define_rows()
 _STL10 = flags.DEFINE_bool("stl10", False, "On STL-10 itself.")
 _TRIALS = flags.DEFINE_integer("trials", 12, "Of the search for alpha and temperature, of 32 points.", lower_bound=1)
 

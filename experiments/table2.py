@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from absl import app, flags
-from tables import RESULTS, ROOT, SEEDS, chosen, evaluated, percent, read, seeded, step
+from tables import RESULTS, ROOT, SEEDS, chosen, define_rows, evaluated, percent, read, seeded, step
 
 RUNS = Path("runs/table2")
 CONFIG = "configs/cifar10_table2.py"
@@ -37,6 +37,7 @@ THESIS = {
     "pruned, int8": (84.36, "2.4 MB: a byte a weight, zeros stored"),
 }
 
+define_rows()
 _ENGINES = flags.DEFINE_string("test_engines", "jax,jax_int,tflm", "On the whole test set; tflm takes minutes a row.")
 
 
@@ -96,11 +97,11 @@ def run(row: str, seed: int) -> dict:
 
 def sources(row: str, seed: int) -> list[str]:
     """Flags by which a row starts from, and follows, runs of its own seed; the config names those of seed 0."""
-    source = _config(row).start_from
-    if not source or not seed:
+    config = _config(row)
+    if not config.start_from or not seed:
         return []
-    teachers = [f"--config.{stage}.teacher={folder('dense', seed)}" for stage in ("distill", "prune", "quantize")]
-    return [f"--config.start_from={folder(Path(source).name, seed)}", *teachers]
+    teachers = [f"--config.{stage}.teacher={folder('dense', seed)}" for stage in config.stages]
+    return [f"--config.start_from={folder(Path(config.start_from).name, seed)}", *teachers]
 
 
 def _agreement(workdir, name):

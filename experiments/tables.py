@@ -13,8 +13,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
 RESULTS = ROOT / "experiments/results"
 
 SEEDS = flags.DEFINE_list("seeds", ["0"], "One run each.")
-_ROWS = flags.DEFINE_list("rows", None, "The rows to run, by default all; those that ran before stay in the tables.")
 _DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
+
+
+def define_rows() -> None:
+    """Defines --rows, for a script whose table has rows to choose from."""
+    if "rows" not in flags.FLAGS:  # two scripts in one process
+        flags.DEFINE_list("rows", None, "The rows to run, by default all; those that ran before stay in the tables.")
 
 
 def chosen(rows: Iterable[str]) -> list[str]:
@@ -23,7 +28,7 @@ def chosen(rows: Iterable[str]) -> list[str]:
     Raises:
       app.UsageError: it names another.
     """
-    wanted = _ROWS.value or list(rows)
+    wanted = flags.FLAGS.rows or list(rows)
     if unknown := set(wanted) - set(rows):
         raise app.UsageError(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
     return [row for row in rows if row in wanted]
