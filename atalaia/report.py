@@ -67,14 +67,12 @@ def confusion_picture(
     path: Path, labels: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...], title: str
 ) -> None:
     """A picture of how often each class (rows) was taken for each (columns)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay
 
     side = min(4 + 0.4 * len(class_names), 16)
-    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
     ConfusionMatrixDisplay.from_predictions(
         labels,
         predicted,
@@ -90,12 +88,9 @@ def confusion_picture(
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a matplotlib figure as PNG and closes it."""
-    from matplotlib import pyplot as plt
-
+    """Writes a matplotlib.figure.Figure as PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
-    plt.close(figure)
     write_whole(path, content.getvalue())
 
 

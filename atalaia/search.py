@@ -11,7 +11,6 @@ tries the points that it would have tried.
 
 import contextlib
 import difflib
-import io
 import json
 import math
 import signal
@@ -27,7 +26,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from atalaia import cli, data, files, metrics, runs, tflite, train
+from atalaia import cli, data, files, metrics, report, runs, tflite, train
 from atalaia import config as configs
 from atalaia import space as spaces
 from atalaia.errors import Diverged, UserError
@@ -36,9 +35,9 @@ from atalaia.progress import Progress
 
 METRICS = {"val_accuracy": 1.0, "val_loss": -1.0}  # what a trial can be judged by; -1: the smaller, the better
 LIMITS = {  # name: unit, and the figure of codegen's report
-    "bytes": ("bytes of constants", lambda report: report["weight_bytes"]),
-    "arena": ("bytes of arena", lambda report: report["arena_bytes"]),
-    "ms": ("ms on an ESP32, estimated", lambda report: report["estimated"]["esp32"]["milliseconds"][1]),
+    "bytes": ("bytes of constants", lambda made: made["weight_bytes"]),
+    "arena": ("bytes of arena", lambda made: made["arena_bytes"]),
+    "ms": ("ms on an ESP32, estimated", lambda made: made["estimated"]["esp32"]["milliseconds"][1]),
 }
 
 
@@ -221,7 +220,7 @@ def _best_figure(search, rows):
 def _publish(search, workdir, rows):
     """search.md and search.png."""
     write_whole(Path(workdir) / "search.md", summary(search, rows))
-    write_whole(Path(workdir) / "search.png", picture(search, rows))
+    picture(search, rows, Path(workdir) / "search.png")
 
 
 def summary(search: Search, rows: Sequence[dict]) -> str:
@@ -250,11 +249,14 @@ def _meets(search, row):
     return row.get("value") is not None and max((0, *result(search, row).over)) <= 0
 
 
-def picture(search: Search, rows: Sequence[dict]) -> bytes:
-    """A PNG: the metric by trial with the best so far, and over two fields of choices a map of their grid."""
+def picture(search: Search, rows: Sequence[dict], path: Path) -> None:
+    """The metric by trial with the best so far, and over two fields of choices a map of their grid."""
+    from matplotlib.figure import Figure
+
     rows = [row for row in rows if row.get("value") is not None]
     grid = is_grid(search.space)
-    figure, plot, axes = _axes(2 if grid else 1)
+    figure = Figure(figsize=(6.5 * (1 + grid), 4.2), layout="constrained")
+    axes = figure.subplots(1, 1 + grid, squeeze=False)[0]
     allowed = [row for row in rows if _meets(search, row)]
     broken = [row for row in rows if row not in allowed]
     axes[0].plot([r["trial"] for r in allowed], [r["value"] for r in allowed], "o", label="trial")
@@ -270,20 +272,7 @@ def picture(search: Search, rows: Sequence[dict]) -> bytes:
     axes[0].legend()
     if grid:
         grid_map(axes[1], search.space, [(row["point"], row["value"]) for row in rows], search.metric)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    plot.close(figure)
-    return content.getvalue()
-
-
-def _axes(count):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, count, figsize=(6.5 * count, 4.2), layout="constrained", squeeze=False)
-    return figure, plt, axes[0]
+    report.save_figure(figure, path)
 
 
 def is_grid(space: spaces.Space) -> bool:
@@ -343,8 +332,8 @@ def train_trial(
             call("export", data_dir)
         prefer = "speed" if "ms" in search.limits else "balanced"
         content, flash = tflite.load(folder / "model.tflite"), search.limits.get("bytes")
-        report = codegen.report(content, prefer=prefer, flash=flash)
-        found["figures"] = {name: LIMITS[name][1](report) for name in search.limits}
+        made = codegen.report(content, prefer=prefer, flash=flash)
+        found["figures"] = {name: LIMITS[name][1](made) for name in search.limits}
     return found
 
 

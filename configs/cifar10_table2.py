@@ -72,12 +72,13 @@ def small(c):
 def small4(c):
     """:pruned, pruned further, most weights on grids of 4 bits."""
     c.start_from = "runs/table2/pruned"
-    _prune(c, "conv0a=0; conv0b=0.2; conv=0.5; logits=0.6", 0.982)
-    c.prune.epochs = 4.0
+    _prune(c, "conv0a=0; conv0b=0.2; conv1=0.5; conv2=0.58; logits=0.6", 0.986)
+    c.prune.epochs = 3.0
     c.prune.learning_rate = 0.03
     c.prune.end = 0.3
     _quantize(c)
     c.stages = ("prune", "quantize")
+    c.quantize.epochs = 3.0
     c.quantize.learning_rate = 0.02
     c.quantize.bits = "conv0a=8; logits=8; .=4"
 

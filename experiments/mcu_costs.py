@@ -36,7 +36,6 @@ DEPTHWISE = (
 )
 COUNTS = ROOT / "runs/mcu_costs.json"  # what was counted already, by the C that was run: a run that was stopped goes on
 SHARED = ("line", "copied", "large")  # parts of conv.c, which all its kernels go through
-LARGE = 1 << 20  # a bias with which sums do not count as small
 # So that no layer's constants are built into a kernel: a network has several layers of a kind.
 GENERAL = '#pragma GCC optimize("no-ipa-cp", "no-inline-functions-called-once")\n'
 PIXELS = 400  # of the other steps, and a half and a fourth of them
@@ -66,9 +65,11 @@ def main(argv):
 
 def steps() -> list:
     """(step, shapes of its input and output) of each network; flips first, since all networks have two."""
+    from atalaia.codegen.kernels import SMALL
+
     flips = [step("flip_in", (1, n), (1, n), size=n) for n in (PIXELS, PIXELS // 4)]
     linear = [convolution(*case) for case in CONVOLUTIONS] + [depthwise(*case) for case in DEPTHWISE]
-    linear += [convolution(*case, bias=LARGE) for case in CONVOLUTIONS[:8]]
+    linear += [convolution(*case, bias=SMALL) for case in CONVOLUTIONS[:8]]  # whose sums do not count as small
     return flips + linear + [s for n in (PIXELS, PIXELS // 2, PIXELS // 4) for s in others(n)]
 
 

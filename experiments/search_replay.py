@@ -169,15 +169,13 @@ def table(found: dict) -> str:
 
 def picture(space, grid, found: dict, path: Path) -> None:
     """The recorded grid, and how many searches have found one of the best tenth by each trial."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     from atalaia import report, search
 
     drawn = search.is_grid(space)
-    figure, axes = plt.subplots(1, 1 + drawn, figsize=(6.5 * (1 + drawn), 4.2), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(6.5 * (1 + drawn), 4.2), layout="constrained")
+    axes = figure.subplots(1, 1 + drawn, squeeze=False)
     number = np.arange(found["points"] + 1)
     for name, row in found["methods"].items():
         reached = [100 * np.mean(np.array(row["trials"]) <= n) for n in number]

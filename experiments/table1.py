@@ -170,15 +170,13 @@ def _accuracy(rows):
 
 def picture(rows: list[dict], path: Path) -> None:
     """Accuracy of each network by itself and distilled, medians over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     from atalaia import report
 
     names = [name for name in THESIS if any(r["row"].startswith(name) for r in rows)]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for shift, suffix, label in ((-0.2, "", "by itself"), (0.2, DISTILLED, "distilled")):
         values = {n: [100 * r["test"]["accuracy"] for r in rows if r["row"] == n + suffix] for n in names}
         places = [(i + shift, statistics.median(v)) for i, v in enumerate(values.values()) if v]

@@ -225,14 +225,12 @@ def _percent(rows, engine, figure):
 
 def picture(rows: list[dict], path: Path) -> None:
     """Validation accuracy of the integer network against download size, one point a run, a line through the best."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     from atalaia import report
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     points = []
     for row in (r for r in rows if "int8_sizes" in r):
         points.append((row["int8_sizes"]["download_bytes"] / 1000, 100 * row["validation"]["jax_int"]["accuracy"]))

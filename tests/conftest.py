@@ -4,10 +4,21 @@ import os
 import shutil
 import tempfile
 
+import pytest
 from absl import flags
 from absl.testing import absltest  # noqa: F401, defines --test_tmpdir
 
 FOLDER = "ATALAIA_TEST_FOLDER"  # the workers of pytest-xdist find it in the environment that they inherit
+
+COMPILE_BOUND = ("test_train", "test_distill", "test_search", "test_qat", "test_rafael", "test_models")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(request):
+    """Of modules that run small programs a few steps, XLA optimises none; the others run what users do."""
+    import jax  # not before pytest_configure has set its environment
+
+    jax.config.update("jax_disable_most_optimizations", request.module.__name__ in COMPILE_BOUND)
 
 
 def pytest_configure():

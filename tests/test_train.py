@@ -22,6 +22,7 @@ from atalaia.errors import UserError
 from atalaia.models import thesis
 
 ROOT = Path(__file__).parent.parent
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # for programs of their own, what conftest.py sets in this process
 
 
 # Few layers compile fast; dropout and BatchNorm are in them.
@@ -59,11 +60,11 @@ class ResumeTest(absltest.TestCase):
         "--config.log_steps=5",
         "--config.checkpoint_seconds=0.3",
         "--config.dense.epochs=0",
-        "--config.dense.steps=80",
+        "--config.dense.steps=40",
         "--config.dense.optimizer=adam",
         "--config.dense.learning_rate=0.001",
         "--config.prune.epochs=0",
-        "--config.prune.steps=80",
+        "--config.prune.steps=40",
         "--config.prune.learning_rate=0.01",
         "--config.prune.every=4",
         "--config.prune.sparsity=0.8",
@@ -89,7 +90,7 @@ class ResumeTest(absltest.TestCase):
         process = self.start(whole)
         self.assertEqual((process.communicate()[1].decode(), process.returncode)[1], 0)
         # System entropy: every run of this test tries other moments; they are in the message if it fails.
-        moments = sorted((random.randint(1, 155), random.random() * 0.4) for _ in range(4))
+        moments = sorted((random.randint(1, 75), random.random() * 0.4) for _ in range(3))
         kills = sum(self.kill_at(killed, step, delay) for step, delay in moments)
         self.assertGreater(kills, 1)
         process = self.start(killed)
@@ -381,7 +382,7 @@ np.savez(sys.argv[1], *jax.tree.leaves(jax.device_get((state, figures))), device
         path = Path(self.create_tempdir().full_path) / "result.npz"
         flags = f"--xla_force_host_platform_device_count={devices}"
         command = [sys.executable, "-c", self.PROGRAM, str(path)]
-        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "XLA_FLAGS": flags})
+        subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"XLA_FLAGS": flags} | QUICK)
         return dict(np.load(path))
 
     def test_two_and_four_devices_train_as_one(self):

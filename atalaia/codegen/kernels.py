@@ -21,7 +21,9 @@ COSTS = Path(__file__).with_name("costs.json")  # board to kernel to part to ins
 GAPS = {"PAIRS": 255, "TRIPLETS": 15, "NIBBLES": 15}  # forms of sparse weights, and the largest gap of each
 COLUMNS = 16  # of depthwise.c
 BITS = (2, 4)  # of packed weights, which are signed: [-2, 1] and [-8, 7]
-# Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs.
+SMALL = 1 << 20  # bound of the sums that rescale_small takes
+# Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs
+# but for the kernels with a struct of their own.
 STRUCT_BYTES = dict(conv=60, depthwise=60, max_pool=20, mean_pool=20, pad=20, mean=24, pair=48, add_tabled=32)
 
 
@@ -47,10 +49,9 @@ class Call(NamedTuple):
     @property
     def weight_bytes(self) -> int:
         """Bytes of all constants: arrays, and the struct of parameters."""
-        kind = self.step.kind
-        if "b_inner" in self.step.values:
-            kind = "add_tabled" if self.kernel == "add_tabled" else "pair"
-        return sum(values.nbytes for _, values in self.arrays.values()) + STRUCT_BYTES.get(kind, 0)
+        kind = "pair" if "b_inner" in self.step.values else self.step.kind
+        struct = STRUCT_BYTES.get(self.kernel, STRUCT_BYTES.get(kind, 0))
+        return sum(values.nbytes for _, values in self.arrays.values()) + struct
 
     @property
     def instructions(self) -> dict[str, float]:
@@ -203,7 +204,7 @@ def small_sums(step: Step) -> bool:
     v = step.values
     kernel = v["kernel"].reshape(v["out_c"], -1).astype(np.int64)
     low, high = (v["bias"] + 255 * part.sum(1) for part in (np.minimum(kernel, 0), np.maximum(kernel, 0)))
-    return bool(np.all(low >= -(1 << 20)) and np.all(high < 1 << 20) and np.all(v["shift"] < 0))
+    return bool(np.all(low >= -SMALL) and np.all(high < SMALL) and np.all(v["shift"] < 0))
 
 
 def _sweeps(v, pixels, groups):
