@@ -42,9 +42,22 @@ def jax_logits(config: ConfigDict, workdir: Path, dataset: data.Dataset, images:
     return np.concatenate([np.asarray(apply(run.variables, batch)) for batch in batches])
 
 
-def jax_int_logits(config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray) -> np.ndarray:
-    """int8 logits `[n, classes]` of a finished run's integer network on uint8 images."""
+def jax_int_logits(
+    config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray, tflite_bytes: bytes | None = None
+) -> np.ndarray:
+    """int8 logits `[n, classes]` of a finished run's integer network on uint8 images.
+
+    Raises:
+      UserError: the file, where one is given, is not of this network.
+    """
     model = simulate.load(config, workdir, dataset)
+    if tflite_bytes is not None:
+        try:
+            export.check(tflite_bytes, model.code, model.network)
+        except UserError as error:
+            raise UserError(
+                f"the .tflite is of another checkpoint or calibration than {workdir} has here ({error}): export again"
+            ) from None
     return simulate.logits(model.code, model.network, images)
 
 
@@ -83,14 +96,15 @@ def evaluate(
       split: "test" or "validation".
 
     Raises:
-      UserError: the model does not fit the data set, or an engine cannot run it.
+      UserError: the model does not fit the data set, an engine cannot run it, or the file is not of this checkpoint.
     """
     images, labels = images_of(dataset, split)
     outputs, seconds, peak, kept = {}, {}, 0, {}
     for name in names:
         begin = time.monotonic()
         if name in JAX:
-            outputs[name] = JAX[name](config, workdir, dataset, images)
+            file = (tflite_bytes,) if name == "jax_int" else ()
+            outputs[name] = JAX[name](config, workdir, dataset, images, *file)
             seconds[name] = time.monotonic() - begin
         else:
             kept[name] = _kept_path(workdir, name, tflite_bytes, images)

@@ -8,6 +8,7 @@ Before the file appears, it is read back and every scale, zero point, weight and
 """
 
 import functools
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -303,6 +304,8 @@ def export(workdir: Path, cache: Path, ranges: str = "auto") -> Path:
         file.unlink(missing_ok=True)  # where this export fails, none of an older one is taken for it
     tflite_bytes = convert(model.code, model.network, dataset.train.images.shape[1:])
     packed = pack.pack(tflite_bytes)
+    if pack.unpack(packed) != tflite_bytes:
+        raise UserError("export: model.atl would not restore model.tflite byte for byte; please report the network")
     write_whole(path, tflite_bytes)
     write_whole(path.with_suffix(".atl"), packed)
     write_json(path.with_name("ranges.json"), model.ranges)
@@ -319,7 +322,9 @@ def export(workdir: Path, cache: Path, ranges: str = "auto") -> Path:
 def main() -> None:
     workdir = cli.workdir()
     path = export(workdir, cli.cache(), flags.FLAGS.ranges)
+    ranges = json.loads(path.with_name("export.json").read_text())["ranges"]
     print(f"{path}: {path.stat().st_size:,} bytes; every scale, zero point, weight and bias equals JAX's")
+    print(f"ranges: {ranges}" + " on training images: the run has no stage quantize" * (ranges == "calibrated"))
     print(ledger.table(ledger.read(workdir)))
 
 

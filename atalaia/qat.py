@@ -169,7 +169,7 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
         see(path, (y, *q))
         return (y, *q)
 
-    given = [jnp.float32(v) for v in quantize.INPUT]
+    given = jax.lax.optimization_barrier([jnp.float32(v) for v in quantize.INPUT])  # see quantize._divisor
     return layers.interpret(model, rule, (quantize.fake_quant(images, *given), *given))[0]
 
 
@@ -241,7 +241,7 @@ def _folded_layer(layer, variables, path):
 def _grid(variables, path):
     params, stats = (layers.subtree(variables[k], path) for k in ("params", "batch_stats"))
     if "log_scale" in params:
-        return jnp.exp(params["log_scale"]), stats["zero_point"]
+        return jnp.maximum(jnp.exp(params["log_scale"]), quantize.MIN_SCALE), stats["zero_point"]
     return quantize.qparams_of(stats["low"], stats["high"])
 
 
@@ -303,7 +303,7 @@ def forward_codes(model: nn.Module, variables: dict, images: Any, config: Config
     order = []
 
     @jax.jit
-    def codes(images):
+    def codes(variables, images):  # both arguments, as in training: XLA folds constants by an arithmetic of its own
         seen = {}
 
         def see(path, output):
@@ -314,5 +314,5 @@ def forward_codes(model: nn.Module, variables: dict, images: Any, config: Config
         order[:] = seen
         return seen
 
-    found = jax.device_get(codes(images))
+    found = jax.device_get(codes(variables, images))
     return {path: found[path] for path in order}  # jit sorts a dict by its keys

@@ -206,8 +206,14 @@ def choose_qparams(low: float, high: float) -> QParams:
 def qparams_of(low: Any, high: Any, xp: Any = jnp) -> tuple[Any, Any]:
     """`choose_qparams` without its check, by jax.numpy or NumPy with the same result; zero_point as float32."""
     low, high = xp.minimum(low, np.float32(0)), xp.maximum(high, np.float32(0))
-    scale = xp.maximum((high - low) / np.float32(QMAX - QMIN), np.float32(MIN_SCALE))
+    steps = np.float32(QMAX - QMIN) if xp is np else _divisor(QMAX - QMIN)
+    scale = xp.maximum((high - low) / steps, np.float32(MIN_SCALE))
     return scale, xp.clip(xp.round(np.float32(QMIN) - low / scale), np.float32(QMIN), np.float32(QMAX))
+
+
+def _divisor(value):
+    """A float32 that XLA does not know: by a constant it multiplies with the reciprocal, which can be an ulp off."""
+    return jax.lax.optimization_barrier(jnp.float32(value))
 
 
 def output_grids(ranges: dict[str, tuple[float, float]]) -> dict[str, QParams]:
@@ -228,7 +234,7 @@ def weight_scale(kernel: Any, bias: Any, input_scale: Any, qmax: int, chosen: An
       chosen: scales `[out]` to take instead, such as learned ones; bounded from below in the same way.
     """
     if chosen is None:
-        chosen = jnp.abs(kernel).max(tuple(range(kernel.ndim - 1))) / np.float32(qmax)
+        chosen = jnp.abs(kernel).max(tuple(range(kernel.ndim - 1))) / _divisor(qmax)
     floor = jnp.maximum(jnp.abs(bias) / (input_scale * np.float32(MAX_BIAS)), np.float32(MIN_SCALE))
     return jax.lax.reduce_precision(jnp.maximum(chosen, floor), exponent_bits=8, mantissa_bits=7)
 
@@ -395,6 +401,9 @@ def quantize_network(
       model: the network; folded: its weights.
       outputs: grid of every layer that chooses its own, `choose_qparams` of its range.
       bits: of the weights by path, where not 8; scales: of the weights by path, where not from the largest weight.
+
+    Raises:
+      UserError: TFLite's 32 bits do not hold a layer's sums on the grid of its outputs.
     """
     network = {}
 
@@ -405,6 +414,7 @@ def quantize_network(
         if path in folded:
             qmax, chosen = BITS[(bits or {}).get(path, 8)], (scales or {}).get(path)
             network[path] = _quantize_layer(folded[path], inputs[0], outputs[path], qmax, chosen)
+            _require_int32(path, network[path], inputs[0])
         return outputs[path]
 
     layers.interpret(model, rule, INPUT)
@@ -420,6 +430,18 @@ def _quantize_layer(weights, given, output, qmax=BITS[8], chosen=None):
     if weights.lower is not None:
         bounds = (np.asarray(quantize(b, *output), np.int8) for b in (weights.lower, weights.upper))
     return QLayer(kernel, bias, scale, *bounds, output)
+
+
+def _require_int32(path, layer, given):
+    """TFLite shifts a sum to the left, where the ratio of scales is above 1, in 32 bits, and would wrap around."""
+    ratio = np.float64(given.scale) * layer.weight_scale.astype(np.float64) / np.float64(layer.output.scale)
+    kernel = np.abs(layer.kernel.reshape(-1, layer.kernel.shape[-1]).astype(np.float64))
+    sums = kernel.sum(0) * (QMAX - QMIN) + np.abs(layer.bias.astype(np.float64))
+    if np.any(np.ldexp(sums, np.maximum(np.frexp(ratio)[1], 0)) >= 2.0**31):
+        raise UserError(
+            f"layer {path!r}: its outputs' range is far narrower than its sums, which would overflow TFLite's 32 bits "
+            "(did it ever fire?): train longer, calibrate on more images, or leave the layer out"
+        )
 
 
 def _along(value, x, axis):

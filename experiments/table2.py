@@ -76,7 +76,7 @@ def run(row: str, seed: int) -> dict:
         if (ROOT / workdir / file).stat().st_size < SMALL:
             keep(workdir / file, workdir.name)
     validation = evaluated(workdir, "validation", "jax,jax_int,tflite,xnnpack")
-    agreement = _agreement(workdir, "evaluation_validation_details.json")
+    agreement = _agreement(workdir, "jax_int", "evaluation_validation_details.json")
     test = evaluated(workdir, "test", _ENGINES.value)
     if not (ROOT / workdir / "layers.json").is_file():
         step("evaluate", f"--workdir={workdir}", "--layers", "--split=validation")
@@ -87,7 +87,8 @@ def run(row: str, seed: int) -> dict:
         ranges=read(workdir, "export.json")["ranges"],
         validation=validation,
         test=test,
-        equal=agreement | _agreement(workdir, "evaluation_details.json"),
+        equal=agreement | _agreement(workdir, "jax_int", "evaluation_details.json"),
+        forward_same_class=_agreement(workdir, "jax", "evaluation_details.json")["jax_int"]["predictions"],
         forward_bytes_equal=min((r["training"] for r in layers["rows"] if "training" in r), default=None),
         forward_predictions_changed=layers["predictions_changed"].get("training"),
         float_sizes=ledger[-2],
@@ -104,9 +105,9 @@ def sources(row: str, seed: int) -> list[str]:
     return [f"--config.start_from={folder(Path(config.start_from).name, seed)}", *teachers]
 
 
-def _agreement(workdir, name):
-    """Equality of each engine with the integer network, by engine."""
-    rows = [r for r in read(workdir, name)["agreement"] if r["engines"][0] == "jax_int"]
+def _agreement(workdir, engine, name):
+    """Equality of each later engine with this one, by engine."""
+    rows = [r for r in read(workdir, name)["agreement"] if r["engines"][0] == engine]
     return {r["engines"][1]: dict(predictions=r["predictions"], bytes=r["bytes"]) for r in rows}
 
 
@@ -203,15 +204,17 @@ def _equality(integer):
     yield (
         "| bytes of the logits equal to integer JAX's %, in brackets same class % | TFLM, test set "
         "| TFLite reference, validation | XNNPACK, validation "
-        "| forward pass of training, worst layer, 100 images of validation |"
+        "| forward pass of training, worst layer, 100 images of validation | its class, test set |"
     )
-    yield "|---|---:|---:|---:|---:|"
+    yield "|---|---:|---:|---:|---:|---:|"
     for name, rows in integer.items():
         parts = [[r["equal"][e] for r in rows if e in r["equal"]] for e in ("tflm", "tflite", "xnnpack")]
         cells = [_least([p["bytes"] for p in part], [p["predictions"] for p in part]) for part in parts]
         forward = [r for r in rows if r["forward_bytes_equal"] is not None]
         same = [1 - r["forward_predictions_changed"] for r in forward]
         cells.append(_least([r["forward_bytes_equal"] for r in forward], same))
+        classes = [r["forward_same_class"] for r in forward if "forward_same_class" in r]
+        cells.append(f"{100 * min(classes):.6g}" if classes else "-")
         yield f"| {ROWS[name]} | {' | '.join(cells)} |"
 
 

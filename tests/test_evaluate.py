@@ -8,6 +8,7 @@ import test_export
 from absl.testing import absltest
 
 from atalaia import data, engines, evaluate, export, simulate, train
+from atalaia.errors import UserError
 
 LABELS = np.array([0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 1, 1, 1, 0])
@@ -144,6 +145,19 @@ class LayersTest(absltest.TestCase):
         found = self.compare(self.network | {"hidden": hidden._replace(bias=bias)})
         self.assertEqual(found["first"]["tflm"], "hidden")
         self.assertLess(found["rows"][-1]["tflm"], 1.0)
+
+    def test_a_file_of_another_calibration_is_refused(self):
+        hidden = self.network["hidden"]
+        grid = hidden.output._replace(scale=np.nextafter(hidden.output.scale, np.float32(9)))
+        run, network = (
+            train.Trained(self.model, {}, None, "dense"),
+            self.network | {"hidden": hidden._replace(output=grid)},
+        )
+        with (
+            absltest.mock.patch.object(simulate, "load", return_value=simulate.Model(run, network, {})),
+            self.assertRaisesRegex(UserError, "another checkpoint or calibration.*'hidden'.*export again"),
+        ):
+            evaluate.jax_int_logits(None, self.folder, None, test_export.pixels("splat"), self.file)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-from absl.testing import absltest, flagsaver
+from absl.testing import absltest, flagsaver, parameterized
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "experiments"))
 
 import numpy as np  # noqa: E402
 import search_replay  # noqa: E402
+import tables  # noqa: E402
 
 from atalaia import config as configs  # noqa: E402
 from atalaia import runs, search  # noqa: E402
@@ -133,6 +134,17 @@ class Table1Test(absltest.TestCase):
         self.assertIn("Not comparable", text)
         table1.picture(rows, self.folder / "table1.png")
         self.assertEqual((self.folder / "table1.png").read_bytes()[:4], b"\x89PNG")
+
+
+class PublishedTest(parameterized.TestCase):
+    """What stands in the README and in the results' Markdown is what the scripts make of the results' JSON."""
+
+    @parameterized.parameters(("table1", table1), ("table2", table2), ("pipeline", pipeline))
+    def test_tables_are_those_of_the_figures(self, name, script):
+        path = tables.RESULTS / f"{name}.json"
+        text = (script.tables if name == "table2" else script.table)(json.loads(path.read_text()))
+        self.assertEqual(path.with_suffix(".md").read_text(), text)
+        self.assertIn(text, (tables.ROOT / "README.md").read_text())
 
 
 class Table2Test(absltest.TestCase):

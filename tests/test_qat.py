@@ -1,15 +1,17 @@
 """Stage quantize: gradients and ranges by hand, and a forward pass that is the integer network's."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
+from flax.traverse_util import flatten_dict
 from test_export import rescale
-from test_quantize import NETWORKS, Small, drawn, images
+from test_quantize import NETWORKS, Mini, Small, drawn, images
 
 from atalaia import config as configs
-from atalaia import data, pruning, qat, quantize, simulate
+from atalaia import data, layers, pruning, qat, quantize, simulate
 from atalaia.errors import UserError
 from atalaia.quantize import Folded
 
@@ -25,6 +27,16 @@ def entered(model, shape, config):
     folded = quantize.fold(model, drawn(model, shape))
     params, stats = qat.enter(folded, quantize.calibrate(model, folded, [images(shape)]), config)
     return dict(params=params, batch_stats=stats)
+
+
+class Wide(nn.Module):
+    """Enough bytes in a layer that some lie near where rounding turns."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for name in ("first", "second", "third"):
+            x = layers.Conv(64, relu=True, name=name)(x, train)
+        return layers.Dense(3, name="logits")(layers.Flatten(name="flatten")(layers.GlobalAvgPool(name="mean")(x)))
 
 
 class FakeQuantTest(parameterized.TestCase):
@@ -93,6 +105,28 @@ class ForwardTest(parameterized.TestCase):
         self.assertEqual(list(found), list(expected))
         for path, q in expected.items():
             np.testing.assert_array_equal(found[path], q, path)
+
+    def test_equals_the_integer_network_where_layers_are_wide(self):
+        """Fails where XLA divides ranges by multiplying with a reciprocal: 3, 24 and 76 bytes of the layers differ."""
+        shape, config = (16, 16, 3), settings()
+        variables = entered(Wide(), shape, config)
+        pixels = np.round(images(shape, 32, 1) * 255).astype(np.uint8)
+        found = qat.forward_codes(Wide(), variables, data.to_float(pixels), config)
+        for path, q in simulate.layer_outputs(Wide(), qat.integers(Wide(), variables, config), pixels).items():
+            np.testing.assert_array_equal(found[path], q, path)
+
+    def test_gradients_reach_every_value(self):
+        model, shape = Mini(), (11, 9, 2)
+        variables = entered(model, shape, settings(ranges="learned", bits="first=4; point=2"))
+        forward = qat.make_forward(model, settings(ranges="learned", bits="first=4; point=2"), 10)
+
+        def loss(params):
+            logits, _ = forward(variables | {"params": params}, images(shape), jax.random.key(0))
+            return (logits**2).sum()
+
+        found = flatten_dict(jax.jit(jax.grad(loss))(variables["params"]), sep="/")
+        self.assertIn("first/weight_log_scale", found)
+        self.assertEqual([path for path, gradient in found.items() if not np.any(gradient)], [])
 
     def test_ranges_follow_extremes_until_frozen(self):
         config = settings(ema_decay=0.75, freeze=0.5)

@@ -1,5 +1,7 @@
 """Scales, rounding and BatchNorm folding against values worked out by hand and against the network itself."""
 
+import contextlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from absl.testing import absltest, parameterized
 from atalaia import layers, quantize
 from atalaia.errors import UserError
 from atalaia.models import resnet, thesis
-from atalaia.quantize import Folded, QParams
+from atalaia.quantize import Folded, QLayer, QParams
 
 
 class Mini(nn.Module):
@@ -133,6 +135,13 @@ class ChooseQParamsTest(parameterized.TestCase):
             self.assertLessEqual((-128 - zero_point) * float(scale), min(low, 0) + half)
             self.assertGreaterEqual((127 - zero_point) * float(scale), max(high, 0) - half)
 
+    def test_the_same_compiled(self):
+        ranges = np.random.default_rng(0).normal(0, 10, (2, 20_000)).astype(np.float32)
+        low, high = ranges.min(0), ranges.max(0)
+        compiled, exact = jax.jit(quantize.qparams_of)(low, high), quantize.qparams_of(low, high, np)
+        for a, b in zip(compiled, exact, strict=True):
+            np.testing.assert_array_equal(a, b)
+
     @parameterized.parameters((np.nan, 1), (0, np.nan), (-np.inf, 0), (0, np.inf), (1, 0))
     def test_refuses(self, low, high):
         with self.assertRaisesRegex(ValueError, "no int8 scale"):
@@ -233,6 +242,20 @@ class QuantizeLayerTest(absltest.TestCase):
         found = self._layer(np.random.default_rng(0).normal(0, 1, (9, 50)), np.zeros(50))
         self.assertTrue(np.all(found.weight_scale.view(np.uint32) & 0xFFFF == 0))
         self.assertBetween(np.abs(found.kernel).max(0).min(), 126, 127)
+
+    def test_scales_are_the_same_compiled(self):
+        kernel = np.random.default_rng(0).normal(0, 1, (1, 2_000_000)).astype(np.float32)
+        given = kernel, np.float32(0), self.given.scale
+        compiled = jax.jit(quantize.weight_scale, static_argnums=3)(*given, 7)
+        np.testing.assert_array_equal(compiled, quantize.weight_scale(*given, 7))
+
+    def test_sums_that_tflite_would_shift_out_of_32_bits_are_refused(self):
+        """The ratio of scales is 2^12 / 2, and 255 * 127 * 17 * 2^12 > 2^31 > 255 * 127 * 16 * 2^12."""
+        given, output = QParams(np.float32(1), -128), QParams(np.float32(2**-11), 0)
+        for taps, refused in ((16, False), (17, True)):
+            layer = QLayer(np.full((taps, 1), 127, np.int8), np.int32([0]), np.float32([1]), None, None, output)
+            with self.assertRaisesRegex(UserError, "'conv'.*32 bits") if refused else contextlib.nullcontext():
+                quantize._require_int32("conv", layer, given)
 
     def test_codes_of_fewer_bits(self):
         kernel = np.random.default_rng(0).normal(0, 1, (9, 50)).astype(np.float32)

@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import test_export
+import test_qat
 from absl.testing import absltest, parameterized
 
-from atalaia import layers, simulate
+from atalaia import config as configs
+from atalaia import engines, export, layers, qat, simulate
 
 
 class NetworkTest(parameterized.TestCase):
@@ -17,6 +19,21 @@ class NetworkTest(parameterized.TestCase):
         np.testing.assert_array_equal(found, test_export.tflm(name))
         *_, last = simulate.layer_outputs(model, integers, test_export.pixels(name)).values()
         np.testing.assert_array_equal(found, last)
+
+    def test_trained_values_of_few_bits_equal_tflm(self):
+        """Learned ranges, bounds of both signs, weights of 4 and of 2 bits, through export into TFLite Micro."""
+        model, shape = test_export.MODELS["thesis"]
+        config = configs.base().quantize
+        config.update(ranges="learned", bits="conv=4; dense0=2")
+        variables = test_qat.entered(model, shape, config)
+        integers = qat.integers(model, variables, config)
+        for path, least, most in (("conv1a", 4, 7), ("dense0", 1, 1)):
+            self.assertBetween(np.abs(integers[path].kernel).max(), least, most)
+        pixels = test_export.pixels("thesis")
+        content = export.convert(model, integers, shape)
+        found = simulate.logits(model, integers, pixels)
+        np.testing.assert_array_equal(found, engines.run("tflm", content, pixels))
+        self.assertGreater(len(np.unique(found)), 20)
 
 
 class AccumulateTest(parameterized.TestCase):
