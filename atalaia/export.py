@@ -300,8 +300,8 @@ def export(workdir: Path, cache: Path, ranges: str = "auto") -> Path:
     dataset = data.load(config.data, cache)
     model = simulate.load(config, workdir, dataset, ranges)
     path = Path(workdir) / "model.tflite"
-    for file in (path, path.with_suffix(".atl"), path.with_name("export.json")):
-        file.unlink(missing_ok=True)  # where this export fails, none of an older one is taken for it
+    for name in (path.name, "model.atl", "ranges.json", "export.json"):
+        path.with_name(name).unlink(missing_ok=True)  # where this export fails, none of an older one is taken for it
     tflite_bytes = convert(model.code, model.network, dataset.train.images.shape[1:])
     packed = pack.pack(tflite_bytes)
     if pack.unpack(packed) != tflite_bytes:

@@ -1,6 +1,8 @@
 """A .tflite file comes back from its .atl byte for byte, or not at all; zeros cost what they tell."""
 
 import math
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from test_export import MODELS, converted
 from atalaia import pack, tflite
 from atalaia.errors import UserError
 
+ROOT = Path(__file__).parent.parent
 by_model = parameterized.named_parameters((name, name) for name in MODELS)
 
 
@@ -122,6 +125,27 @@ class PackTest(parameterized.TestCase):
             for broken in (packed[:at], bytes(altered)):
                 with self.assertRaisesRegex(UserError, "truncated or altered|no .atl file"):
                     pack.unpack(broken)
+
+
+class CommandTest(absltest.TestCase):
+    def unpack(self, content, *arguments):
+        source = Path(self.create_tempdir().full_path) / "model.atl"
+        source.write_bytes(content)
+        command = [sys.executable, "-m", "atalaia.pack", f"--unpack={source}", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    def test_restores_a_file(self):
+        out = Path(self.create_tempdir().full_path) / "restored.tflite"
+        done = self.unpack(pack.pack(converted("mini")), f"--out={out}")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual(out.read_bytes(), converted("mini"))
+
+    def test_refuses_in_one_line_and_writes_nothing(self):
+        out = Path(self.create_tempdir().full_path) / "restored.tflite"
+        done = self.unpack(pack.pack(converted("mini"))[:-1], f"--out={out}")
+        self.assertRegex(done.stderr, "^error: .*model.atl: .*truncated or altered.*\n$")
+        self.assertEqual((done.returncode, out.exists()), (2, False))
+        self.assertRegex(self.unpack(b"").stderr, "^error: give --out=FILE.tflite.*\n$")
 
 
 if __name__ == "__main__":
