@@ -124,13 +124,18 @@ def _brief(error):
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
+HASHED = 1 << 26  # bytes of an array that are hashed at a time, about
+
+
 def digest(state: Any) -> str:
     """SHA-256 over the path, type, shape and bytes of every array of a pytree."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(state):
         leaf = np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
-        sha.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))  # without a copy: it may lie on the disk
+        for part in np.array_split(leaf, max(1, leaf.nbytes // HASHED)) if leaf.ndim else [leaf]:
+            # In parts, since a copy of it all may not fit: it may lie on the disk in another order.
+            sha.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
     return sha.hexdigest()
 
 

@@ -9,6 +9,7 @@ image and view, whatever the number of epochs, students and trials.
 import hashlib
 import json
 import math
+import os
 import time
 import zlib
 from collections.abc import Callable
@@ -122,7 +123,9 @@ class Cache(NamedTuple):
         path, shape = self.folder / f"view{number}.npy", (len(self.images), self.classes)
         if not path.exists():
             part = path.with_name(f".{path.name}.part")
-            np.lib.format.open_memmap(part, "w+", np.float32, shape)
+            kept = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+            with part.open("r+b") as file:  # a full disk is an error now, not a signal at the first write
+                os.posix_fallocate(file.fileno(), 0, kept.offset + kept.nbytes)
             part.replace(path)
         try:
             kept = np.load(path, mmap_mode="r")  # a file cut short would grow if opened to write

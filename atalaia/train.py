@@ -48,6 +48,7 @@ from atalaia.files import locked, write_json
 from atalaia.progress import Progress
 
 EVAL_BATCH = 125  # on 2 cores, of 16 to 500: a layer's maps stay in cache (2,740 against 2,270 images/s at 500)
+SPLIT = ("validation", "split_seed", "train_per_class")  # fields of config.data that say which images are learned from
 
 
 def over_devices(*axes: str):
@@ -141,7 +142,7 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
         make_optimizer(config, stage, _zeros_of(config, model, shapes, stage.name).params)
         teacher = stage.config.get("teacher")
         if teacher and teacher != distill.SELF and saved < stage.end:
-            _fitting_run(f"{stage.name}.teacher", Path(teacher), dataset)
+            _fitting_run(f"{stage.name}.teacher", Path(teacher), dataset, config.data)
     return model, plan
 
 
@@ -494,7 +495,7 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
 def _refuse_other_start(config, state):
     """The run that config.start_from names, if `state` can have its weights: config, checkpoints, last step."""
     folder, same = Path(config.start_from), "model, image size and classes"
-    source, done = _finished_run("start_from", folder)
+    source, done = _finished_run("start_from", folder, config.data)
     manager = checkpoint.open_folder(folder, writing=False)
     theirs = checkpoint.parameter_shapes(manager, done["steps"])
     _refuse_other_shapes("start_from", folder, source, theirs, config.model, state, same)
@@ -513,14 +514,21 @@ def finished(workdir: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def _finished_run(field: str, folder: Path) -> tuple[ConfigDict, dict]:
-    """The config and train.json of a run that another can take its float network from."""
+def _finished_run(field: str, folder: Path, ours: ConfigDict) -> tuple[ConfigDict, dict]:
+    """The config and train.json of a run that another, with `ours` as config.data, can take its float network from."""
     try:
         source, done = configs.load(folder), finished(folder)
     except UserError as error:
         raise UserError(f"{field}: {error}") from None
     if source.stages[-1] == "quantize":
         raise UserError(f"{field}: BatchNorm is folded away in {folder}: name a run that ends before quantize")
+    if (source.data.name, source.data.path) == (ours.name, ours.path):
+        for name in SPLIT if ours.validation else SPLIT[1:]:  # or what is held back here was learned there
+            if source.data[name] != ours[name]:
+                raise UserError(
+                    f"{field}: {folder} was trained with data.{name}={source.data[name]}, so it may have learned "
+                    f"images that this run, with {ours[name]}, is validated or tested on: {name} must be the same"
+                )
     return source, done
 
 
@@ -554,14 +562,20 @@ def load_teacher(run: Run, stage: Stage) -> Teacher:
         state, _ = restore(run.manager, config, model, run.initial, run.plan[0].end)
     else:
         field, folder = f"{stage.name}.teacher", Path(config.start_from if own else name)
-        config, model, manager, step, shapes = _fitting_run(field, folder, run.dataset)
+        config, model, manager, step, shapes = _fitting_run(field, folder, run.dataset, config.data)
         state, _ = restore(manager, config, model, shapes, step)
     return Teacher(config.model, model.apply, variables_of(state))
 
 
-def _fitting_run(field, folder, dataset):
-    """A finished run whose network takes the images of a data set and tells its classes apart."""
-    source, done = _finished_run(field, folder)
+def _fitting_run(field, folder, dataset, ours):
+    """A finished run whose network takes the images of a data set and tells its classes apart; `ours`: config.data."""
+    source, done = _finished_run(field, folder, ours)
+    shape = list(dataset.train.images.shape[1:])
+    if done.get("image_shape", shape) != shape:  # where the shapes of parameters do not tell
+        raise UserError(
+            f"{field}: {folder} was trained on images of {done['image_shape']}, this run's are {shape}: image size and "
+            "classes must be the same"
+        )
     theirs = done.get("classes", list(dataset.class_names))
     if len(theirs) == len(dataset.class_names) and theirs != list(dataset.class_names):
         this, other = next((a, b) for a, b in zip(dataset.class_names, theirs, strict=True) if a != b)
@@ -685,6 +699,7 @@ def _finish(run):
             peak_memory_bytes=metrics.peak_memory_bytes(),
             dataset=run.dataset.name,
             classes=list(run.dataset.class_names),
+            image_shape=list(run.dataset.train.images.shape[1:]),
             seed=run.config.seed,
             val_accuracy=metrics.last(run.workdir, "val_accuracy"),
         )

@@ -358,7 +358,15 @@ class StageTest(absltest.TestCase):
         said = json.loads((self.folder / "renamed" / "train.json").read_text())
         said["classes"][0] = "ten"
         (self.folder / "renamed" / "train.json").write_text(json.dumps(said))
+        self.run_config(self.config("dense", **{"dense.steps": 2, "data.split_seed": 7}), "split")
+        self.run_config(self.config("dense", **{"dense.steps": 2}), "larger")
+        said = json.loads((self.folder / "larger" / "train.json").read_text())
+        self.assertEqual(said["image_shape"], [8, 8, 1])
+        said["image_shape"] = [16, 16, 1]
+        (self.folder / "larger" / "train.json").write_text(json.dumps(said))
         for name, text in (
+            (str(self.folder / "split"), "data.split_seed=7.*with 0, is validated or tested on"),
+            (str(self.folder / "larger"), r"images of \[16, 16, 1\], this run's are \[8, 8, 1\]: image size"),
             ("", "distill.teacher is empty"),
             ("self", "nothing is trained before"),
             (str(self.folder / "nothing"), "holds no run"),

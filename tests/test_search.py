@@ -154,7 +154,7 @@ class RunTest(parameterized.TestCase):
         self.assertIn("\nBest of 3 trials: trial 1, ", text)
         self.assertIn(f"| 0 | {words[0]} | 0.9000 | 1,100 | 1.0 | broken | 3.2000 |", text)
         self.assertIn(f"| 1 | {words[1]} | 0.5000 | 900 | 1.0 | met | 3.2000 |", text)
-        self.assertIn(f"| 2 | {words[2]} | NaN in training | - | - | broken | - |", text)
+        self.assertIn(f"| 2 | {words[2]} | NaN in training | - | - | - | - |", text)
         picture = (self.workdir / "search.png").read_bytes()
         self.assertEqual(picture[:8], b"\x89PNG\r\n\x1a\n")
         width = int.from_bytes(picture[16:20], "big")
