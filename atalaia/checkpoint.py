@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from atalaia.errors import UserError, quiet_stderr
 
 Manager = ocp.CheckpointManager
+HASHED = 1 << 26  # bytes of an array that are hashed at a time, about
 
 
 def open_folder(workdir: Path, keep: Sequence[int] = (), writing: bool = True) -> Manager:
@@ -122,9 +123,6 @@ def parameter_shapes(manager: Manager, step: int) -> dict[str, tuple[int, ...]]:
 
 def _brief(error):
     return " ".join(str(error).split())[:120] or type(error).__name__
-
-
-HASHED = 1 << 26  # bytes of an array that are hashed at a time, about
 
 
 def digest(state: Any) -> str:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atalaia import data, layers, ops
+from atalaia.codegen.fixed_point import quantize_multiplier
 from atalaia.errors import UserError
 
 QMIN, QMAX = -128, 127
@@ -432,12 +433,17 @@ def _quantize_layer(weights, given, output, qmax=BITS[8], chosen=None):
     return QLayer(kernel, bias, scale, *bounds, output)
 
 
+def output_ratio(layer: QLayer, given: QParams) -> np.ndarray:
+    """By channel, what a sum of `layer` on the input's grid is multiplied by: in float64, as TFLite prepares it."""
+    return np.float64(given.scale) * layer.weight_scale.astype(np.float64) / np.float64(layer.output.scale)
+
+
 def _require_int32(path, layer, given):
     """TFLite shifts a sum to the left, where the ratio of scales is above 1, in 32 bits, and would wrap around."""
-    ratio = np.float64(given.scale) * layer.weight_scale.astype(np.float64) / np.float64(layer.output.scale)
+    _, shift = quantize_multiplier(output_ratio(layer, given))
     kernel = np.abs(layer.kernel.reshape(-1, layer.kernel.shape[-1]).astype(np.float64))
     sums = kernel.sum(0) * (QMAX - QMIN) + np.abs(layer.bias.astype(np.float64))
-    if np.any(np.ldexp(sums, np.maximum(np.frexp(ratio)[1], 0)) >= 2.0**31):
+    if np.any(np.ldexp(sums, np.maximum(shift, 0)) >= 2.0**31):
         raise UserError(
             f"layer {path!r}: its outputs' range is far narrower than its sums, which would overflow TFLite's 32 bits "
             "(did it ever fire?): train longer, calibrate on more images, or leave the layer out"

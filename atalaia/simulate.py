@@ -134,9 +134,7 @@ def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.
 def _linear(layer, weights, x, given):
     """Convolution or matrix product, bias, rescaling, and the bound that stands for ReLU with BatchNorm."""
     total = _accumulate(layer, weights.kernel, x.astype(jnp.int32) - given.zero_point) + weights.bias
-    # Products of float32 scales in float64, as TFLite's preparation does.
-    ratio = np.float64(given.scale) * weights.weight_scale.astype(np.float64) / np.float64(weights.output.scale)
-    y = _saturate(_rescale(total, *_multiplier(ratio)) + weights.output.zero_point)
+    y = _saturate(_rescale(total, *_multiplier(quantize.output_ratio(weights, given))) + weights.output.zero_point)
     if layer.relu and weights.lower is None:
         y = jnp.maximum(y, np.int8(weights.output.zero_point))
     return y if weights.lower is None else jnp.clip(y, weights.lower, weights.upper)

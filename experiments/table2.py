@@ -88,7 +88,7 @@ def run(row: str, seed: int) -> dict:
         validation=validation,
         test=test,
         equal=agreement | _agreement(workdir, "jax_int", "evaluation_details.json"),
-        forward_same_class=_agreement(workdir, "jax", "evaluation_details.json")["jax_int"]["predictions"],
+        forward_same_class=_agreement(workdir, "jax", "evaluation_details.json").get("jax_int", {}).get("predictions"),
         forward_bytes_equal=min((r["training"] for r in layers["rows"] if "training" in r), default=None),
         forward_predictions_changed=layers["predictions_changed"].get("training"),
         float_sizes=ledger[-2],
@@ -213,7 +213,7 @@ def _equality(integer):
         forward = [r for r in rows if r["forward_bytes_equal"] is not None]
         same = [1 - r["forward_predictions_changed"] for r in forward]
         cells.append(_least([r["forward_bytes_equal"] for r in forward], same))
-        classes = [r["forward_same_class"] for r in forward if "forward_same_class" in r]
+        classes = [r["forward_same_class"] for r in forward if r.get("forward_same_class") is not None]
         cells.append(f"{100 * min(classes):.6g}" if classes else "-")
         yield f"| {ROWS[name]} | {' | '.join(cells)} |"
 
