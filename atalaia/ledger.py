@@ -16,7 +16,8 @@ from atalaia.errors import UserError
 from atalaia.files import write_json
 
 COLUMNS = {
-    "parameters": "values of the network, BatchNorm's moving statistics counted; in int8, weights, biases and bounds",
+    "parameters": "values of the network, BatchNorm's moving statistics and stage quantize's ranges counted; in int8, "
+    "weights, biases and bounds",
     "nonzeros": "how many of them are not zero",
     "float32_bytes": "four bytes for each value, zeros too",
     "checkpoint_bytes": "files of the checkpoint: weights, optimiser's state and masks, as orbax compresses them",

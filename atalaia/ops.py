@@ -1,10 +1,11 @@
 """Convolution, pooling and normalisation whose gradients are fast on a CPU too.
 
-Models call these and know nothing of what is behind them. On a GPU or TPU that is XLA's own operation and gradient. On
-a CPU, XLA's dense forward convolution runs near the machine's matrix-product peak (250 of 260 GFLOP/s where this was
-written), but its weight gradients, strided input gradients, depthwise convolutions, max-pool gradients and fused
-reductions run 2 to 30 times slower than the same arithmetic stated otherwise. So each operation here brings its own
-backward pass. Figures in comments are milliseconds at batch 128 on 2 cores.
+Models call these and know nothing of what is behind them. On a GPU or TPU that is XLA's own operation and gradient,
+but for depthwise convolution, which is slow there too. On a CPU, XLA's dense forward convolution runs near the
+machine's matrix-product peak (250 of 260 GFLOP/s where this was written), but its weight gradients, strided input
+gradients, depthwise convolutions, max-pool gradients and fused reductions run 2 to 30 times slower than the same
+arithmetic stated otherwise. So each operation here brings its own backward pass. Figures in comments are milliseconds
+at batch 128 on 2 cores.
 
 Everything is a pure function of its inputs, in one fixed order of summation: equal inputs give equal bytes on the same
 machine. Shapes are static; reverse-mode derivatives only (jax.custom_vjp).
@@ -65,10 +66,10 @@ def conv2d(x: Array, kernel: Array, strides: Sequence[int] = (1, 1), padding: st
     """
     strides = tuple(strides)
     pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
+    if groups == x.shape[-1] == kernel.shape[-1] and jax.device_count() == 1 and not _plain.get():
+        return _depthwise(x, kernel, strides, pads)
     if not _use_own():
         return _xla_conv(x, kernel, strides, pads, groups)
-    if groups == x.shape[-1] == kernel.shape[-1]:
-        return _depthwise(x, kernel, strides, pads)
     return _conv(x, kernel, strides, pads, groups)
 
 
@@ -232,6 +233,9 @@ def _shifted_sum(x, kernel, strides):
 @jax.named_scope("weight_gradient")
 def _depthwise_kernel_grad(x, g, shape, strides, pads):
     """[kh, kw, 1, c]. Image by image, or XLA makes kh * kw slow passes over the whole batch (61 instead of 5)."""
+    if jax.default_backend() != "cpu":  # there a scan is thousands of small programs
+        windows = _shifted(jnp.pad(x, ((0, 0), *pads, (0, 0))), shape, strides)
+        return jnp.stack([(window * g).sum((0, 1, 2)) for window in windows]).reshape(shape)
 
     def add(total, image):
         x, g = image

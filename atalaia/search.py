@@ -66,10 +66,11 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
       trials: results wanted in all.
       parallel: trials at once.
       objective: (point, the trial's folder, whether to stop) to `value` (None: it has none, by divergence, or as
-        `refused` says), `seconds`, and `figures` by limit. A trial that is given again goes on where it was.
+        `refused` says), `seconds`, `sources` as train.json has them, and `figures` by limit. A trial that is given
+        again goes on where it was.
 
     Raises:
-      UserError: see `read`.
+      UserError: see `read`; or a trial had other images, or another teacher, than those before it.
     """
     rows = read(search, workdir)
     Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,9 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
                         running[pool.submit(objective, point, folder, stop)] = number
                 for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                     row = rows[running.pop(future)]
-                    row |= future.result()
+                    found = future.result()
+                    _refuse_other_source(search, workdir, rows, row["trial"], found)
+                    row |= found
                     _save(search, workdir, rows)
                     _publish(search, workdir, rows)
                     bar.say(f"trial {row['trial']}: {_outcome(search, row)}")
@@ -99,6 +102,18 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
             raise
     _publish(search, workdir, rows)
     return rows
+
+
+def _refuse_other_source(search, workdir, rows, trial, found):
+    """Trials are compared, so they have the same images and teachers: paths do not tell that these were replaced."""
+    drawn = any(field.startswith("data.") for field in search.space)  # then each point may have its own images
+    for row in rows:
+        for what, digest in row.get("sources", {}).items():
+            if found.get("sources", {}).get(what, digest) != digest and not (drawn and what == train.IMAGES):
+                raise UserError(
+                    f"trial {trial} had other {what} than trial {row['trial']}: put the old ones back and delete "
+                    f"{folder_of(workdir, trial)}, or search in another --workdir"
+                )
 
 
 def folder_of(workdir: Path, trial: int) -> Path:
@@ -330,7 +345,7 @@ def train_trial(
     done = json.loads((folder / "train.json").read_text())
     if not math.isfinite(value):
         return dict(value=None, seconds=done["seconds"], data=done["dataset"])
-    found = dict(value=value, seconds=done["seconds"], data=done["dataset"])
+    found = dict(value=value, seconds=done["seconds"], data=done["dataset"], sources=done.get("sources", {}))
     if search.limits:
         from atalaia.codegen import __main__ as codegen
 

@@ -48,6 +48,7 @@ from atalaia.files import locked, write_json
 from atalaia.progress import Progress
 
 EVAL_BATCH = 125  # on 2 cores, of 16 to 500: a layer's maps stay in cache (2,740 against 2,270 images/s at 500)
+IMAGES = "training images"  # one of the sources that a run may not change
 SPLIT = ("validation", "split_seed", "train_per_class")  # fields of config.data that say which images are learned from
 
 
@@ -157,7 +158,7 @@ def _run_plan(config, workdir, cache, dataset, plan, model, initial):
         sources = meta.get("sources", {})
         run = Run(config, workdir, model, initial, dataset, cache, plan, manager, writer, stop, clock, sources)
         if state.step < plan[-1].end:
-            _refuse_other_source(run, "training images", (dataset.train, dataset.unlabelled))
+            _refuse_other_source(run, IMAGES, (dataset.train, dataset.unlabelled))
         for stage in plan:
             if int(state.step) < stage.end:
                 state = run_stage(run, stage, state)
@@ -701,6 +702,9 @@ def _finish(run):
             classes=list(run.dataset.class_names),
             image_shape=list(run.dataset.train.images.shape[1:]),
             seed=run.config.seed,
+            device=jax.devices()[0].device_kind,
+            jax=jax.__version__,
+            sources=run.sources,
             val_accuracy=metrics.last(run.workdir, "val_accuracy"),
         )
         write_json(path, summary)

@@ -15,14 +15,14 @@ from atalaia.errors import UserError
 
 # Epochs, and the weight of the hard loss and the temperature that the thesis's search chose.
 STUDENTS = {
-    "rafael_base": (20.0, 0.1, 10.0),
-    "rafael_1": (20.0, 0.01, 20.0),
-    "rafael_2": (20.0, 0.01, 7.0),
-    "rafael_3": (20.0, 0.01, 5.0),
-    "student": (6.0, 0.1, 5.0),  # 19 M values: an epoch takes minutes
+    "rafael_base": (40.0, 0.1, 10.0),
+    "rafael_1": (40.0, 0.01, 20.0),
+    "rafael_2": (40.0, 0.01, 7.0),
+    "rafael_3": (40.0, 0.01, 5.0),
+    "student": (20.0, 0.1, 5.0),  # 19 M values: an epoch takes minutes
 }
 DISTILLED = "_distilled"
-VIEWS = 8  # augmented images of each one that the teacher sees
+VIEWS = 16  # augmented images of each one that the teacher sees
 
 
 def get_config(words: str = "rafael_base") -> ConfigDict:

@@ -140,7 +140,11 @@ class PublishedTest(parameterized.TestCase):
     """What stands in the README and in the results' Markdown is what the scripts make of the results' JSON."""
 
     @parameterized.parameters(
-        ("table1", table1), ("table2", table2), ("pipeline", pipeline), ("distill_speed", distill_speed)
+        ("table1", table1),
+        ("table2", table2),
+        ("pipeline", pipeline),
+        ("distill_speed", distill_speed),
+        ("search_replay", search_replay),
     )
     def test_tables_are_those_of_the_figures(self, name, script):
         path = tables.RESULTS / f"{name}.json"
@@ -152,7 +156,7 @@ class PublishedTest(parameterized.TestCase):
 class Table2Test(absltest.TestCase):
     def test_a_row_of_another_seed_starts_from_and_follows_runs_of_that_seed(self):
         teachers = [f"--config.{s}.teacher=runs/table2/dense_seed2" for s in ("prune", "quantize")]
-        expected = ["--config.start_from=runs/table2/pruned_more_seed2", *teachers]
+        expected = ["--config.start_from=runs/table2/pruned_seed2", *teachers]
         self.assertEqual(table2.sources("smallest", 2), expected)
         self.assertEqual(table2.sources("smallest", 0), [])
         self.assertEqual(table2.sources("dense", 2), [])

@@ -1,5 +1,7 @@
 """Every operation's values and gradients against float64, and the same bytes twice."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,11 @@ class ConvTest(parameterized.TestCase):
     @parameterized.product(size=(1, 3, 5), stride=(1, 2), padding=("SAME", "VALID"))
     def test_depthwise(self, size, stride, padding):
         self.check((3, 13, 12, 6), (size, size, 1, 6), (stride, stride), padding, groups=6)
+
+    @parameterized.product(size=(1, 3), stride=(1, 2), padding=("SAME", "VALID"))
+    def test_depthwise_as_on_a_gpu(self, size, stride, padding):
+        with mock.patch.object(jax, "default_backend", return_value="gpu"):  # another batch: no trace is kept of it
+            self.check((2, 13, 12, 6), (size, size, 1, 6), (stride, stride), padding, groups=6)
 
     @parameterized.product(groups=(2, 4), stride=(1, 2))
     def test_groups(self, groups, stride):

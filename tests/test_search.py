@@ -17,7 +17,7 @@ from unittest import mock
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from atalaia import runs, search
+from atalaia import runs, search, train
 from atalaia import space as spaces
 from atalaia.errors import UserError
 from atalaia.search import Search
@@ -123,6 +123,25 @@ class RunTest(parameterized.TestCase):
         self._run(asked, self._objective(random.Random(0), 0.0, calls), trials=4)
         self.assertLen(self._run(asked, self._objective(random.Random(0), 0.0, calls), trials=6), 6)
         self.assertEqual([name for name, _ in calls], [f"trial_{i:03d}" for i in range(6)])
+
+    def test_a_replaced_teacher_is_refused_once_a_trial_had_it(self):
+        def objective(point, folder, stop):
+            teacher = "new" if folder.name == "trial_002" else "old"
+            images = folder.name if "data.size" in point else "same"
+            return dict(value=0.5, seconds=1.0, sources={"weights of the teacher in t": teacher, train.IMAGES: images})
+
+        for name, space in (("one", GRID), ("each", {"data.size": choice(1, 2, 3, 4)})):
+            with self.subTest(name), self.assertRaisesRegex(UserError, r"trial 2 .* weights of .* in t than trial 0"):
+                self._run(Search(RECIPE, space), objective, self.folder / name)
+            rows = json.loads((self.folder / name / "search.json").read_text())["trials"]
+            self.assertEqual(["value" in row for row in rows], [True, True, False])
+
+    def test_replaced_images_are_refused(self):
+        def objective(point, folder, stop):
+            return dict(value=0.5, seconds=1.0, sources={train.IMAGES: folder.name})
+
+        with self.assertRaisesRegex(UserError, "trial 1 had other training images than trial 0"):
+            self._run(Search(RECIPE, GRID), objective)
 
     def test_a_failed_trial_stops_the_others_and_the_search(self):
         stopped = []
@@ -311,7 +330,7 @@ class TrialTest(absltest.TestCase):
 
     def test_the_metric_is_the_last_of_the_run(self):
         self._finished()
-        self.assertEqual(self._train(""), dict(value=0.75, seconds=12.5, data="digits"))
+        self.assertEqual(self._train(""), dict(value=0.75, seconds=12.5, data="digits", sources={}))
         self.assertEqual(self._train("", Search(RECIPE, GRID, metric="val_loss"))["value"], 0.25)
 
     def test_figures_are_those_of_codegens_report(self):
@@ -422,6 +441,7 @@ class CommandTest(absltest.TestCase):
             trained = json.loads((search.folder_of(folder, row["trial"]) / "train.json").read_text())
             expected = (row["value"], 20, row["point"]["seed"])
             self.assertEqual((trained["val_accuracy"], trained["steps"], trained["seed"]), expected)
+            self.assertEqual((list(row["sources"]), row["sources"]), ([train.IMAGES], trained["sources"]))
         best = max(rows, key=lambda row: row["value"])
         self.assertIn(f"trial {best['trial']}, seed={best['point']['seed']}.\n", (folder / "search.md").read_text())
         self.assertIn(f"written: {folder}/search.md, search.png, search.json", done.stdout)
