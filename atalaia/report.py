@@ -125,6 +125,7 @@ def publish_rows(
     key: Sequence[str],
     table: Callable[[list[dict]], str],
     order: Callable[[dict], Any] | None = None,
+    stale: Callable[[dict], bool] = lambda row: False,
 ) -> list[dict]:
     """Adds a row to a published table, in the place of an older one of its kind, and returns all rows.
 
@@ -133,10 +134,12 @@ def publish_rows(
     Args:
       path: experiments/results/NAME.json; row: new figures; key: the fields that say which rows are of a kind.
       table: all rows in Markdown; order: of the rows; by default that in which they came.
+      stale: whether an older row has no place beside the new one, such as one of an older recipe.
     """
     with _alone(path.parents[2]):
         rows = json.loads(path.read_text()) if path.exists() else []
-        rows = list({tuple(r[k] for k in key): r for r in (*rows, row)}.values())
+        rows = [*(r for r in rows if not stale(r)), row]
+        rows = list({tuple(r[k] for k in key): r for r in rows}.values())
         if order:
             rows.sort(key=order)
         write_json(path, rows)

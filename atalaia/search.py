@@ -90,7 +90,7 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
                 for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                     row = rows[running.pop(future)]
                     found = future.result()
-                    _refuse_other_source(search, workdir, rows, row["trial"], found)
+                    _refuse_other_source(workdir, rows, row["trial"], found)
                     row |= found
                     _save(search, workdir, rows)
                     _publish(search, workdir, rows)
@@ -104,15 +104,19 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
     return rows
 
 
-def _refuse_other_source(search, workdir, rows, trial, found):
+def _refuse_other_source(workdir, rows, trial, found):
     """Trials are compared, so they have the same images and teachers: paths do not tell that these were replaced."""
-    drawn = any(field.startswith("data.") for field in search.space)  # then each point may have its own images
+
+    def images(row):
+        return {field: value for field, value in row["point"].items() if field.startswith("data.")}
+
     for row in rows:
         for what, digest in row.get("sources", {}).items():
-            if found.get("sources", {}).get(what, digest) != digest and not (drawn and what == train.IMAGES):
+            same = what != train.IMAGES or images(row) == images(rows[trial])  # points may choose other images
+            if same and found.get("sources", {}).get(what, digest) != digest:
                 raise UserError(
                     f"trial {trial} had other {what} than trial {row['trial']}: put the old ones back and delete "
-                    f"{folder_of(workdir, trial)}, or search in another --workdir"
+                    f"{folder_of(workdir, trial)} and the unfinished trials beside it, or search in another --workdir"
                 )
 
 
@@ -344,9 +348,9 @@ def train_trial(
         raise UserError(f"{folder} has no {search.metric}: give data.validation a part of the images")
     done = json.loads((folder / "train.json").read_text())
     if not math.isfinite(value):
-        return dict(value=None, seconds=done["seconds"], data=done["dataset"])
+        value = None
     found = dict(value=value, seconds=done["seconds"], data=done["dataset"], sources=done.get("sources", {}))
-    if search.limits:
+    if search.limits and value is not None:
         from atalaia.codegen import __main__ as codegen
 
         if not (folder / "export.json").is_file():  # what export writes last

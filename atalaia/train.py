@@ -48,7 +48,7 @@ from atalaia.files import locked, write_json
 from atalaia.progress import Progress
 
 EVAL_BATCH = 125  # on 2 cores, of 16 to 500: a layer's maps stay in cache (2,740 against 2,270 images/s at 500)
-IMAGES = "training images"  # one of the sources that a run may not change
+IMAGES = "training or validation images"  # one of the sources that a run may not change
 SPLIT = ("validation", "split_seed", "train_per_class")  # fields of config.data that say which images are learned from
 
 
@@ -158,7 +158,9 @@ def _run_plan(config, workdir, cache, dataset, plan, model, initial):
         sources = meta.get("sources", {})
         run = Run(config, workdir, model, initial, dataset, cache, plan, manager, writer, stop, clock, sources)
         if state.step < plan[-1].end:
-            _refuse_other_source(run, IMAGES, (dataset.train, dataset.unlabelled))
+            _refuse_other_source(run, IMAGES, (dataset.train, dataset.validation, dataset.unlabelled))
+            if config.start_from and not meta:  # a run that goes on has what it needs of it
+                _refuse_other_source(run, f"weights of the run in {config.start_from}", variables_of(state))
         for stage in plan:
             if int(state.step) < stage.end:
                 state = run_stage(run, stage, state)

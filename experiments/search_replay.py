@@ -62,6 +62,7 @@ def record(space: dict, workdir: Path) -> None:
         arguments=[f"--config={done.config}", *runs.override_flags(changed)],
         epochs=sum(config[stage].epochs for stage in config.stages),
         data=next((row["data"] for row in rows if "data" in row), ""),
+        sources=next((row["sources"] for row in rows if "sources" in row), {}),
         rows=[dict(point=point, val_accuracy=values[spaces.text(point)]) for point in points],
     )
     write_json(GRID, grid)

@@ -7,10 +7,10 @@ By default on CIFAR-10 upsampled to 96x96, 500 images a class to train and 800 t
 registry; --stl10 is the same on STL-10 itself, where its binary files are at hand. Alpha and temperature come from a
 search on the student SEARCHED, by the validation split, which all others, and all seeds, take over: they stand in
 chosen.json from then on. Where experiments/results/search_grid.json has every point of the space for that student and
-as many epochs, the best of them is taken; else atalaia.search runs for --trials. The teacher of seed 0 teaches every
-seed, by VIEWS of configs/table1.py of each image; students by themselves see new ones in every epoch. Trains what is
-not trained yet in runs/table1 (each row goes on where it was) and evaluates the test set once a row. Writes
-experiments/results/table1.json, .md and .png, and the table in README.md.
+as many epochs, the best of them is taken, whatever teacher they had; else atalaia.search runs for --trials. The teacher
+of seed 0 teaches every seed, by VIEWS of configs/table1.py of each image; students by themselves see new ones in every
+epoch. Trains what is not trained yet in runs/table1 (each row goes on where it was) and evaluates the test set once a
+row. Writes experiments/results/table1.json, .md and .png, and the table in README.md.
 """
 
 import json
@@ -53,7 +53,8 @@ def main(argv):
     wanted, path = tables.chosen(ROWS), RESULTS / ("table1_stl10.json" if _STL10.value else "table1.json")
     for seed in map(int, SEEDS.value):
         for row in wanted:
-            rows = report.publish_rows(path, run(row, seed), ("row", "seed"), table, _order)
+            found = run(row, seed)
+            rows = report.publish_rows(path, found, ("row", "seed"), table, _order, tables.older_recipe(found))
             picture(rows, path.with_suffix(".png"))
 
 
@@ -91,7 +92,7 @@ def run(row: str, seed: int) -> dict:
         command=f"python -m atalaia.train --workdir={workdir} {' '.join(arguments)}",
         epochs=sum(config[stage]["epochs"] for config in parts for stage in config["stages"]),
         values=read(workdir, "ledger.json")["rows"][-1]["parameters"],
-        seconds=sum(read(part, "train.json")["seconds"] for part in (*first, workdir)),
+        **tables.trained(workdir) | dict(seconds=sum(tables.trained(part)["seconds"] for part in (*first, workdir))),
         chosen=chosen,
         **scores,
     )

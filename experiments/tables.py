@@ -34,6 +34,17 @@ def chosen(rows: Iterable[str]) -> list[str]:
     return [row for row in rows if row in wanted]
 
 
+def older_recipe(row: dict) -> Callable[[dict], bool]:
+    """For report.publish_rows: rows of this one's name that had other epochs are not seeds of one figure."""
+    return lambda old: old["row"] == row["row"] and old["epochs"] != row["epochs"]
+
+
+def trained(workdir: Path) -> dict:
+    """How long a run took, and on what."""
+    said = read(workdir, "train.json")
+    return {name: said.get(name) for name in ("seconds", "device", "jax")}  # older runs do not tell the latter two
+
+
 def step(name: str, *arguments: str) -> None:
     """`python -m atalaia.NAME ARGUMENTS`; where it fails, having said why, the script ends with its exit code."""
     from atalaia import runs

@@ -332,7 +332,7 @@ class StageTest(absltest.TestCase):
         fewer = dataset._replace(train=data.Split(*(part[::-1] for part in dataset.train)))
         with (
             absltest.mock.patch.object(data, "load", return_value=fewer),
-            self.assertRaisesRegex(UserError, "run was begun with other training images than"),
+            self.assertRaisesRegex(UserError, "run was begun with other training or validation images than"),
         ):
             self.run_config(config, "run")
         self.run_config(config, "run")

@@ -148,12 +148,18 @@ class PublishedTest(parameterized.TestCase):
     )
     def test_tables_are_those_of_the_figures(self, name, script):
         path = tables.RESULTS / f"{name}.json"
-        text = (script.tables if name == "table2" else script.table)(json.loads(path.read_text()))
+        text = script.table(json.loads(path.read_text()))
         self.assertEqual(path.with_suffix(".md").read_text(), text)
         self.assertIn(text, (tables.ROOT / "README.md").read_text())
 
 
 class Table2Test(absltest.TestCase):
+    def test_seeds_of_an_older_recipe_are_stale(self):
+        stale = tables.older_recipe(dict(row="small", seed=1, epochs=45.0))
+        self.assertTrue(stale(dict(row="small", seed=0, epochs=30.0)))
+        self.assertFalse(stale(dict(row="small", seed=0, epochs=45.0)))
+        self.assertFalse(stale(dict(row="dense", seed=1, epochs=25.0)))
+
     def test_a_row_of_another_seed_starts_from_and_follows_runs_of_that_seed(self):
         teachers = [f"--config.{s}.teacher=runs/table2/dense_seed2" for s in ("prune", "quantize")]
         expected = ["--config.start_from=runs/table2/pruned_seed2", *teachers]

@@ -102,6 +102,21 @@ class ConvTest(parameterized.TestCase):
         with mock.patch.object(jax, "default_backend", return_value="gpu"):  # another batch: no trace is kept of it
             self.check((2, 13, 12, 6), (size, size, 1, 6), (stride, stride), padding, groups=6)
 
+    def test_on_a_gpu_depthwise_is_neither_xlas_convolution_nor_a_scan(self):
+        def graph(groups):
+            def loss(x, kernel):
+                return ops.conv2d(x, kernel, groups=groups).sum()
+
+            arguments = jnp.zeros((7, 8, 8, 4)), jnp.zeros((3, 3, 4 // groups, 4))
+            return str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*arguments))
+
+        self.assertIn("scan", graph(4))
+        with mock.patch.object(jax, "default_backend", return_value="gpu"):
+            self.assertNotRegex(graph(4), "conv_general_dilated|scan")
+            self.assertIn("conv_general_dilated", graph(1))
+            with ops.plain_xla():
+                self.assertIn("conv_general_dilated", graph(4))
+
     @parameterized.product(groups=(2, 4), stride=(1, 2))
     def test_groups(self, groups, stride):
         self.check((3, 10, 11, 16), (3, 3, 16 // groups, 8), (stride, stride), "SAME", groups)
@@ -124,8 +139,7 @@ class ConvTest(parameterized.TestCase):
             inside = graph()
         self.assertIn("conv_general_dilated", inside)
         self.assertIn("reduce_window_max", inside)
-        if jax.default_backend() == "cpu":
-            self.assertNotIn("conv_general_dilated", graph())
+        self.assertNotIn("conv_general_dilated", graph())
 
 
 class PoolTest(parameterized.TestCase):

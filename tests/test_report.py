@@ -40,6 +40,12 @@ class PublishTest(absltest.TestCase):
         rows = self.publish("a", 2, order=lambda r: r["name"])
         self.assertEqual([r["name"] for r in rows], ["a", "b"])
 
+    def test_stale_rows_make_room(self):
+        self.publish("b", 1)
+        self.publish("a", 2)
+        rows = self.publish("c", 3, stale=lambda row: row["value"] == 1)
+        self.assertEqual([row["name"] for row in rows], ["a", "c"])
+
     def test_a_readme_without_the_place_is_named(self):
         self.readme.write_text("nothing")
         with self.assertRaisesRegex(ValueError, "no place <!-- speed -->"):

@@ -127,7 +127,7 @@ class RunTest(parameterized.TestCase):
     def test_a_replaced_teacher_is_refused_once_a_trial_had_it(self):
         def objective(point, folder, stop):
             teacher = "new" if folder.name == "trial_002" else "old"
-            images = folder.name if "data.size" in point else "same"
+            images = f"size {point['data.size']}" if "data.size" in point else "same"
             return dict(value=0.5, seconds=1.0, sources={"weights of the teacher in t": teacher, train.IMAGES: images})
 
         for name, space in (("one", GRID), ("each", {"data.size": choice(1, 2, 3, 4)})):
@@ -140,7 +140,7 @@ class RunTest(parameterized.TestCase):
         def objective(point, folder, stop):
             return dict(value=0.5, seconds=1.0, sources={train.IMAGES: folder.name})
 
-        with self.assertRaisesRegex(UserError, "trial 1 had other training images than trial 0"):
+        with self.assertRaisesRegex(UserError, "trial 1 had other training or validation images than trial 0"):
             self._run(Search(RECIPE, GRID), objective)
 
     def test_a_failed_trial_stops_the_others_and_the_search(self):
