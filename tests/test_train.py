@@ -333,6 +333,11 @@ class QuantizeStageTest(absltest.TestCase):
             self.assertTrue(np.any(state["params"][path]["kernel"] != first["params"][path]["kernel"]))
             self.assertTrue(np.all(quantized["params"][path]["kernel"][zeros] == 0))
         np.testing.assert_array_equal(quantized["params"]["dense0"]["kernel"], first["params"]["dense0"]["kernel"])
+        runs = [self.folder / name / "train.json" for name in ("dense", "quantized")]
+        digests = [json.loads(run.read_text())["sources"] for run in runs]
+        self.assertEqual(digests[0], digests[1])
+        name = f"weights of the run in {self.folder / 'first'}"
+        self.assertEqual(digests[0][name], checkpoint.digest({k: first[k] for k in ("params", "batch_stats")}))
 
     def test_what_cannot_be_started_from_is_refused(self):
         self.run_config(self.config("quantize"), "quantized")
