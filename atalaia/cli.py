@@ -96,5 +96,8 @@ def _flag_message(error):
         return f"the config has no field {near[2]!r}; did you mean {near[1]!r}?"
     if isinstance(error, KeyError | AttributeError):
         return "the config has no such field: " + text.strip("\"'")
+    word = re.search(r"flag --config=(\S+?):(\S*): .*get_config\(\) takes 0 positional arguments", text)
+    if word:
+        return f"{word[1]} holds one recipe: leave out ':{word[2]}'"
     missing = re.search(r"No such file or directory: '([^']+)'", text)
     return f"no config file {missing[1]}: the recipes are in configs/" if missing else text

@@ -51,6 +51,7 @@ class CommandTest(absltest.TestCase):
 
     def test_missing_config_file(self):
         self._train_refuses("no config file configs/nope.py: .* configs/", "--config=configs/nope.py")
+        self._train_refuses("configs/digits.py holds one recipe: leave out ':long'", "--config=configs/digits.py:long")
 
     def test_unexpected_argument(self):
         self._train_refuses("unexpected argument 'seed=3'.*--config.field=value", f"--config={RECIPE}", "seed=3")
