@@ -3,8 +3,9 @@
 ./run.sh table2                                                  # every row, then the tables
 python -m atalaia.train --config=configs/cifar10_table2.py:small --workdir=runs/table2/small
 
-A row starts from the finished run in runs/table2 that `start_from` names. About an hour on 2 cores for :dense, four for
-:dense_long, 10 to 90 minutes for each of the others; figures: experiments/results/table2.md.
+Rows but :dense and :dense_long start from the finished run in runs/table2 that `start_from` names. About an hour on 2
+cores for :dense, by estimate four for :dense_long and two for :small4, 10 to 100 minutes for each of the others;
+figures: experiments/results/table2.md.
 """
 
 from ml_collections import ConfigDict
@@ -56,7 +57,7 @@ def dense_int8(c):
 
 
 def pruned(c):
-    """As few weights as fit the bytes of :small: its grids of 4 bits pay for most of them."""
+    """As many weights as :small's bytes allow: its grids of 4 bits make room for most of them."""
     c.start_from = TEACHER
     _prune(c, "conv0a=0; conv=0.2; logits=0.5", 0.97)
 
@@ -84,7 +85,7 @@ def small4(c):
 
 
 def smallest(c):
-    """At or above the thesis's accuracy, as few bytes as that takes: pruned further, nearly all on grids of 4 bits."""
+    """Above the thesis's accuracy, well within 60 KB: :pruned, pruned further, nearly all on grids of 4 bits."""
     c.start_from = "runs/table2/pruned"
     _prune(c, "conv0a=0.4; conv0b=0.8; conv=0.89; logits=0.85", 0.995)
     c.prune.epochs = 5.0

@@ -7,10 +7,10 @@ By default on CIFAR-10 upsampled to 96x96, 500 images a class to train and 800 t
 registry; --stl10 is the same on STL-10 itself, where its binary files are at hand. Alpha and temperature come from a
 search on the student SEARCHED, by the validation split, which all others, and all seeds, take over: they stand in
 chosen.json from then on. Where experiments/results/search_grid.json has every point of the space for that student and
-as many epochs, the best of them is taken, whatever teacher they had; else atalaia.search runs for --trials. The teacher
-of seed 0 teaches every seed, by VIEWS of configs/table1.py of each image; students by themselves see new ones in every
-epoch. Trains what is not trained yet in runs/table1 (each row goes on where it was) and evaluates the test set once a
-row. Writes experiments/results/table1.json, .md and .png, and the table in README.md.
+as many epochs, the best of them is taken, whatever teacher and views they had; else atalaia.search runs for --trials.
+The teacher of seed 0 teaches every seed, by VIEWS of configs/table1.py of each image; students by themselves see new
+ones in every epoch. Trains what is not trained yet in runs/table1 (each row goes on where it was) and evaluates the
+test set once a row. Writes experiments/results/table1.json, .md and .png, and the table in README.md.
 """
 
 import json
