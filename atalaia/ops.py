@@ -46,9 +46,10 @@ def plain_xla() -> Iterator[None]:
         _plain.reset(token)
 
 
-def _use_own() -> bool:
+def _use_own(gpu: bool = False) -> bool:
+    """Whether an operation of ours is the faster one: on a CPU, and with `gpu` elsewhere too."""
     # Over several devices XLA shares out its own operations, but gathers the batch for our scans over it.
-    return jax.default_backend() == "cpu" and jax.device_count() == 1 and not _plain.get()
+    return (gpu or jax.default_backend() == "cpu") and jax.device_count() == 1 and not _plain.get()
 
 
 def conv2d(x: Array, kernel: Array, strides: Sequence[int] = (1, 1), padding: str = "SAME", groups: int = 1) -> Array:
@@ -66,7 +67,7 @@ def conv2d(x: Array, kernel: Array, strides: Sequence[int] = (1, 1), padding: st
     """
     strides = tuple(strides)
     pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
-    if groups == x.shape[-1] == kernel.shape[-1] and jax.device_count() == 1 and not _plain.get():
+    if groups == x.shape[-1] == kernel.shape[-1] and _use_own(gpu=True):
         return _depthwise(x, kernel, strides, pads)
     if not _use_own():
         return _xla_conv(x, kernel, strides, pads, groups)
