@@ -80,6 +80,7 @@ def base() -> ConfigDict:
 
     c.quantize = _stage(epochs=5.0)
     c.quantize.learning_rate = 0.01
+    c.quantize.weight_decay = 0.0  # kernels are folded: no BatchNorm makes up for smaller ones
     c.quantize.teacher = ""  # as prune.teacher
     c.quantize.ranges = "ema"  # of activations: they follow each batch's extremes, or "learned" by gradients (LSQ)
     c.quantize.ema_decay = 0.99  # what a step keeps of the old range

@@ -120,7 +120,6 @@ def _quantize(c):
     c.stages = ("quantize",)
     c.quantize.epochs = QUANTIZE
     c.quantize.learning_rate = 0.01
-    c.quantize.weight_decay = 0.0  # kernels are folded, so it would weaken the logits too
     c.quantize.teacher = TEACHER
 
 

@@ -38,5 +38,4 @@ def get_config() -> ConfigDict:
     c.prune.sparsity = 0.45  # so that tables fit too; 0.55 had 0.8 points of validation less
     c.quantize.teacher = TEACHER
     c.quantize.epochs = 5.0
-    c.quantize.weight_decay = 0.0  # kernels are folded, so it would weaken the logits too
     return c

@@ -23,7 +23,7 @@ import train_speed  # noqa: E402
 
 RESULTS = ROOT / "experiments/results"
 STUDENT, TEACHER, SIZE, CLASSES = "rafael_base", "resnet50_160", 96, 10
-BATCHES = 8  # of different images
+BATCHES = 8  # of different images, of the student's training
 STEPS = {"cached": 16, "live": 2, "fill": 2}  # of one repeat
 
 
@@ -31,32 +31,32 @@ def main(argv):
     del argv
     from atalaia import report
 
-    ways, batch = steps()
-    for run in ways.values():
+    ways = steps()
+    for run, _ in ways.values():
         run(1)  # compiles
-    seconds = {way: [] for way in ways}
+    seconds = {way: [] for way in ways}  # of an image
     for _ in range(flags.FLAGS.repeats):
-        for way, run in ways.items():
-            seconds[way].append(train_speed.timed(run, STEPS[way]) / STEPS[way])
+        for way, (run, batch) in ways.items():
+            seconds[way].append(train_speed.timed(run, STEPS[way]) / STEPS[way] / batch)
     ratios = [live / cached for live, cached in zip(seconds["live"], seconds["cached"], strict=True)]
     row = dict(
         student=STUDENT,
         teacher=TEACHER,
         size=SIZE,
-        batch=batch,
+        batch={way: batch for way, (_, batch) in ways.items()},
         cores=os.cpu_count(),
         vectors=train_speed.vectors(),
         repeats=flags.FLAGS.repeats,
-        images_per_s={way: batch / statistics.median(found) for way, found in seconds.items()},
-        spread={way: [batch / max(found), batch / min(found)] for way, found in seconds.items()},
+        images_per_s={way: 1 / statistics.median(found) for way, found in seconds.items()},
+        spread={way: [1 / max(found), 1 / min(found)] for way, found in seconds.items()},
         ratio=statistics.median(ratios),
         ratio_spread=[min(ratios), max(ratios)],
     )
     report.publish_rows(RESULTS / "distill_speed.json", row, ("student", "teacher", "cores", "vectors"), table)
 
 
-def steps() -> tuple[dict, int]:
-    """`run(steps)` of each way, and the images of a step."""
+def steps() -> dict:
+    """`run(steps)` of each way with the images of a step; a cache is filled by larger ones, as atalaia.distill does."""
     import jax
 
     from atalaia import data, distill, models, runs, train
@@ -96,10 +96,11 @@ def steps() -> tuple[dict, int]:
 
     def fill(calls):
         for number in range(calls):
-            index = np.arange(config.batch_size) + number % BATCHES * config.batch_size
+            index = (np.arange(distill.BATCH) + number * distill.BATCH) % len(images)
             jax.block_until_ready(answer(guides["live"]["variables"], index))
 
-    return {way: training(guide) for way, guide in guides.items()} | {"fill": fill}, config.batch_size
+    ways = {way: (training(guide), config.batch_size) for way, guide in guides.items()}
+    return ways | {"fill": (fill, distill.BATCH)}
 
 
 def table(rows: list[dict]) -> str:
