@@ -292,6 +292,8 @@ def integers(model: nn.Module, variables: dict, config: ConfigDict) -> dict[str,
             folded[path] = jax.tree.map(np.asarray, _folded_layer(layer, variables, path))
             if "weight_log_scale" in params:
                 scales[path] = np.asarray(jnp.exp(params["weight_log_scale"]))
+                if not np.isfinite(scales[path]).all():
+                    raise UserError(f"layer {path!r} has no finite weight scale: train the quantize stage again")
         return None
 
     layers.interpret(model, rule, None)

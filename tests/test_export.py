@@ -238,6 +238,10 @@ class ConvertTest(parameterized.TestCase):
         kinds = [op.kind for op in tflite.read(converted("thesis")).operators]
         self.assertEqual(kinds.count("MAX_POOL_2D"), 3)
 
+    def test_padding_is_the_convolutions_own(self):
+        kinds = [op.kind for op in tflite.read(converted("mini")).operators]  # strides, and sides that are odd
+        self.assertNotIn("PAD", kinds)
+
     def test_splat_bias_keeps_each_channels_integers(self):
         graph = tflite.read(converted("splat"))
         np.testing.assert_array_equal(graph.tensors[graph.operators[-1].inputs[2]].data, [100, 200, 400, 800])
@@ -422,13 +426,18 @@ class CheckFileTest(parameterized.TestCase):
         self._fails("fusedActivationFunction of layer 'logits'")
 
 
-class FloatTest(absltest.TestCase):
-    def test_an_operator_left_in_float_is_named(self):
+class FloatTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("unmarked", lambda x, *grid: x),
+        ("clip of round outside the mark", lambda x, *grid: quantize.fake_quant(x, *grid)),
+    )
+    def test_an_operator_left_in_float_is_named(self, instead):
         model, _, integers = network("mini")
         mark, scale = export._mark, integers["add"].scale
 
         def forgetful(x, given, *rest, **options):
-            return x if np.array_equal(given, scale) else mark(x, given, *rest, **options)
+            forgot = np.array_equal(given, scale)
+            return instead(x, np.float32(given), *map(np.float32, rest)) if forgot else mark(x, given, *rest, **options)
 
         with mock.patch.object(export, "_mark", forgetful), self.assertRaisesRegex(UserError, "ADD uses .*FLOAT32"):
             export.convert(model, integers, MODELS["mini"][1])

@@ -176,6 +176,20 @@ class RefusesTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "'conv' has no finite trained range"):
             qat.integers(Small(), variables, settings())
 
+    @parameterized.parameters(
+        ("log_scale", np.nan, "weights that are not finite|no finite trained range"),
+        ("log_scale", 200.0, "no finite trained range"),  # finite, but no scale
+        ("weight_log_scale", np.inf, "weights that are not finite"),
+        ("weight_log_scale", 200.0, "no finite weight scale"),
+    )
+    def test_a_broken_learned_scale_names_the_layer(self, part, value, pattern):
+        config = settings(ranges="learned", bits="conv=4")
+        variables = entered(Small(), (4, 4, 1), config)
+        scale = variables["params"]["conv"][part]
+        variables["params"]["conv"][part] = jnp.full_like(scale, value)
+        with self.assertRaisesRegex(UserError, f"'conv' has ({pattern})"):
+            qat.integers(Small(), variables, config)
+
     @parameterized.parameters("kernel", "bias")
     def test_broken_weights_name_the_layer(self, part):
         variables = entered(Small(), (4, 4, 1), settings())

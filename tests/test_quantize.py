@@ -210,9 +210,14 @@ class RequireInt8Test(parameterized.TestCase):
                 x = layers.Flatten(name="flatten")(x)
                 if self.kind == "layer":
                     return Softmax(name="ending")(x)
-                return nn.Dense(3, name="foreign")(x) if self.kind == "module" else jnp.tanh(x)
+                if self.kind == "module":
+                    return nn.Dense(3, name="foreign")(x)
+                if self.kind == "mean":  # not GlobalAvgPool: the converter leaves a part of it in float
+                    return x.mean(1)
+                return jnp.tanh(x)
 
-        for kind, named in (("layer", "'ending' is a Softmax"), ("module", "foreign"), ("operation", "tanh")):
+        kinds = ("layer", "'ending' is a Softmax"), ("module", "foreign"), ("operation", "tanh"), ("mean", "x.mean")
+        for kind, named in kinds:
             with self.subTest(kind), self.assertRaisesRegex(UserError, f"{named}.*no int8 form.*atalaia.layers' Conv"):
                 quantize.require_int8(Ending(kind), (4, 4, 1))
 
