@@ -425,9 +425,9 @@ def validate(
             near = difflib.get_close_matches(field, fields, n=1, cutoff=0.4)
             raise UserError(f"the config has no field {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         _refuse_other_type(field, spec, type(fields[field]))
+        _refuse_other_judges(field)
+        _refuse_unused(field, search.space, config)
         for value in spaces.ends(spec):
-            if field == "data.validation" and not value:
-                raise UserError(f"{field} is 0 in the space, but a trial is judged by the validation split")
             check({field: value})
     if trials > spaces.size(search.space):
         raise UserError(f"--trials={trials}, but the space has {spaces.size(search.space)} points")
@@ -439,6 +439,23 @@ def _refuse_other_type(field, spec, kind):
             raise UserError(f"{field} is of type {kind.__name__}, so {value!r} cannot be one of its values")
     if kind is int and not spec.values and not spec.integer:
         raise UserError(f"{field} is a whole number: write integers({spec.low}, {spec.high}) instead of uniform")
+
+
+def _refuse_other_judges(field):
+    if field.removeprefix("data.") in train.SPLIT:
+        raise UserError(f"{field} decides which images judge a trial: give all trials one, by --config.{field}=VALUE")
+
+
+def _refuse_unused(field, space, config):
+    """A field of a stage that no trial has, or of teachers where there are none: all trials would be one."""
+    if "stages" in space:
+        return
+    part, stages = field.partition(".")[0], tuple(config.stages)
+    if part in configs.STAGES and part not in stages:
+        raise UserError(f"{field} changes nothing: the config's stages are {stages}")
+    taught = any(config[stage].get("teacher") or f"{stage}.teacher" in space for stage in stages)
+    if (part == "distillation" or field == "data.unlabelled") and not taught:
+        raise UserError(f"{field} changes nothing: no stage of the config has a teacher, such as distill.teacher")
 
 
 def _fields(config, prefix=""):

@@ -281,7 +281,10 @@ class ValidateTest(parameterized.TestCase):
         ({"prune.layers": choice("", "nothing=0.5")}, "pattern 'nothing' matches no parameter"),
         ({"prune.teacher": choice("", "runs/nowhere")}, "prune.teacher: runs/nowhere"),
         ({"trainable": choice("", "zzz")}, "trainable: 'zzz' matches no parameter"),
-        ({"data.validation": choice(0.1, 0.0)}, "data.validation is 0 in the space"),
+        ({"data.validation": choice(0.1, 0.2)}, "data.validation decides which images judge a trial"),
+        ({"quantize.freeze": choice(0.1, 0.5)}, r"quantize.freeze changes nothing: the config's stages are \('dense',"),
+        ({"distillation.alpha": choice(0.1, 0.5)}, "distillation.alpha changes nothing: no stage of the config has a"),
+        ({"data.unlabelled": choice("", "x")}, "data.unlabelled changes nothing: no stage of the config has a teacher"),
     )
     def test_refuses_a_space(self, space, pattern):
         with self.assertRaisesRegex(UserError, pattern):
@@ -304,6 +307,9 @@ class ValidateTest(parameterized.TestCase):
         config.data.validation = 0.0
         with self.assertRaisesRegex(UserError, "data.validation is 0"):
             self._validate(GRID, config=config)
+
+    def test_fields_of_a_stage_that_some_trials_have(self):
+        self._validate(MIXED | {"quantize.freeze": choice(0.1, 0.5)})
 
     def test_allows_what_works(self):
         self._validate(GRID | MIXED | {"seed": integers(0, 9), "augment.flip": choice(True, False)}, 40, 4)
@@ -445,6 +451,16 @@ class CommandTest(absltest.TestCase):
         best = max(rows, key=lambda row: row["value"])
         self.assertIn(f"trial {best['trial']}, seed={best['point']['seed']}.\n", (folder / "search.md").read_text())
         self.assertIn(f"written: {folder}/search.md, search.png, search.json", done.stdout)
+
+    def test_limits_that_no_trial_meets(self):
+        """Trained, exported and written as C for real; what is said last names the nearest trial."""
+        short = ["--config.stages=('dense',)", "--config.dense.epochs=0", "--config.dense.steps=2"]
+        folder, done = self._search("seed", "--trials=1", "--max_bytes=1000", "--max_arena=10000000", *short)
+        (row,) = json.loads((folder / "search.json").read_text())["trials"]
+        self.assertGreater(row["figures"]["bytes"], 1000)
+        over = f"nearest is trial 0 (seed={row['point']['seed']}) with {row['figures']['bytes']:,} bytes of constants"
+        self.assertIn(f"\nerror: no trial meets the limits; the {over}, ", done.stderr)
+        self.assertEqual(done.returncode, 2)
 
 
 class ReplayTest(absltest.TestCase):
