@@ -108,11 +108,11 @@ case $word in
     [ $# -gt 0 ] || { echo "error: ./run.sh run needs a config, such as configs/digits.py" >&2 && exit 2; }
     job "$@"
     ;;
-  table1 | table2)
+  table1)
     setup requirements.txt
     .venv/bin/python "experiments/$word.py" "$@"
     ;;
-  pipeline | mcu)
+  table2 | pipeline | mcu)
     compilers
     setup requirements.txt
     .venv/bin/python "experiments/$word.py" "$@"

@@ -706,6 +706,7 @@ def _finish(run):
             seed=run.config.seed,
             device=jax.devices()[0].device_kind,
             jax=jax.__version__,
+            precision=jax.config.jax_default_matmul_precision,
             sources=run.sources,
             val_accuracy=metrics.last(run.workdir, "val_accuracy"),
         )

@@ -6,11 +6,12 @@ python experiments/table1.py [--rows=teacher,rafael_base,rafael_base_distilled,.
 By default on CIFAR-10 upsampled to 96x96, 500 images a class to train and 800 to test, since STL-10 is in no package
 registry; --stl10 is the same on STL-10 itself, where its binary files are at hand. Alpha and temperature come from a
 search on the student SEARCHED, by the validation split, which all others, and all seeds, take over: they stand in
-chosen.json from then on. Where experiments/results/search_grid.json has every point of the space for that student and
-as many epochs, the best of them is taken, whatever teacher and views they had; else atalaia.search runs for --trials.
+chosen.json from then on. Where experiments/results/search_grid.json has every point of the space for that student, the
+best of them is taken, whatever teacher, views and epochs they had; else atalaia.search runs for --trials.
 The teacher of seed 0 teaches every seed, by VIEWS of configs/table1.py of each image; students by themselves see new
 ones in every epoch. Trains what is not trained yet in runs/table1 (each row goes on where it was) and evaluates the
-test set once a row. Writes experiments/results/table1.json, .md and .png, and the table in README.md.
+test set once a row; of the students for a board (rafael_*, distilled) the int8 network is exported, compared on the
+validation split and compiled. Writes experiments/results/table1.json, .md and .png, and the table in README.md.
 """
 
 import json
@@ -40,6 +41,7 @@ ROWS = (
     "teacher",
     *(s + d for s in ("rafael_base", "rafael_1", "rafael_2", "rafael_3", "student") for d in ("", DISTILLED)),
 )
+ON_BOARD = tuple(row for row in ROWS if row.startswith("rafael_") and row.endswith(DISTILLED))
 
 tables.define_rows()
 _STL10 = flags.DEFINE_bool("stl10", False, "On STL-10 itself.")
@@ -94,8 +96,21 @@ def run(row: str, seed: int) -> dict:
         values=read(workdir, "ledger.json")["rows"][-1]["parameters"],
         **tables.trained(workdir) | dict(seconds=sum(tables.trained(part)["seconds"] for part in (*first, workdir))),
         chosen=chosen,
+        views=parts[-1]["distillation"]["views"] if chosen else 0,
         **scores,
+        **(int8(workdir) if row in ON_BOARD else {}),
     )
+
+
+def int8(workdir: Path) -> dict:
+    """The int8 network of a run and the C made of it: its validation accuracy, bytes of constants and of the arena."""
+    from atalaia.codegen import __main__ as codegen
+
+    if not (ROOT / workdir / "export.json").is_file():
+        step("export", f"--workdir={workdir}")
+    accuracy = evaluated(workdir, "validation", "jax,jax_int")["jax_int"]["accuracy"]
+    made = codegen.report((ROOT / workdir / "model.tflite").read_bytes())
+    return dict(int8=dict(validation=accuracy, **{n: made[n] for n in ("weight_bytes", "arena_bytes")}))
 
 
 def choose() -> dict:
@@ -111,7 +126,7 @@ def choose() -> dict:
 def search() -> dict:
     """The fields of the search's best trial; goes on with the search where it is not done.
 
-    Where search_grid.json has every point of the space for this student and these epochs, the best of them.
+    Where search_grid.json has every point of the space for this student, by whatever epochs, the best of them.
     """
     import search_replay
 
@@ -125,9 +140,11 @@ def search() -> dict:
         grid = search_replay.recorded(space)
     except UserError:  # there is none
         grid = dict(arguments=[])
-    if sorted(grid["arguments"]) == sorted(words):
+    if [a for a in grid["arguments"] if not a.startswith("--config.distill.epochs=")] == words[:1]:
+        print(f"alpha and temperature: the best of {search_replay.GRID}", flush=True)
         return max(grid["rows"], key=lambda row: row["val_accuracy"])["point"]
     workdir = folder("search")
+    print(f"alpha and temperature: by a search in {workdir}", flush=True)
     step("search", f"--workdir={workdir}", *words, f"--space={SPACE}", f"--trials={_TRIALS.value}")
     return searches.best(*searches.load(ROOT / workdir, space))["point"]
 
@@ -162,9 +179,27 @@ def table(rows: list[dict]) -> str:
         if distilled:
             cells[-1] += f", {distilled:.2f}, {distilled - alone:+.2f}; {theirs[0]:g}, {theirs[1]:g}"
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    if any("int8" in r for r in rows):
+        lines += ["", *_on_board(rows)]
     if "STL-10" not in data:
         lines += ["", f"Not comparable with the thesis but for the gains: ours is {data}, its was STL-10."]
     return "\n".join(lines) + "\n"
+
+
+def _on_board(rows):
+    yield (
+        f"| distilled, int8 calibrated, on {rows[0]['data']} | validation accuracy: float, int8 in integer JAX % "
+        "| C: constants, bytes | C: arena, bytes | seeds |"
+    )
+    yield "|---|---:|---:|---:|---:|"
+    for name in ON_BOARD:
+        if not (found := [r for r in rows if r["row"] == name and "int8" in r]):
+            continue
+        pairs = [percent(found, lambda row: row["validation"]["accuracy"])]
+        pairs.append(percent(found, lambda row: row["int8"]["validation"]))
+        sizes = [max(r["int8"][size] for r in found) for size in ("weight_bytes", "arena_bytes")]
+        cells = [", ".join(pairs), *(f"{size:,}" for size in sizes), str(len(found))]
+        yield f"| {name.removesuffix(DISTILLED)} | {' | '.join(cells)} |"
 
 
 def _accuracy(rows):

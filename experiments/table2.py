@@ -7,9 +7,13 @@ once a row, and writes experiments/results/table2.json, .md and .png, the models
 experiments/results/table2/, and the table in README.md. Rows are those of configs/cifar10_table2.py.
 """
 
+import json
+import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import tables
 from absl import app, flags
@@ -63,7 +67,7 @@ def run(row: str, seed: int) -> dict:
     record = dict(
         row=row,
         seed=seed,
-        epochs=_epochs(row),
+        epochs=epochs(row),
         command=f"python -m atalaia.train --workdir={workdir} {' '.join(arguments)}",
         sparsity=_sparsity(workdir),
         **tables.trained(workdir),
@@ -132,10 +136,11 @@ def keep(path: Path, name: str) -> None:
     write_whole(RESULTS / "table2" / f"{name}{path.suffix}", (ROOT / path).read_bytes())
 
 
-def _epochs(row):
-    """Epochs of training in all, those of the runs that it started from counted."""
+def epochs(row: str, changes: Mapping[str, Any] = MappingProxyType({})) -> float:
+    """Epochs of training in all, those of the runs that it started from counted, with `changes` of the row's config."""
     config = _config(row)
-    before = _epochs(Path(config.start_from).name) if config.start_from else 0.0
+    config.update_from_flattened_dict(dict(changes))
+    before = epochs(Path(config.start_from).name) if config.start_from else 0.0
     return before + sum(config[stage].epochs for stage in config.stages)
 
 
@@ -156,7 +161,13 @@ def publish(row: dict) -> None:
 
     path = RESULTS / "table2.json"
     rows = report.publish_rows(path, row, ("row", "seed"), table, _order, tables.older_recipe(row))
-    picture(rows, path.with_suffix(".png"))
+    picture(rows, compared(), path.with_suffix(".png"))
+
+
+def compared() -> list[dict]:
+    """The recipes that experiments/table2_variants.py compared with the rows."""
+    path = RESULTS / "table2_variants.json"
+    return [r for r in json.loads(path.read_text()) if r["variant"] != "own"] if path.is_file() else []
 
 
 def _order(row):
@@ -215,10 +226,11 @@ def _equality(integer):
     for name, rows in integer.items():
         parts = [[r["equal"][e] for r in rows if e in r["equal"]] for e in ("tflm", "tflite", "xnnpack")]
         cells = [_least([p["bytes"] for p in part], [p["predictions"] for p in part]) for part in parts]
-        forward = [r for r in rows if r["forward_bytes_equal"] is not None]
+        # Rows without this figure are of an older comparison, which took the weights for constants.
+        forward = [r for r in rows if r["forward_bytes_equal"] is not None and "forward_same_class" in r]
         same = [1 - r["forward_predictions_changed"] for r in forward]
         cells.append(_least([r["forward_bytes_equal"] for r in forward], same))
-        classes = [r["forward_same_class"] for r in forward if r.get("forward_same_class") is not None]
+        classes = [r["forward_same_class"] for r in forward]
         cells.append(f"{100 * min(classes):.6g}" if classes else "-")
         yield f"| {ROWS[name]} | {' | '.join(cells)} |"
 
@@ -231,24 +243,37 @@ def _percent(rows, engine, figure):
     return percent([r for r in rows if engine in r["test"]], lambda row: row["test"][engine][figure])
 
 
-def picture(rows: list[dict], path: Path) -> None:
-    """Validation accuracy of the integer network against download size, one point a run, a line through the best."""
+def picture(rows: list[dict], compared: list[dict], path: Path) -> None:
+    """Validation accuracy of the integer network against download size, a line through the best.
+
+    Args:
+      rows: those of the table, the median of a row's seeds with the extremes.
+      compared: the recipes of experiments/table2_variants.py, one point each.
+    """
     from matplotlib.figure import Figure
 
     from atalaia import report
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     points = []
-    for row in (r for r in rows if "int8_sizes" in r):
-        points.append((row["int8_sizes"]["download_bytes"] / 1000, 100 * row["validation"]["jax_int"]["accuracy"]))
-        axes.plot(*points[-1], "o", color="tab:blue")
-        name = row["row"] if row["seed"] == 0 else f"{row['row']}, seed {row['seed']}"
-        axes.annotate(name, points[-1], xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.plot(*zip(*frontier(points), strict=True), color="tab:blue", alpha=0.5)
+    for name in ROWS:
+        found = [r for r in rows if r["row"] == name and "int8_sizes" in r]
+        if not found:
+            continue
+        accuracy = [100 * r["validation"]["jax_int"]["accuracy"] for r in found]
+        points.append((max(r["int8_sizes"]["download_bytes"] for r in found) / 1000, statistics.median(accuracy)))
+        spread = [[points[-1][1] - min(accuracy)], [max(accuracy) - points[-1][1]]]
+        seeds = f"{len(found)} seeds" if len(found) > 1 else "1 seed"
+        axes.errorbar(*points[-1], yerr=spread, fmt="o", capsize=3, label=f"{ROWS[name]} ({seeds})")
+    axes.plot(*zip(*frontier(points), strict=True), color="gray", alpha=0.5, zorder=0)
+    other = [(r["download_bytes"] / 1000, 100 * r["validation"]["accuracy"]) for r in compared]
+    if other:
+        axes.plot(*zip(*other, strict=True), "x", color="gray", label="recipes compared with these (1 seed each)")
     axes.set(xscale="log", xlabel="download size, model.atl, kB", ylabel="validation accuracy, integer network, %")
     axes.set_title("Thesis network on CIFAR-10")
     axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside lower center", fontsize=8)
     report.save_figure(figure, path)
 
 

@@ -34,15 +34,18 @@ def chosen(rows: Iterable[str]) -> list[str]:
     return [row for row in rows if row in wanted]
 
 
+RECIPE = ("epochs", "sparsity", "views", "chosen")  # what rows of one figure share, where they have it
+
+
 def older_recipe(row: dict) -> Callable[[dict], bool]:
-    """For report.publish_rows: rows of this one's name that had other epochs are not seeds of one figure."""
-    return lambda old: old["row"] == row["row"] and old["epochs"] != row["epochs"]
+    """For report.publish_rows: rows of this one's name by another recipe are not seeds of one figure."""
+    return lambda old: old["row"] == row["row"] and any(old[n] != row[n] for n in RECIPE if n in old and n in row)
 
 
 def trained(workdir: Path) -> dict:
     """How long a run took, and on what."""
     said = read(workdir, "train.json")
-    return {name: said.get(name) for name in ("seconds", "device", "jax")}  # older runs do not tell the latter two
+    return {name: said.get(name) for name in ("seconds", "device", "jax", "precision")}  # older runs tell less
 
 
 def step(name: str, *arguments: str) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -13,16 +14,19 @@ from absl.testing import absltest, flagsaver, parameterized
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "experiments"))
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import search_replay  # noqa: E402
+import table2  # noqa: E402
+import table2_variants  # noqa: E402
 import tables  # noqa: E402
 
 from atalaia import config as configs  # noqa: E402
-from atalaia import runs, search  # noqa: E402
+from atalaia import runs, search, train  # noqa: E402
 from atalaia import space as spaces  # noqa: E402
 from atalaia.errors import UserError  # noqa: E402
 from atalaia.space import choice  # noqa: E402
-from experiments import distill_speed, pipeline, table1, table2  # noqa: E402
+from experiments import distill_speed, pipeline, table1  # noqa: E402
 
 SPACE = {"distillation.alpha": choice(0.1, 0.5), "distillation.temperature": choice(2.0, 5.0)}
 WORDS = ["--config=configs/table1.py:rafael_base_distilled", "--config.distill.epochs=4"]
@@ -95,8 +99,13 @@ class Table1Test(absltest.TestCase):
             (self.folder / "grid.json").unlink()
             self.assertEqual(table1.choose(), best)
 
-    def test_without_a_grid_of_these_epochs_it_searches(self):
-        self.grid([WORDS[0], "--config.distill.epochs=5"])
+    def test_a_grid_of_other_epochs_will_do(self):
+        best = self.grid([WORDS[0], "--config.distill.epochs=12"])
+        with mock.patch.object(table1, "step", side_effect=AssertionError):
+            self.assertEqual(table1.choose(), best)
+
+    def test_without_a_grid_of_this_recipe_it_searches(self):
+        self.grid([*WORDS, "--config.distill.learning_rate=0.3"])
 
         values = iter((0.5, 0.6, None))
 
@@ -121,6 +130,15 @@ class Table1Test(absltest.TestCase):
             test=dict(accuracy=accuracy),
         )  # fmt: skip
 
+    def test_on_a_board_the_largest_of_several_seeds(self):
+        rows = [self.row("rafael_1_distilled", seed, 0.65) for seed in range(3)]
+        for row, accuracy, arena in zip(rows, (0.61, 0.64), (66000, 67000), strict=False):
+            row |= dict(
+                validation=dict(accuracy=0.65), int8=dict(validation=accuracy, weight_bytes=58392, arena_bytes=arena)
+            )
+        text = table1.table(rows)
+        self.assertIn("| rafael_1 | 65.00 (65.00 to 65.00), 62.50 (61.00 to 64.00) | 58,392 | 67,000 | 2 |", text)
+
     def test_gains_are_those_of_pairs_of_one_seed(self):
         rows = [self.row("teacher", 0, 0.9)]
         for seed, alone, distilled in ((0, 0.60, 0.65), (1, 0.62, 0.63), (2, 0.50, 0.57)):
@@ -142,6 +160,7 @@ class PublishedTest(parameterized.TestCase):
     @parameterized.parameters(
         ("table1", table1),
         ("table2", table2),
+        ("table2_variants", table2_variants),
         ("pipeline", pipeline),
         ("distill_speed", distill_speed),
         ("search_replay", search_replay),
@@ -155,9 +174,10 @@ class PublishedTest(parameterized.TestCase):
 
 class Table2Test(absltest.TestCase):
     def test_seeds_of_an_older_recipe_are_stale(self):
-        stale = tables.older_recipe(dict(row="small", seed=1, epochs=45.0))
+        stale = tables.older_recipe(dict(row="small", seed=1, epochs=45.0, sparsity=0.9))
         self.assertTrue(stale(dict(row="small", seed=0, epochs=30.0)))
-        self.assertFalse(stale(dict(row="small", seed=0, epochs=45.0)))
+        self.assertTrue(stale(dict(row="small", seed=0, epochs=45.0, sparsity=0.8)))
+        self.assertFalse(stale(dict(row="small", seed=0, epochs=45.0, sparsity=0.9)))
         self.assertFalse(stale(dict(row="dense", seed=1, epochs=25.0)))
 
     def test_a_row_of_another_seed_starts_from_and_follows_runs_of_that_seed(self):
@@ -166,6 +186,24 @@ class Table2Test(absltest.TestCase):
         self.assertEqual(table2.sources("smallest", 2), expected)
         self.assertEqual(table2.sources("smallest", 0), [])
         self.assertEqual(table2.sources("dense", 2), [])
+
+    def test_variants_are_recipes_with_these_fields_changed(self):
+        self.assertEqual(table2.epochs("small4"), 25 + 16 + 8 + 8)
+        self.assertEqual(table2.epochs("small4", {"prune.epochs": 2.0, "quantize.epochs": 3.5}), 25 + 16 + 2 + 3.5)
+        for row, variants in table2_variants.VARIANTS.items():
+            for _, changes in variants.values():
+                config = runs.check(str(tables.ROOT / f"{table2.CONFIG}:{row}"), changes)
+                self.assertLessEqual(changes.items(), configs.flat(config).items())
+
+    def test_variants_stand_beside_the_row_as_it_is(self):
+        figures = dict(seed=1, epochs=45.0, sparsity=0.925, validation=dict(accuracy=0.9), download_bytes=130000)
+        made = [dict(row="small4", variant=v, **figures) for v in ("short_dense", "own", "short")]
+        text = table2_variants.table(sorted(made, key=table2_variants._order))
+        found = re.findall(
+            r"^\| pruned more, 4 bits trained \| (.*?) \| 1 \| 45 \| 92.5 \| 90.00 \| 130,000 \|$", text, re.M
+        )
+        quarter = "a quarter of the epochs"
+        self.assertEqual(found, ["as in the table above", quarter, f"{quarter}, more zeros in dense0"])
 
     def test_the_curve_goes_through_what_no_smaller_model_reaches(self):
         points = [(200, 90.5), (45, 84.0), (130, 90.0), (300, 90.5), (130, 89.0), (2000, 91.0)]
@@ -233,6 +271,29 @@ class RecipesTest(absltest.TestCase):
         from configs import pipeline as chain
 
         self.assertEqual(chain.get_config().data.to_json(), cifar10_table2.get_config("dense").data.to_json())
+
+    def test_the_recipe_of_stl10_trains_from_its_own_files(self):
+        """Two steps, from a folder in the official format."""
+        from configs import table1 as students
+
+        folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "stl10_binary").mkdir()
+        pixels, labels = np.random.default_rng(0).integers(0, 256, (40, 27648), np.uint8), list(range(1, 11)) * 4
+        for name, n in (("train", 40), ("test", 10)):
+            (folder / f"stl10_binary/{name}_X.bin").write_bytes(pixels[:n].tobytes())
+            (folder / f"stl10_binary/{name}_y.bin").write_bytes(bytes(labels[:n]))
+        names = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+        (folder / "stl10_binary/class_names.txt").write_text("\n".join(names))
+        config = students.get_config("rafael_base,stl10")
+        config.batch_size = 8
+        config.model, config.dense.epochs, config.dense.steps = "resnet8", 0.0, 2  # a network that is soon compiled
+        jax.config.update("jax_disable_most_optimizations", True)
+        self.addCleanup(jax.config.update, "jax_disable_most_optimizations", False)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            train.train_and_evaluate(config, folder / "run", folder)
+        done = json.loads((folder / "run/train.json").read_text())
+        self.assertEqual((done["dataset"], done["image_shape"], done["steps"]), ("STL-10", [96, 96, 3], 2))
+        self.assertEqual(done["classes"], names)
 
 
 if __name__ == "__main__":
