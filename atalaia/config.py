@@ -6,6 +6,7 @@ A recipe in configs/ starts from `base()` and changes what differs. Any field ca
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -182,8 +183,11 @@ def _range(field, value, low, below=None):
 _FREE = ("checkpoint_seconds",)
 
 
-def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
-    """Does nothing for a folder without a run, or with a run of this config, but for how often it is saved.
+def refuse_other_run(config: ConfigDict, workdir: Path, stages: Sequence[str] | None = None) -> None:
+    """Does nothing for a folder without a run, or with a run of this config, but for what changes no result.
+
+    That is how often it is saved, and the fields of stages that it does not have: other ones than `stages`, by default
+    the config's.
 
     Raises:
       UserError: the folder holds a run of another config; the first fields that differ are named.
@@ -192,7 +196,9 @@ def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
     if not path.exists():
         return
     ours, theirs = flat(config), flat(base()) | _flat(_read(path))
-    fields = [k for k in sorted({*ours, *theirs}) if k not in _FREE and ours.get(k) != theirs.get(k)]
+    unused = set(STAGES) - set(config.stages if stages is None else stages)
+    differ = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+    fields = [k for k in differ if k not in _FREE and k.partition(".")[0] not in unused]
     if fields:
         listed = ", ".join(f"{k}={theirs.get(k)!r} (now {ours.get(k)!r})" for k in fields[:3])
         raise UserError(f"{workdir} holds a run with {listed}: choose another --workdir or delete that one")

@@ -512,12 +512,12 @@ def main() -> None:
     check = make_check(file, overrides, cli.cache())
     validate(search, config, check, values.trials, values.parallel)
     read(search, workdir)
-    configs.refuse_other_run(config, workdir)  # before it waits for another
+    configs.refuse_other_run(config, workdir, configs.STAGES)  # before it waits for another
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # trials are told to stop, as by Ctrl-C
     arguments = runs.override_flags(overrides) + ([f"--data_dir={values.data_dir}"] if values.data_dir else [])
     with locked(workdir) as lock:
-        configs.refuse_other_run(config, workdir)  # another search may have begun here while this one waited
+        configs.refuse_other_run(config, workdir, configs.STAGES)  # another may have begun here while this one waited
         configs.claim(config, workdir)  # so that the same search with another config is refused
         objective = partial(train_trial, search, check, arguments, lock)
         rows = run(search, workdir, values.trials, values.parallel, objective)

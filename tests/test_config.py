@@ -197,6 +197,13 @@ class RunFolderTest(absltest.TestCase):
         configs.refuse_other_run(_config(), self.folder)
         configs.refuse_other_run(_config({"checkpoint_seconds": 5.0}), self.folder)  # how often changes no result
 
+    def test_fields_of_a_stage_that_it_does_not_have_change_nothing(self):
+        configs.claim(_config({"stages": ("dense",)}), self.folder)
+        other = _config({"stages": ("dense",), "prune.sparsity": 0.9})
+        configs.refuse_other_run(other, self.folder)
+        with self.assertRaisesRegex(UserError, r"with prune.sparsity=0.5 \(now 0.9\): choose another"):
+            configs.refuse_other_run(other, self.folder, configs.STAGES)  # a search, whose trials may have it
+
     def test_another_config_is_refused_by_its_fields(self):
         configs.claim(_config(), self.folder)
         with self.assertRaisesRegex(UserError, r"prune.sparsity=0.5 \(now 0.9\), seed=0 \(now 3\): choose another"):
