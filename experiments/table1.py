@@ -97,9 +97,16 @@ def run(row: str, seed: int) -> dict:
         **tables.trained(workdir) | dict(seconds=sum(tables.trained(part)["seconds"] for part in (*first, workdir))),
         chosen=chosen,
         views=parts[-1]["distillation"]["views"] if chosen else 0,
+        **_teacher_digest(workdir),
         **scores,
         **(int8(workdir) if row in ON_BOARD else {}),
     )
+
+
+def _teacher_digest(workdir):
+    """That of the teacher's weights, of runs that tell it."""
+    found = read(workdir, "train.json").get("sources", {}).get(f"weights of the teacher in {folder('teacher')}")
+    return dict(teacher_digest=found) if found else {}
 
 
 def int8(workdir: Path) -> dict:

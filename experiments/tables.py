@@ -34,7 +34,13 @@ def chosen(rows: Iterable[str]) -> list[str]:
     return [row for row in rows if row in wanted]
 
 
-RECIPE = ("epochs", "sparsity", "views", "chosen")  # what rows of one figure share, where they have it
+RECIPE = (
+    "epochs",
+    "sparsity",
+    "views",
+    "chosen",
+    "teacher_digest",
+)  # what rows of one figure share, where they have it
 
 
 def older_recipe(row: dict) -> Callable[[dict], bool]:

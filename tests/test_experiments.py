@@ -179,6 +179,9 @@ class Table2Test(absltest.TestCase):
         self.assertTrue(stale(dict(row="small", seed=0, epochs=45.0, sparsity=0.8)))
         self.assertFalse(stale(dict(row="small", seed=0, epochs=45.0, sparsity=0.9)))
         self.assertFalse(stale(dict(row="dense", seed=1, epochs=25.0)))
+        stale = tables.older_recipe(dict(row="rafael_1", seed=1, epochs=40.0, teacher_digest="a"))
+        self.assertTrue(stale(dict(row="rafael_1", seed=0, epochs=40.0, teacher_digest="b")))
+        self.assertFalse(stale(dict(row="rafael_1", seed=0, epochs=40.0)))  # an older run, which does not tell
 
     def test_a_row_of_another_seed_starts_from_and_follows_runs_of_that_seed(self):
         teachers = [f"--config.{s}.teacher=runs/table2/dense_seed2" for s in ("prune", "quantize")]
