@@ -6,7 +6,8 @@ python experiments/search_replay.py [--record=runs/search_grid] [--seeds=100]
 
 With --record, what a search that tried every point of the space found is first written to
 experiments/results/search_grid.json. Searches are replayed on that file by the function that atalaia.search proposes
-with, which is told a recorded value when it tries the point. No search tries one twice.
+with, which is told a recorded value when it tries the point. No search tries one twice. The same is done on drawn
+functions over the points, a new one for each seed: smooth ones (Gaussian processes) with a part of noise.
 Writes experiments/results/search_replay.json, .md and .png, and the table in README.md.
 """
 
@@ -23,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "experiments/results"
 GRID = RESULTS / "search_grid.json"
 BEST = 0.1  # the part of the points that counts as found
+DRAWN = (0.05, 0.3, 0.6)  # noise of drawn functions, as a part of their variance
+LENGTHS = (0.4, 1.5)  # over which they change, in ranges of a field; drawn for each field
 
 
 def main() -> None:
@@ -109,14 +112,52 @@ def random(space, seed: int, values: dict[str, float]):
     return (points[i] for i in np.random.default_rng(seed).permutation(len(points)))
 
 
+def target_of(values: dict[str, float]) -> float:
+    """The value that the best tenth of the points has at least."""
+    return sorted(values.values(), reverse=True)[max(1, int(BEST * len(values))) - 1]
+
+
+def draw(space, seed: int, noise: float) -> dict[str, float]:
+    """A function's values by point: a Gaussian process with a squared exponential kernel, and noise, of variance 1."""
+    from atalaia import space as spaces
+
+    points, rng = list(spaces.every_point(space)), np.random.default_rng((seed, int(1000 * noise)))
+    x = np.array([spaces.coordinates(space, point) for point in points])
+    x /= rng.uniform(*LENGTHS, x.shape[1])
+    covariance = np.exp(-0.5 * np.square(x[:, None] - x).sum(-1)) + 1e-8 * np.eye(len(x))
+    smooth = np.linalg.cholesky(covariance) @ rng.standard_normal(len(x))
+    smooth = (smooth - smooth.mean()) / smooth.std()
+    values = np.sqrt(1 - noise) * smooth + np.sqrt(noise) * rng.standard_normal(len(x))
+    return {spaces.text(point): float(value) for point, value in zip(points, values, strict=True)}
+
+
+def replay_drawn(space, seeds: int) -> list[dict]:
+    """Trials to the best tenth of drawn functions, one for each seed, by method and noise."""
+    from atalaia.progress import Progress
+
+    rows = []
+    with Progress("drawn", len(DRAWN) * seeds, "searches") as bar:
+        for noise in DRAWN:
+            trials = dict(bayesian=[], random=[])
+            for seed in range(seeds):
+                values = draw(space, seed, noise)
+                for method in (bayesian, random):
+                    trials[method.__name__].append(
+                        trials_needed(method(space, seed, values), values, target_of(values))
+                    )
+                bar.update()
+            means = {name: statistics.mean(found) for name, found in trials.items()}
+            rows.append(dict(noise=noise, means=means, ratio_of_means=means["bayesian"] / means["random"]))
+    return rows
+
+
 def replay(space, grid: list[tuple[dict, float]], seeds: int) -> dict:
     """Trials to the best tenth, by method, over the seeds."""
     from atalaia import space as spaces
     from atalaia.progress import Progress
 
     values = {spaces.text(point): value for point, value in grid}
-    wanted = max(1, int(BEST * len(values)))
-    target = sorted(values.values(), reverse=True)[wanted - 1]
+    target = target_of(values)
     trials = dict(bayesian=[], random=[])
     with Progress("replay", seeds, "searches") as bar:
         for seed in range(seeds):
@@ -165,6 +206,14 @@ def table(found: dict) -> str:
         f"\nBayesian search needs {found['ratio_of_means']:.2f} of random search's trials, by the means; "
         f"{found['methods']['bayesian']['mean'] / chance:.2f} of the {chance:.2f} that random order takes on average."
     )
+    lines += [
+        "",
+        f"| {found['seeds']} drawn functions over these points: noise, % of variance | bayesian | random | ratio |",
+    ]
+    lines.append("|---|---:|---:|---:|")
+    for row in found.get("drawn", []):
+        means = [f"{row['means'][name]:.2f}" for name in ("bayesian", "random")]
+        lines.append(f"| {100 * row['noise']:g} | {' | '.join(means)} | {row['ratio_of_means']:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -196,6 +245,7 @@ def publish(space, recorded: dict, seeds: int) -> None:
 
     grid = [(row["point"], row["val_accuracy"]) for row in recorded["rows"]]
     found = dict(of={k: v for k, v in recorded.items() if k != "rows"}, **replay(space, grid, seeds))
+    found["drawn"] = replay_drawn(space, seeds)
     write_json(RESULTS / "search_replay.json", found)
     text = table(found)
     write_whole(RESULTS / "search_replay.md", text)

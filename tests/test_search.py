@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
 
@@ -476,6 +477,23 @@ class ReplayTest(absltest.TestCase):
         self.assertCountEqual(search_replay.random(space, 0, values), values)
         needed = [search_replay.trials_needed(search_replay.random(space, s, values), values, 29) for s in range(2000)]
         self.assertAlmostEqual(sum(needed) / 2000, 8.25, delta=0.6)
+
+    def test_drawn_functions_have_the_noise_that_is_asked_for(self):
+        """Neighbours of a smooth function are alike: their squared difference is 2 * noise, and what the slope adds."""
+        space = {"a": choice(*range(4)), "t": choice(*range(8))}
+        for noise, low, high in ((0.0, 0.0, 0.35), (1.0, 1.7, 2.3)):
+            found = [search_replay.draw(space, seed, noise) for seed in range(60)]
+            values = np.array([[v[spaces.text(p)] for p in spaces.every_point(space)] for v in found]).reshape(-1, 4, 8)
+            self.assertBetween(np.mean(np.diff(values, axis=2) ** 2), low, high)
+        self.assertEqual(search_replay.draw(space, 3, 0.5), search_replay.draw(space, 3, 0.5))
+
+    def test_replay_of_drawn_functions(self):
+        space = {"a": choice(*range(2)), "t": choice(*range(4))}
+        with contextlib.redirect_stderr(io.StringIO()):
+            rows = search_replay.replay_drawn(space, 2)
+        self.assertEqual([row["noise"] for row in rows], list(search_replay.DRAWN))
+        for row in rows:
+            self.assertAlmostEqual(row["ratio_of_means"], row["means"]["bayesian"] / row["means"]["random"])
 
     def test_replay_of_a_plane(self):
         space = {"a": choice(*range(4)), "t": choice(*range(8))}
