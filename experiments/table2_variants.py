@@ -24,8 +24,8 @@ _FEWER = {"prune.layers": "conv0a=0; conv=0.1; logits=0.5", "prune.sparsity": 0.
 # By row: what it is compared with, what that is, and the fields that differ. About the same bytes in each of small4.
 VARIANTS = {
     "pruned": {
-        "short": ("a quarter of the epochs", {"prune.epochs": 4.0}),
-        "short_fewer": ("a quarter of the epochs, fewer zeros", {"prune.epochs": 4.0} | _FEWER),
+        "short": ("an eighth of the epochs", {"prune.epochs": 2.0}),
+        "short_fewer": ("an eighth of the epochs, fewer zeros", {"prune.epochs": 2.0} | _FEWER),
     },
     "small4": {
         "short": ("a quarter of the epochs", _SHORT),
