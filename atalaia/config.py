@@ -164,6 +164,11 @@ def _validate_stage(name, stage):
 def _validate_teachers(config):
     if "distill" in config.stages and not config.distill.teacher:
         raise UserError("distill.teacher is empty: give the folder of a finished run, or take 'distill' out of stages")
+    if config.data.unlabelled and not any(config[stage].get("teacher") for stage in config.stages):
+        raise UserError(
+            'data.unlabelled: only stages with a teacher learn from such images, and none has one: give "", or '
+            "distill.teacher, prune.teacher or quantize.teacher"
+        )
     first = config.stages[0]
     if config[first].get("teacher") == distill.SELF and not config.start_from:
         raise UserError(f"{first}.teacher = {distill.SELF!r}: nothing is trained before this stage: give start_from")

@@ -119,6 +119,13 @@ class ValidateTest(parameterized.TestCase):
         fields = {"model": "resnet50", "pretrained": "imagenet", "start_from": "runs/other"}
         self._refuses("start_from and pretrained both", fields)
 
+    def test_unlabelled_images_that_nothing_learns_from(self):
+        folder = self.create_tempdir()
+        folder.create_file("image.png")
+        fields = {"stages": ("dense", "prune"), "data.unlabelled": folder.full_path}
+        self._refuses("^data.unlabelled: only stages with a teacher learn from such images", fields)
+        configs.validate(_config(fields | {"prune.teacher": "self"}))
+
     def test_fields_of_stages_that_do_not_run_are_left_alone(self):
         configs.validate(_config({"stages": ("dense",), "prune.sparsity": 2.0, "prune.epochs": 0.0}))
 
