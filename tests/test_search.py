@@ -422,8 +422,7 @@ class CommandTest(absltest.TestCase):
     SPACE = "from atalaia.space import choice\ndef get_space():\n    return {%r: choice(0, 1)}\n"
 
     def _search(self, field, *arguments):
-        folder = Path(flags.FLAGS.test_tmpdir) / "search"
-        folder.mkdir(exist_ok=True)
+        folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         (folder / "space.py").write_text(self.SPACE % field)
         arguments = [f"--space={folder}/space.py", f"--workdir={folder}/runs", f"--config={RECIPE}", *arguments]
         command = [sys.executable, "-m", "atalaia.search", *arguments]
