@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from absl import app, flags
-from tables import RESULTS, ROOT, SEEDS, evaluated, percent, read, seeded, step
+from tables import RESULTS, ROOT, SEEDS, evaluated, exported, percent, read, seeded, step
 
 RUNS = Path("runs")
 KEY = ("epochs", "seed", "teacher")  # of a row
@@ -65,8 +65,7 @@ def run(seed: int) -> dict:
     if not _TEACHER.value and not any((ROOT / folder / "train.json").is_file() for folder in (teacher, workdir)):
         step("train", f"--workdir={teacher}", f"--config={TEACHER}", f"--config.seed={seed}")
     step("train", f"--workdir={workdir}", f"--config={CONFIG}", f"--config.seed={seed}", *taught_by(seed))
-    if not (ROOT / workdir / "export.json").is_file():
-        step("export", f"--workdir={workdir}")
+    exported(workdir)
     scores = {split: evaluated(workdir, split, "jax,jax_int,tflm") for split in ("validation", "test")}
     write_whole(RESULTS / f"{workdir.name}.atl", (ROOT / workdir / "model.atl").read_bytes())
     return dict(

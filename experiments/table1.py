@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tables
 from absl import app, flags
-from tables import RESULTS, ROOT, SEEDS, evaluated, percent, read, seeded, step
+from tables import RESULTS, ROOT, SEEDS, evaluated, exported, percent, read, seeded, step
 
 CONFIG, TEACHER = "configs/table1.py", "configs/teacher.py"
 SEARCHED, SEARCH_EPOCHS = "rafael_base", 4.0
@@ -113,9 +113,7 @@ def int8(workdir: Path) -> dict:
     """The int8 network of a run and the C made of it: its validation accuracy, bytes of constants and of the arena."""
     from atalaia.codegen import __main__ as codegen
 
-    if not (ROOT / workdir / "export.json").is_file():
-        step("export", f"--workdir={workdir}")
-    accuracy = evaluated(workdir, "validation", "jax,jax_int")["jax_int"]["accuracy"]
+    accuracy = evaluated(exported(workdir), "validation", "jax,jax_int")["jax_int"]["accuracy"]
     made = codegen.report((ROOT / workdir / "model.tflite").read_bytes(), prefer="size")
     return dict(int8=dict(validation=accuracy, **{n: made[n] for n in ("weight_bytes", "arena_bytes")}))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import tables
 from absl import app, flags
-from tables import RESULTS, ROOT, SEEDS, chosen, define_rows, evaluated, percent, read, seeded, step
+from tables import RESULTS, ROOT, SEEDS, chosen, define_rows, evaluated, exported, percent, read, seeded, step
 
 RUNS = Path("runs/table2")
 CONFIG = "configs/cifar10_table2.py"
@@ -75,8 +75,7 @@ def run(row: str, seed: int) -> dict:
     if row in FLOAT_ONLY:
         evaluations = {split: evaluated(workdir, split, "jax") for split in ("validation", "test")}
         return record | evaluations | dict(float_sizes=read(workdir, "ledger.json")["rows"][-1])
-    if not (ROOT / workdir / "export.json").is_file():  # what export writes last
-        step("export", f"--workdir={workdir}")
+    exported(workdir)
     for file in ("model.tflite", "model.atl"):
         if (ROOT / workdir / file).stat().st_size < SMALL:
             keep(workdir / file, workdir.name)
@@ -167,7 +166,7 @@ def publish(row: dict) -> None:
 def compared() -> list[dict]:
     """The recipes that experiments/table2_variants.py compared with the rows."""
     path = RESULTS / "table2_variants.json"
-    return [r for r in json.loads(path.read_text()) if r["variant"] != "own"] if path.is_file() else []
+    return [r for r in json.loads(path.read_text()) if r["changes"]] if path.is_file() else []
 
 
 def _order(row):

@@ -1,4 +1,4 @@
-"""Sparsity and epochs of Table 2's pruned rows, chosen on the validation split: recipes compared, one table.
+"""Sparsity and epochs of Table 2's pruned rows, compared on the validation split with other recipes: one table.
 
 python experiments/table2_variants.py [--rows=pruned,small4,smallest] [--seeds=1] [--data_dir=FOLDER]
 
@@ -13,7 +13,7 @@ import json
 import table2
 import tables
 from absl import app
-from tables import RESULTS, ROOT, SEEDS, chosen, define_rows, evaluated, read, seeded, step
+from tables import RESULTS, SEEDS, chosen, define_rows, evaluated, exported, read, seeded, step
 
 OWN = "own"  # the recipe in configs/cifar10_table2.py
 _SHORT = {"prune.epochs": 2.0, "quantize.epochs": 2.0}
@@ -65,8 +65,7 @@ def run(row: str, variant: str, seed: int) -> dict:
     arguments = [f"--config={table2.CONFIG}:{row}", f"--config.seed={seed}", *table2.sources(row, seed)]
     arguments += runs.override_flags(changes)
     step("train", f"--workdir={workdir}", *arguments)
-    if not (ROOT / workdir / "export.json").is_file():
-        step("export", f"--workdir={workdir}")
+    exported(workdir)
     said = dict(
         seed=seed,
         epochs=table2.epochs(row, changes),

@@ -34,13 +34,8 @@ def chosen(rows: Iterable[str]) -> list[str]:
     return [row for row in rows if row in wanted]
 
 
-RECIPE = (
-    "epochs",
-    "sparsity",
-    "views",
-    "chosen",
-    "teacher_digest",
-)  # what rows of one figure share, where they have it
+# What rows of one figure share, where they have it.
+RECIPE = ("epochs", "sparsity", "views", "chosen", "teacher_digest")
 
 
 def older_recipe(row: dict) -> Callable[[dict], bool]:
@@ -71,6 +66,13 @@ def step(name: str, *arguments: str) -> None:
 def seeded(folder: Path, seed: int) -> Path:
     """The run folder of a row with this seed."""
     return folder if seed == 0 else folder.with_name(f"{folder.name}_seed{seed}")
+
+
+def exported(workdir: Path) -> Path:
+    """The run's folder once it holds what atalaia.export writes, export.json last."""
+    if not (ROOT / workdir / "export.json").is_file():
+        step("export", f"--workdir={workdir}")
+    return workdir
 
 
 def evaluated(workdir: Path, split: str, engines: str) -> dict:
