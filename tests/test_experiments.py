@@ -199,14 +199,38 @@ class Table2Test(absltest.TestCase):
                 self.assertLessEqual(changes.items(), configs.flat(config).items())
 
     def test_variants_stand_beside_the_row_as_it_is(self):
-        figures = dict(seed=1, epochs=45.0, sparsity=0.925, validation=dict(accuracy=0.9), download_bytes=130000)
-        made = [dict(row="small4", variant=v, **figures) for v in ("short_dense", "own", "short")]
+        figures = dict(seed=1, epochs=45.0, sparsity=0.925, download_bytes=130000)
+        accuracies = dict(short_dense=0.9, own=0.91, short=0.9)
+        made = [dict(row="small4", variant=v, validation=dict(accuracy=a), **figures) for v, a in accuracies.items()]
         text = table2_variants.table(sorted(made, key=table2_variants._order))
         found = re.findall(
-            r"^\| pruned more, 4 bits trained \| (.*?) \| 1 \| 45 \| 92.5 \| 90.00 \| 130,000 \|$", text, re.M
+            r"^\| pruned more, 4 bits trained \| (.*?) \| 1 \| 45 \| 92.5 \| (.*) \| 130,000 \| 130,000 \|$", text, re.M
         )
         quarter = "a quarter of the epochs"
-        self.assertEqual(found, ["as in the table above", quarter, f"{quarter}, more zeros in dense0"])
+        expected = [("as in the table above", "**91.00**"), (quarter, "90.00")]
+        self.assertEqual(found, [*expected, (f"{quarter}, more zeros in dense0", "90.00")])
+
+    def test_the_best_recipe_is_the_most_accurate_within_the_limit(self):
+        def made(row, variant, accuracy, size, seed=1):
+            return dict(row=row, variant=variant, seed=seed, validation=dict(accuracy=accuracy), download_bytes=size)
+
+        rows = [made("small4", "own", 0.9, 129_000), made("small4", "short", 0.9, 128_000)]
+        rows += [made("small4", "sparser", 0.89, 100_000), made("small4", "short_dense", 0.92, 130_001)]
+        rows += [made("pruned", "own", 0.92, 300_000), made("small4", "sparser", 0.8, 100_000, seed=2)]
+        self.assertEqual(table2_variants.best(rows), {("small4", 1): "short", ("small4", 2): "sparser"})
+
+    def test_the_rows_recipes_are_those_that_validation_chose(self):
+        chosen = table2_variants.best(json.loads((tables.RESULTS / "table2_variants.json").read_text()))
+        self.assertNotEmpty(chosen)
+        self.assertEqual(set(chosen.values()), {table2_variants.OWN})
+
+    def test_a_variant_starts_from_a_variant_where_it_says_so(self):
+        with mock.patch.object(table2_variants, "step", side_effect=SystemExit) as step, self.assertRaises(SystemExit):
+            table2_variants.run("small", "fewer", 2)
+        starts = [a for a in step.call_args.args if a.startswith("--config.start_from=")]
+        self.assertEqual(
+            starts[-1], "--config.start_from=runs/table2/variants/pruned_fewer_seed2"
+        )  # the last one counts
 
     def test_the_curve_goes_through_what_no_smaller_model_reaches(self):
         points = [(200, 90.5), (45, 84.0), (130, 90.0), (300, 90.5), (130, 89.0), (2000, 91.0)]
