@@ -294,6 +294,7 @@ def picture(search: Search, rows: Sequence[dict], path: Path) -> None:
         so_far = pick.accumulate([r["value"] for r in allowed])
         axes[0].step([r["trial"] for r in allowed], so_far, where="post", label="best so far")
     axes[0].set(xlabel="trial", ylabel=search.metric)
+    figure.suptitle(next((row["data"] for row in rows if "data" in row), ""), fontsize=9)
     axes[0].legend()
     if grid:
         grid_map(axes[1], search.space, [(row["point"], row["value"]) for row in rows], search.metric)
@@ -442,7 +443,7 @@ def _refuse_other_type(field, spec, kind):
 
 
 def _refuse_other_judges(field):
-    if field.removeprefix("data.") in train.SPLIT:
+    if field.startswith("data.") and field.removeprefix("data.") in ("name", "path", *train.SPLIT):
         raise UserError(f"{field} decides which images judge a trial: give all trials one, by --config.{field}=VALUE")
 
 

@@ -235,6 +235,7 @@ def picture(space, grid, found: dict, path: Path) -> None:
     axes[0, 0].legend()
     if drawn:
         search.grid_map(axes[0, 1], space, grid, "validation accuracy")
+    figure.suptitle(found["of"]["data"], fontsize=9)
     report.save_figure(figure, path)
 
 

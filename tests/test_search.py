@@ -283,6 +283,7 @@ class ValidateTest(parameterized.TestCase):
         ({"prune.teacher": choice("", "runs/nowhere")}, "prune.teacher: runs/nowhere"),
         ({"trainable": choice("", "zzz")}, "trainable: 'zzz' matches no parameter"),
         ({"data.validation": choice(0.1, 0.2)}, "data.validation decides which images judge a trial"),
+        ({"data.name": choice("digits", "cifar10")}, "data.name decides which images judge a trial"),
         ({"quantize.freeze": choice(0.1, 0.5)}, r"quantize.freeze changes nothing: the config's stages are \('dense',"),
         ({"distillation.alpha": choice(0.1, 0.5)}, "distillation.alpha changes nothing: no stage of the config has a"),
         ({"data.unlabelled": choice("", "x")}, "data.unlabelled changes nothing: no stage of the config has a teacher"),
