@@ -300,7 +300,9 @@ def make_guide(run: Run, stage: Stage, images: np.ndarray) -> Guide:
     cache = distill.open_cache(run.cache, network, logits, variables, images, classes, run.config.augment)
     return Guide(
         logits,
-        lambda epoch: dict(logits=cache.view(epoch % views, run.stop), view=epoch % views),
+        lambda epoch: jax.device_put(
+            dict(logits=cache.view(epoch % views, run.stop), view=epoch % views), over_devices()
+        ),
         lambda epoch: cache.ready(epoch % views),
     )
 
