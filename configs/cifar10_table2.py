@@ -15,6 +15,7 @@ from atalaia.errors import UserError
 
 DENSE, PRUNE, QUANTIZE = 25.0, 16.0, 4.0  # epochs
 TEACHER = "runs/table2/dense"  # guides what is made of it
+TEACHER_LONG = "runs/table2/dense_long"
 
 
 def get_config(row: str = "dense") -> ConfigDict:
@@ -105,6 +106,25 @@ def dense_long(c):
     c.augment.cutout = 12
 
 
+def pruned_long(c):
+    """:pruned from that network."""
+    pruned(c)
+    _from_long(c, TEACHER_LONG)
+    c.prune.epochs = 10.0
+
+
+def small_long(c):
+    """:small from that one."""
+    small(c)
+    _from_long(c, "runs/table2/pruned_long")
+
+
+def _from_long(c, start):
+    c.start_from = start
+    c.augment.cutout = 12
+    c[c.stages[0]].teacher = TEACHER_LONG
+
+
 def _prune(c, layers, others):
     c.stages = ("prune",)
     c.prune.epochs = PRUNE
@@ -123,4 +143,7 @@ def _quantize(c):
     c.quantize.teacher = TEACHER
 
 
-ROWS = {f.__name__: f for f in (dense, dense_more, dense_int8, pruned, small, small4, smallest, dense_long)}
+ROWS = {
+    f.__name__: f
+    for f in (dense, dense_more, dense_int8, pruned, small, small4, smallest, dense_long, pruned_long, small_long)
+}

@@ -7,7 +7,8 @@ By default on CIFAR-10 upsampled to 96x96, 500 images a class to train and 800 t
 registry; --stl10 is the same on STL-10 itself, where its binary files are at hand. Alpha and temperature come from a
 search on the student SEARCHED, by the validation split, which all others, and all seeds, take over: they stand in
 chosen.json from then on. Where experiments/results/search_grid.json has every point of the space for that student, the
-best of them is taken, whatever teacher, views and epochs they had; else atalaia.search runs for --trials.
+best of them is taken, whatever teacher, views and epochs they had; else atalaia.search runs for --trials. What a search
+in runs/table1/search found is published beside the tables.
 The teacher of seed 0 teaches every seed, by VIEWS of configs/table1.py of each image; students by themselves see new
 ones in every epoch. Trains what is not trained yet in runs/table1 (each row goes on where it was) and evaluates the
 test set once a row; of the students for a board (rafael_*, distilled) the int8 network is exported, compared on the
@@ -26,6 +27,8 @@ CONFIG, TEACHER = "configs/table1.py", "configs/teacher.py"
 SEARCHED, SEARCH_EPOCHS = "rafael_base", 4.0
 SPACE = "configs/search_kd.py"
 CHOSEN = "chosen.json"
+# What a grid's recipe may have differently: a search for Table 1 itself has SEARCH_EPOCHS and the config's own.
+GRIDS_OWN = ("--config.distill.epochs=", "--config.distillation.views=", "--config.distill.teacher=")
 # Accuracy % on STL-10 in the thesis: by itself, distilled; alpha and temperature, searched for each.
 THESIS = {
     "teacher": (90.65, None, None),
@@ -58,6 +61,7 @@ def main(argv):
             found = run(row, seed)
             rows = report.publish_rows(path, found, ("row", "seed"), table, _order, tables.older_recipe(found))
             picture(rows, path.with_suffix(".png"))
+    publish_search(path.with_name(f"{path.stem}_search"))
 
 
 def _order(row):
@@ -71,20 +75,19 @@ def folder(name: str, seed: int = 0) -> Path:
 
 def run(row: str, seed: int) -> dict:
     """Trains and evaluates a row where that is not done, what it needs first, and returns its figures."""
-    workdir, chosen = folder(row, seed), {}
-    arguments, first = [_config(CONFIG, row)], ()
+    workdir, chosen, first = folder(row, seed), {}, ()
     if row == "teacher":
-        first = (folder("teacher_head", seed),)
-        step("train", f"--workdir={first[0]}", _config(TEACHER), f"--config.seed={seed}")  # the last layer alone
-        arguments = [_config(TEACHER, "finetune"), f"--config.start_from={first[0]}"]
-    if row.endswith(DISTILLED):
-        if not (ROOT / folder("teacher") / "train.json").is_file():
-            run("teacher", 0)
-        chosen = choose()
-        arguments += [f"--config.{field}={value}" for field, value in chosen.items()]
-        arguments.append(f"--config.distill.teacher={folder('teacher')}")
-    arguments.append(f"--config.seed={seed}")
-    step("train", f"--workdir={workdir}", *arguments)
+        first, arguments = (folder("teacher_head", seed),), train_teacher(seed)
+    else:
+        arguments = [_config(CONFIG, row)]
+        if row.endswith(DISTILLED):
+            if not (ROOT / folder("teacher") / "train.json").is_file():
+                train_teacher(0)
+            chosen = choose()
+            arguments += [f"--config.{field}={value}" for field, value in chosen.items()]
+            arguments.append(f"--config.distill.teacher={folder('teacher')}")
+        arguments.append(f"--config.seed={seed}")
+        step("train", f"--workdir={workdir}", *arguments)
     scores = {split: evaluated(workdir, split, "jax")["jax"] for split in ("validation", "test")}
     parts = [read(part, "config.json") for part in (*first, workdir)]
     return dict(
@@ -93,7 +96,7 @@ def run(row: str, seed: int) -> dict:
         data=read(workdir, "evaluation_details.json")["dataset"],
         command=f"python -m atalaia.train --workdir={workdir} {' '.join(arguments)}",
         epochs=sum(config[stage]["epochs"] for config in parts for stage in config["stages"]),
-        values=read(workdir, "ledger.json")["rows"][-1]["parameters"],
+        values=_values(workdir, parts[-1]["stages"][-1]),
         **tables.trained(workdir) | dict(seconds=sum(tables.trained(part)["seconds"] for part in (*first, workdir))),
         chosen=chosen,
         views=parts[-1]["distillation"]["views"] if chosen else 0,
@@ -101,6 +104,20 @@ def run(row: str, seed: int) -> dict:
         **scores,
         **(int8(workdir) if row in ON_BOARD else {}),
     )
+
+
+def train_teacher(seed: int) -> list[str]:
+    """Trains the last layer alone, then the body's last stages too, and returns the flags of the second run."""
+    head = folder("teacher_head", seed)
+    step("train", f"--workdir={head}", _config(TEACHER), f"--config.seed={seed}")
+    arguments = [_config(TEACHER, "finetune"), f"--config.start_from={head}", f"--config.seed={seed}"]
+    step("train", f"--workdir={folder('teacher', seed)}", *arguments)
+    return arguments
+
+
+def _values(workdir, stage):
+    """Those of the trained network, not of the int8 one, whose BatchNorms are folded."""
+    return next(r["parameters"] for r in read(workdir, "ledger.json")["rows"] if r["stage"] == stage)
 
 
 def _teacher_digest(workdir):
@@ -131,7 +148,7 @@ def choose() -> dict:
 def search() -> dict:
     """The fields of the search's best trial; goes on with the search where it is not done.
 
-    Where search_grid.json has every point of the space for this student, by whatever epochs, the best of them.
+    Where search_grid.json has every point of the space for this student, whatever GRIDS_OWN are, the best of them.
     """
     import search_replay
 
@@ -145,13 +162,30 @@ def search() -> dict:
         grid = search_replay.recorded(space)
     except UserError:  # there is none
         grid = dict(arguments=[])
-    if [a for a in grid["arguments"] if not a.startswith("--config.distill.epochs=")] == words[:1]:
+    if [a for a in grid["arguments"] if not a.startswith(GRIDS_OWN)] == words[:1]:
         print(f"alpha and temperature: the best of {search_replay.GRID}", flush=True)
         return max(grid["rows"], key=lambda row: row["val_accuracy"])["point"]
     workdir = folder("search")
     print(f"alpha and temperature: by a search in {workdir}", flush=True)
     step("search", f"--workdir={workdir}", *words, f"--space={SPACE}", f"--trials={_TRIALS.value}")
     return searches.best(*searches.load(ROOT / workdir, space))["point"]
+
+
+def publish_search(path: Path) -> None:
+    """Copies what the search for alpha and temperature found, where one has run, to this folder and into README.md."""
+    from atalaia import report
+    from atalaia.files import write_whole
+
+    found = ROOT / folder("search")
+    if not (found / "search.png").is_file():
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "search.json", "search.md", "search.png"):
+        write_whole(path / name, (found / name).read_bytes())
+    config, text = read(found, "config.json"), (found / "search.md").read_text().removeprefix("# ")
+    recipe = f"{config['distill']['epochs']:g} epochs a trial, {config['distillation']['views']} views"
+    report.insert(ROOT / "README.md", path.name, f"{recipe}, seed {config['seed']}: {text}")
+    print(f"written: {path}/search.json, .md, .png and README.md", flush=True)
 
 
 def _config(file, *words):

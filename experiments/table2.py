@@ -33,6 +33,8 @@ ROWS = {
     "dense_more": "dense float, distilled on",
     "dense_int8": "dense, int8 trained",
     "dense_long": "dense float, 4 times the epochs, larger cutout; int8 calibrated",
+    "pruned_long": "pruned from that float; int8 calibrated",
+    "small_long": "that, int8 trained, large layers of 4 bits",
 }
 FLOAT_ONLY = ("dense_more",)  # what others are measured against: trained and evaluated in JAX alone
 # What the thesis reports for the same steps: accuracy %, and megabytes with what they are (THESIS, Table 2).
@@ -105,7 +107,7 @@ def sources(row: str, seed: int) -> list[str]:
     config = _config(row)
     if not config.start_from or not seed:
         return []
-    teachers = [f"--config.{stage}.teacher={folder('dense', seed)}" for stage in config.stages]
+    teachers = [f"--config.{s}.teacher={folder(Path(config[s].teacher).name, seed)}" for s in config.stages]
     return [f"--config.start_from={folder(Path(config.start_from).name, seed)}", *teachers]
 
 
@@ -166,7 +168,7 @@ def publish(row: dict) -> None:
 def compared() -> list[dict]:
     """The recipes that experiments/table2_variants.py compared with the rows."""
     path = RESULTS / "table2_variants.json"
-    return [r for r in json.loads(path.read_text()) if r["changes"]] if path.is_file() else []
+    return [r for r in json.loads(path.read_text()) if r["variant"] != "own"] if path.is_file() else []
 
 
 def _order(row):

@@ -24,7 +24,7 @@ _CONVOLUTIONS = {"prune.layers": "conv0a=0; conv0b=0.2; conv1=0.55; conv2=0.6; l
 _DENSE = {"prune.layers": "conv0a=0; conv0b=0.2; conv1=0.42; conv2=0.42; logits=0.6", "prune.sparsity": 0.988}
 _SPARSER = {"prune.layers": "conv0a=0.4; conv0b=0.8; conv=0.92; logits=0.88", "prune.sparsity": 0.9965}
 _FEWER = {"prune.layers": "conv0a=0; conv=0.1; logits=0.5", "prune.sparsity": 0.965}
-_MORE = {"prune.layers": "conv0a=0; conv0b=0.25; conv1=0.6; conv2=0.62; logits=0.65", "prune.sparsity": 0.987}
+_SPARSER4 = {"prune.layers": "conv0a=0; conv0b=0.25; conv1=0.6; conv2=0.62; logits=0.65", "prune.sparsity": 0.987}
 # By row: what it is compared with, what that is, and the fields that differ. About the same bytes in each short one of
 # small4.
 VARIANTS = {
@@ -35,7 +35,7 @@ VARIANTS = {
     },
     "small": {"fewer": ("from the pruned network with fewer zeros", {})},
     "small4": {
-        "sparser": ("more zeros", _MORE),
+        "sparser": ("more zeros", _SPARSER4),
         "short": ("a quarter of the epochs", _SHORT),
         "short_convolutions": ("a quarter of the epochs, more zeros in convolutions", _SHORT | _CONVOLUTIONS),
         "short_dense": ("a quarter of the epochs, more zeros in dense0", _SHORT | _DENSE),
@@ -63,10 +63,14 @@ def main(argv):
 
 def own(row: str, seed: int) -> dict:
     """The figures of the row itself, from the table that it stands in."""
-    found = [r for r in json.loads((RESULTS / "table2.json").read_text()) if (r["row"], r["seed"]) == (row, seed)]
+    found = [r for r in _published() if (r["row"], r["seed"]) == (row, seed)]
     if not found:
         raise app.UsageError(f"Table 2 has no {row} of seed {seed}: first ./run.sh table2 --rows={row} --seeds={seed}")
     return dict(row=row, variant=OWN, **_figures(found[0], found[0]["validation"], found[0]["int8_sizes"]))
+
+
+def _published():
+    return json.loads((RESULTS / "table2.json").read_text())
 
 
 def folder(row: str, variant: str, seed: int) -> Path:
@@ -103,10 +107,11 @@ def _figures(said, validation, sizes):
 
 
 def publish(row: dict) -> None:
-    """Adds a row to the results in the place of an older one, and writes the table."""
+    """Adds a row to the results in the place of an older one, and writes the table and Table 2's picture."""
     from atalaia import report
 
     report.publish_rows(RESULTS / "table2_variants.json", row, ("row", "variant", "seed"), table, _order)
+    table2.picture(_published(), table2.compared(), RESULTS / "table2.png")
 
 
 def _order(row):
@@ -137,14 +142,14 @@ def table(rows: list[dict]) -> str:
         "| within |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    chosen_ones = best(rows)
+    bold = best(rows)
     within = {row: f"{limit:,} bytes" for row, limit in LIMITS.items()}
     within |= {row: f"{100 * floor:.2f} % and a standard error" for row, floor in FLOORS.items()}
     for r in rows:
         row, variant, seed = r["row"], r["variant"], r["seed"]
         recipe = "as in the table above" if variant == OWN else VARIANTS[row][variant][0]
         accuracy = f"{100 * r['validation']['accuracy']:.2f}"
-        accuracy = f"**{accuracy}**" if chosen_ones.get((row, seed)) == variant else accuracy
+        accuracy = f"**{accuracy}**" if bold.get((row, seed)) == variant else accuracy
         cells = [table2.ROWS[row], recipe, str(seed), f"{r['epochs']:g}", f"{100 * r['sparsity']:.1f}", accuracy]
         lines.append(f"| {' | '.join(cells)} | {r['download_bytes']:,} | {within.get(row, '-')} |")
     return "\n".join(lines) + "\n"

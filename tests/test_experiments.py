@@ -99,8 +99,8 @@ class Table1Test(absltest.TestCase):
             (self.folder / "grid.json").unlink()
             self.assertEqual(table1.choose(), best)
 
-    def test_a_grid_of_other_epochs_will_do(self):
-        best = self.grid([WORDS[0], "--config.distill.epochs=12"])
+    def test_a_grid_of_other_epochs_and_views_will_do(self):
+        best = self.grid([WORDS[0], "--config.distill.epochs=12", "--config.distillation.views=8"])
         with mock.patch.object(table1, "step", side_effect=AssertionError):
             self.assertEqual(table1.choose(), best)
 
@@ -153,6 +153,41 @@ class Table1Test(absltest.TestCase):
         table1.picture(rows, self.folder / "table1.png")
         self.assertEqual((self.folder / "table1.png").read_bytes()[:4], b"\x89PNG")
 
+    def test_values_are_those_of_the_trained_network_also_once_it_is_exported(self):
+        rows = [dict(stage="distill", parameters=59530), dict(stage="int8", parameters=54858)]
+        (self.folder / "ledger.json").write_text(json.dumps(dict(rows=rows)))
+        with mock.patch.object(tables, "ROOT", self.folder):
+            self.assertEqual(table1._values(Path(), "distill"), 59530)
+
+    def test_a_teacher_is_trained_for_its_students_without_a_look_at_the_test_set(self):
+        steps = []
+        with mock.patch.object(table1, "step", lambda *words: steps.append(words)):
+            table1.train_teacher(1)
+        head, folder = "runs/table1/teacher_head_seed1", "runs/table1/teacher_seed1"
+        tune = ("--config=configs/teacher.py:finetune", f"--config.start_from={head}", "--config.seed=1")
+        first = ("train", f"--workdir={head}", "--config=configs/teacher.py", "--config.seed=1")
+        self.assertEqual(steps, [first, ("train", f"--workdir={folder}", *tune)])
+
+    def test_what_the_search_found_stands_beside_the_tables(self):
+        readme, results = self.folder / "README.md", self.folder / "experiments/results/table1_search"
+        readme.write_text("<!-- table1_search -->\nolder\n<!-- /table1_search -->\n")
+        table1.publish_search(results)
+        self.assertFalse(results.exists())  # none has run
+        asked = search.Search("configs/table1.py", spaces.load(str(ROOT / table1.SPACE)))
+        found = dict(value=0.5, data="cats", seconds=1.0)
+        rows = search.run(asked, self.folder / "runs/table1/search", 2, 1, lambda *_: found)
+        config = dict(distill=dict(epochs=4.0), distillation=dict(views=16), seed=3)
+        (self.folder / "runs/table1/search/config.json").write_text(json.dumps(config))
+        with mock.patch.object(tables, "ROOT", self.folder), contextlib.redirect_stdout(io.StringIO()):
+            table1.publish_search(results)
+        text = search.summary(asked, rows)
+        self.assertEqual((results / "search.md").read_text(), text)
+        published = "4 epochs a trial, 16 views, seed 3: " + text.removeprefix("# ").strip()
+        self.assertIn(published, readme.read_text())
+        self.assertNotIn("older", readme.read_text())
+        self.assertEqual((results / "search.png").read_bytes()[:4], b"\x89PNG")
+        self.assertEqual(search.load(results, asked.space)[1], rows)
+
 
 class PublishedTest(parameterized.TestCase):
     """What stands in the README and in the results' Markdown is what the scripts make of the results' JSON."""
@@ -170,6 +205,17 @@ class PublishedTest(parameterized.TestCase):
         text = script.table(json.loads(path.read_text()))
         self.assertEqual(path.with_suffix(".md").read_text(), text)
         self.assertIn(text, (tables.ROOT / "README.md").read_text())
+
+    def test_the_readme_has_a_place_for_each_table_and_search(self):
+        readme = (tables.ROOT / "README.md").read_text()
+        for name in ("table1", "table1_stl10"):
+            for place in (name, f"{name}_search"):
+                self.assertRegex(readme, f"(?s)<!-- {place} -->\n.*<!-- /{place} -->")
+
+    def test_every_integer_network_of_table_2_is_tflms_in_every_byte(self):
+        rows = json.loads((tables.RESULTS / "table2.json").read_text())
+        found = [r["equal"]["tflm"] for r in rows if r["row"] not in table2.FLOAT_ONLY]
+        self.assertEqual(found, [dict(predictions=1.0, bytes=1.0)] * len(found))
 
 
 def _variant(row, variant, accuracy, size, seed=1):
@@ -235,8 +281,8 @@ class Table2Test(absltest.TestCase):
 
     def test_the_rows_recipes_are_those_that_validation_chose(self):
         chosen = table2_variants.best(json.loads((tables.RESULTS / "table2_variants.json").read_text()))
-        self.assertNotEmpty(chosen)
-        self.assertEqual(set(chosen.values()), {table2_variants.OWN})
+        rows = [*table2_variants.LIMITS, *table2_variants.FLOORS]
+        self.assertEqual(chosen, {(row, 1): table2_variants.OWN for row in rows})
 
     def test_a_variant_starts_from_a_variant_where_it_says_so(self):
         with mock.patch.object(table2_variants, "step", side_effect=SystemExit) as step, self.assertRaises(SystemExit):
