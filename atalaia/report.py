@@ -33,8 +33,8 @@ def evaluation_table(details: dict) -> str:
     if details["agreement"]:
         lines += ["| engines | same prediction % | same output bytes % |", "|---|---:|---:|"]
         for row in details["agreement"]:
-            same = "-" if row["bytes"] is None else f"{100 * row['bytes']:.2f}"
-            lines.append(f"| {' and '.join(row['engines'])} | {100 * row['predictions']:.2f} | {same} |")
+            same = "-" if row["bytes"] is None else _equal(row["bytes"], 2)
+            lines.append(f"| {' and '.join(row['engines'])} | {_equal(row['predictions'], 2)} | {same} |")
         lines.append("")
     shown = list(details["per_class"])[-1]
     lines += [f"| class ({shown}) | precision | recall | F1 | images |", "|---|---:|---:|---:|---:|"]
@@ -42,6 +42,11 @@ def evaluation_table(details: dict) -> str:
         figures = " | ".join(f"{row[k]:.3f}" for k in ("precision", "recall", "f1"))
         lines.append(f"| {row['class']} | {figures} | {row['images']:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def _equal(part, digits):
+    """What part is equal, in %: 100 is said only where all is."""
+    return f"{100 * part if part == 1 else min(100 * part, 100 - 10.0**-digits):.{digits}f}"
 
 
 def _engines_table(details):
@@ -56,7 +61,7 @@ def layers_table(rows: list[dict], first: dict[str, str | None], changed: dict[s
     """Part of each layer's bytes that equal the integer network's, and the first layer that differs, in Markdown."""
     names = list(first)
     lines = ["| layer, bytes equal to jax_int % | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    lines += [f"| {row['layer']} | " + " | ".join(f"{100 * row[n]:.3f}" for n in names) + " |" for row in rows]
+    lines += [f"| {row['layer']} | " + " | ".join(_equal(row[n], 3) for n in names) + " |" for row in rows]
     for name in names:
         where = f"first differs in layer {first[name]}" if first[name] else "equal in every layer"
         lines.append(f"\n{name}: {where}; another class in {100 * changed[name]:.2f} % of the images")

@@ -172,19 +172,24 @@ def search() -> dict:
 
 
 def publish_search(path: Path) -> None:
-    """Copies what the search for alpha and temperature found, where one has run, to this folder and into README.md."""
+    """Puts what the search for alpha and temperature found, where one has run, into this folder and into README.md."""
     from atalaia import report
+    from atalaia import search as searches
+    from atalaia import space as spaces
     from atalaia.files import write_whole
 
     found = ROOT / folder("search")
-    if not (found / "search.png").is_file():
+    if not (found / "search.json").is_file():
         return
+    search, rows = searches.load(found, spaces.load(str(Path(__file__).parents[1] / SPACE)))
+    config, text = read(found, "config.json"), searches.summary(search, rows)
     path.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "search.json", "search.md", "search.png"):
+    for name in ("config.json", "search.json"):
         write_whole(path / name, (found / name).read_bytes())
-    config, text = read(found, "config.json"), (found / "search.md").read_text().removeprefix("# ")
+    write_whole(path / "search.md", text)
+    searches.picture(search, rows, path / "search.png")
     recipe = f"{config['distill']['epochs']:g} epochs a trial, {config['distillation']['views']} views"
-    report.insert(ROOT / "README.md", path.name, f"{recipe}, seed {config['seed']}: {text}")
+    report.insert(ROOT / "README.md", path.name, f"{recipe}, seed {config['seed']}: {text.removeprefix('# ')}")
     print(f"written: {path}/search.json, .md, .png and README.md", flush=True)
 
 

@@ -227,8 +227,7 @@ def _equality(integer):
     for name, rows in integer.items():
         parts = [[r["equal"][e] for r in rows if e in r["equal"]] for e in ("tflm", "tflite", "xnnpack")]
         cells = [_least([p["bytes"] for p in part], [p["predictions"] for p in part]) for part in parts]
-        # Rows without this figure are of an older comparison, which took the weights for constants.
-        forward = [r for r in rows if r["forward_bytes_equal"] is not None and "forward_same_class" in r]
+        forward = [r for r in rows if r["forward_bytes_equal"] is not None]
         same = [1 - r["forward_predictions_changed"] for r in forward]
         cells.append(_least([r["forward_bytes_equal"] for r in forward], same))
         classes = [r["forward_same_class"] for r in forward]
