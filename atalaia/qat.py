@@ -148,7 +148,7 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
       see: `see(path, (y, scale, zero_point))` is told each layer's output on its grid.
     """
     grid = grid or (lambda path, y: _grid(variables, path))
-    bits = weight_bits(_linear_paths(variables), config)
+    bits = weight_bits(quantize.linear_paths(model), config)
 
     def rule(path, layer, *values):  # (real values on their grid, scale, zero point) flow through the network's code
         x, *q = values[0]
@@ -171,12 +171,6 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
 
     given = jax.lax.optimization_barrier([jnp.float32(v) for v in quantize.INPUT])  # see quantize._divisor
     return layers.interpret(model, rule, (quantize.fake_quant(images, *given), *given))[0]
-
-
-def _linear_paths(variables):
-    return [
-        path.removesuffix("/kernel") for path in flatten_dict(variables["params"], sep="/") if path.endswith("/kernel")
-    ]
 
 
 def _fake_weights(layer, variables, path, input_scale, bits):
@@ -275,7 +269,7 @@ def integers(model: nn.Module, variables: dict, config: ConfigDict) -> dict[str,
       UserError: a range or a weight is not finite; the layer is named.
     """
     folded, outputs, scales = {}, {}, {}
-    paths = _linear_paths(variables)
+    paths = quantize.linear_paths(model)
 
     def rule(path, layer, *inputs):
         if quantize.keeps_scale(layer):
