@@ -504,7 +504,7 @@ class ReplayTest(absltest.TestCase):
         self.assertLen(found["methods"]["bayesian"]["trials"], 5)
         self.assertLess(found["methods"]["bayesian"]["mean"], 8.25)
         path = Path(flags.FLAGS.test_tmpdir) / "replay.png"
-        search_replay.picture(space, grid, found, path)
+        search_replay.picture(space, grid, found | dict(of=dict(data="a plane")), path)
         self.assertEqual(path.read_bytes()[:4], b"\x89PNG")
         found["of"] = dict(model="rafael_base", data="CIFAR-10 upsampled to 96x96", epochs=2.0, seed=0)
         self.assertIn("of rafael_base, distilled, on CIFAR-10 upsampled to 96x96: 2 ep", search_replay.table(found))
