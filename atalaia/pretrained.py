@@ -158,7 +158,7 @@ def convert(weights: Weights) -> dict[str, np.ndarray]:
       UserError: a layer of Keras's ResNet-50 is missing.
     """
     found = {}
-    for ours, (conv, norm) in _layers(weights).items():
+    for ours, (conv, norm) in keras_layers(weights).items():
         try:
             kernel, bias = (np.asarray(weights[conv][k], np.float64) for k in ("kernel", "bias"))
             gamma, beta, mean, variance = (np.asarray(weights[norm][k], np.float64) for k in NORM)
@@ -170,7 +170,7 @@ def convert(weights: Weights) -> dict[str, np.ndarray]:
     return found
 
 
-def _layers(weights) -> dict[str, tuple[str, str]]:
+def keras_layers(weights) -> dict[str, tuple[str, str]]:
     """Our layers to Keras's convolution and BatchNorm, by new names (conv2_block1_1_conv) or old (res2a_branch2a)."""
     old = "conv1_conv" not in weights
     found = {"stem": ("conv1", "bn_conv1") if old else ("conv1_conv", "conv1_bn")}

@@ -33,8 +33,8 @@ def evaluation_table(details: dict) -> str:
     if details["agreement"]:
         lines += ["| engines | same prediction % | same output bytes % |", "|---|---:|---:|"]
         for row in details["agreement"]:
-            same = "-" if row["bytes"] is None else _equal(row["bytes"], 2)
-            lines.append(f"| {' and '.join(row['engines'])} | {_equal(row['predictions'], 2)} | {same} |")
+            same = "-" if row["bytes"] is None else equal(row["bytes"], 2)
+            lines.append(f"| {' and '.join(row['engines'])} | {equal(row['predictions'], 2)} | {same} |")
         lines.append("")
     shown = list(details["per_class"])[-1]
     lines += [f"| class ({shown}) | precision | recall | F1 | images |", "|---|---:|---:|---:|---:|"]
@@ -44,7 +44,7 @@ def evaluation_table(details: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _equal(part, digits):
+def equal(part, digits):
     """What part is equal, in %: 100 is said only where all is."""
     return f"{100 * part if part == 1 else min(100 * part, 100 - 10.0**-digits):.{digits}f}"
 
@@ -61,7 +61,7 @@ def layers_table(rows: list[dict], first: dict[str, str | None], changed: dict[s
     """Part of each layer's bytes that equal the integer network's, and the first layer that differs, in Markdown."""
     names = list(first)
     lines = ["| layer, bytes equal to jax_int % | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    lines += [f"| {row['layer']} | " + " | ".join(_equal(row[n], 3) for n in names) + " |" for row in rows]
+    lines += [f"| {row['layer']} | " + " | ".join(equal(row[n], 3) for n in names) + " |" for row in rows]
     for name in names:
         where = f"first differs in layer {first[name]}" if first[name] else "equal in every layer"
         lines.append(f"\n{name}: {where}; another class in {100 * changed[name]:.2f} % of the images")

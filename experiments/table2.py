@@ -37,6 +37,14 @@ ROWS = {
     "small_long": "that, int8 trained, large layers of 4 bits",
 }
 FLOAT_ONLY = ("dense_more",)  # what others are measured against: trained and evaluated in JAX alone
+# What an int8 row is measured against: float networks of the same seed.
+AGAINST = {
+    "small": ("dense",),
+    "small4": ("dense", "dense_more"),
+    "dense_int8": ("dense_more",),
+    "small_long": ("dense_long",),
+}
+OWN = "own"  # among the recipes that experiments/table2_variants.py compares, that of configs/cifar10_table2.py
 # What the thesis reports for the same steps: accuracy %, and megabytes with what they are (THESIS, Table 2).
 THESIS = {
     "dense float": (85.91, "28 MB: float32 weights and Adam's two moments"),
@@ -168,7 +176,7 @@ def publish(row: dict) -> None:
 def compared() -> list[dict]:
     """The recipes that experiments/table2_variants.py compared with the rows."""
     path = RESULTS / "table2_variants.json"
-    return [r for r in json.loads(path.read_text()) if r["variant"] != "own"] if path.is_file() else []
+    return [r for r in json.loads(path.read_text()) if r["variant"] != OWN] if path.is_file() else []
 
 
 def _order(row):
@@ -180,7 +188,8 @@ def table(rows: list[dict]) -> str:
     groups = {name: [r for r in rows if r["row"] == name] for name in ROWS}
     groups = {name: found for name, found in groups.items() if found}
     integer = {name: found for name, found in groups.items() if name not in FLOAT_ONLY}
-    return "\n".join([*_accuracies(groups), "", *_sizes(groups), "", *_equality(integer)]) + "\n"
+    parts = (_accuracies(groups), _differences(groups), _sizes(groups), _equality(integer))
+    return "\n".join(line for part in parts for line in (*part, ""))
 
 
 def _accuracies(groups):
@@ -196,6 +205,24 @@ def _accuracies(groups):
         yield f"| {ROWS[name]} | {figures} |"
     for name, (accuracy, _) in THESIS.items():
         yield f"| *thesis: {name}* | | | {accuracy} | | | | 1 |"
+
+
+def _differences(groups):
+    yield (
+        "| int8 network in TFLM, whole test set | epochs | the float network of that seed | its epochs "
+        "| points above it, by seed | download, bytes |"
+    )
+    yield "|---|---:|---|---:|---:|---:|"
+    for name, other in ((name, other) for name, floats in AGAINST.items() for other in floats):
+        ours = [r for r in groups.get(name, ()) if "tflm" in r["test"]]
+        pairs = [(a, b) for a in ours for b in groups.get(other, ()) if a["seed"] == b["seed"]]
+        if not pairs:
+            continue
+        points = (100 * (a["test"]["tflm"]["accuracy"] - b["test"]["jax"]["accuracy"]) for a, b in pairs)
+        by_seed = ", ".join(f"{p:+.2f} ({a['seed']})" for p, (a, _) in zip(points, pairs, strict=True))
+        epochs, others = (f"{r['epochs']:g}" for r in pairs[0])
+        size = max(a["int8_sizes"]["download_bytes"] for a, _ in pairs)
+        yield f"| {ROWS[name]} | {epochs} | {ROWS[other].partition(';')[0]} | {others} | {by_seed} | {size:,} |"
 
 
 def _sizes(groups):
@@ -218,6 +245,8 @@ def _largest(values):
 
 
 def _equality(integer):
+    from atalaia import report
+
     yield (
         "| bytes of the logits equal to integer JAX's %, in brackets same class % | TFLM, test set "
         "| TFLite reference, validation | XNNPACK, validation "
@@ -231,12 +260,14 @@ def _equality(integer):
         same = [1 - r["forward_predictions_changed"] for r in forward]
         cells.append(_least([r["forward_bytes_equal"] for r in forward], same))
         classes = [r["forward_same_class"] for r in forward]
-        cells.append(f"{100 * min(classes):.6g}" if classes else "-")
+        cells.append(report.equal(min(classes), 2) if classes else "-")
         yield f"| {ROWS[name]} | {' | '.join(cells)} |"
 
 
 def _least(parts, same):
-    return f"{100 * min(parts):.4g} ({100 * min(same):.4g})" if parts else "-"
+    from atalaia import report
+
+    return f"{report.equal(min(parts), 2)} ({report.equal(min(same), 2)})" if parts else "-"
 
 
 def _percent(rows, engine, figure):

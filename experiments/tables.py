@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
 RESULTS = ROOT / "experiments/results"
 
 SEEDS = flags.DEFINE_list("seeds", ["0"], "One run each.")
-_DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
+DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
 
 
 def define_rows() -> None:
@@ -53,7 +53,7 @@ def step(name: str, *arguments: str) -> None:
     """`python -m atalaia.NAME ARGUMENTS`; where it fails, having said why, the script ends with its exit code."""
     from atalaia import runs
 
-    data = [f"--data_dir={_DATA.value}"] if _DATA.value else []
+    data = [f"--data_dir={DATA.value}"] if DATA.value else []
     command = [sys.executable, "-m", f"atalaia.{name}", *arguments, *data]
     try:
         code = runs.call(command, ROOT)

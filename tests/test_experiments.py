@@ -26,7 +26,7 @@ from atalaia import runs, search, train  # noqa: E402
 from atalaia import space as spaces  # noqa: E402
 from atalaia.errors import UserError  # noqa: E402
 from atalaia.space import choice  # noqa: E402
-from experiments import distill_speed, pipeline, table1  # noqa: E402
+from experiments import distill_speed, pipeline, resnet50_port, table1  # noqa: E402
 
 SPACE = {"distillation.alpha": choice(0.1, 0.5), "distillation.temperature": choice(2.0, 5.0)}
 WORDS = ["--config=configs/table1.py:rafael_base_distilled", "--config.distill.epochs=4"]
@@ -198,6 +198,7 @@ class PublishedTest(parameterized.TestCase):
         ("table2_variants", table2_variants),
         ("pipeline", pipeline),
         ("distill_speed", distill_speed),
+        ("resnet50_port", resnet50_port),
         ("search_replay", search_replay),
     )
     def test_tables_are_those_of_the_figures(self, name, script):
@@ -248,6 +249,20 @@ class Table2Test(absltest.TestCase):
             for _, changes in variants.values():
                 config = runs.check(str(tables.ROOT / f"{table2.CONFIG}:{row}"), changes)
                 self.assertLessEqual(changes.items(), configs.flat(config).items())
+
+    def test_an_int8_row_is_measured_against_float_networks_of_its_seed(self):
+        def row(name, seed, engine, accuracy, size=0):
+            test = {engine: dict(accuracy=accuracy)}
+            return dict(row=name, seed=seed, epochs=20.0 + seed, test=test, int8_sizes=dict(download_bytes=size))
+
+        found = [row("small", 1, "tflm", 0.905, 1200), row("small", 2, "tflm", 0.91, 1300)]
+        found += [row("small", 3, "tflm", 0.95, 9999), row("dense", 1, "jax", 0.9101), row("dense", 2, "jax", 0.9)]
+        groups = {name: [r for r in found if r["row"] == name] for name in ("dense", "small")}
+        *_, line = table2._differences(groups)
+        self.assertEqual(
+            line,
+            "| pruned, int8 trained, large layers of 4 bits | 21 | dense float | 21 | -0.51 (1), +1.00 (2) | 1,300 |",
+        )
 
     def test_variants_stand_beside_the_row_as_it_is(self):
         figures = dict(seed=1, epochs=45.0, sparsity=0.925, download_bytes=130000)
