@@ -110,13 +110,13 @@ def pruned_long(c):
     """:pruned from that network."""
     pruned(c)
     _from_long(c, TEACHER_LONG)
-    c.prune.epochs = 10.0
 
 
 def small_long(c):
-    """:small from that one."""
+    """:small from that one, by twice the epochs."""
     small(c)
     _from_long(c, "runs/table2/pruned_long")
+    c.quantize.epochs = 2 * QUANTIZE
 
 
 def _from_long(c, start):

@@ -32,9 +32,9 @@ ROWS = {
     "smallest": "pruned further, 4 bits trained",
     "dense_more": "dense float, distilled on",
     "dense_int8": "dense, int8 trained",
-    "dense_long": "dense float, 4 times the epochs, larger cutout; int8 calibrated",
-    "pruned_long": "pruned from that float; int8 calibrated",
-    "small_long": "that, int8 trained, large layers of 4 bits",
+    "dense_long": "long dense float (4 times the epochs, larger cutout); int8 calibrated",
+    "pruned_long": "pruned from the long one; int8 calibrated",
+    "small_long": "pruned from the long one, int8 trained, large layers of 4 bits",
 }
 FLOAT_ONLY = ("dense_more",)  # what others are measured against: trained and evaluated in JAX alone
 # What an int8 row is measured against: float networks of the same seed.

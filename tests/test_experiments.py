@@ -249,6 +249,8 @@ class Table2Test(absltest.TestCase):
             for _, changes in variants.values():
                 config = runs.check(str(tables.ROOT / f"{table2.CONFIG}:{row}"), changes)
                 self.assertLessEqual(changes.items(), configs.flat(config).items())
+        self.assertEqual(table2_variants.epochs("small", "fewer"), 25 + 16 + 4)
+        self.assertEqual(table2_variants.epochs("small_long", "short"), 100 + 10 + 4)
 
     def test_an_int8_row_is_measured_against_float_networks_of_its_seed(self):
         def row(name, seed, engine, accuracy, size=0):
