@@ -170,7 +170,7 @@ def convert(weights: Weights) -> dict[str, np.ndarray]:
     return found
 
 
-def keras_layers(weights) -> dict[str, tuple[str, str]]:
+def keras_layers(weights: Weights) -> dict[str, tuple[str, str]]:
     """Our layers to Keras's convolution and BatchNorm, by new names (conv2_block1_1_conv) or old (res2a_branch2a)."""
     old = "conv1_conv" not in weights
     found = {"stem": ("conv1", "bn_conv1") if old else ("conv1_conv", "conv1_bn")}

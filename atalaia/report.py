@@ -44,7 +44,7 @@ def evaluation_table(details: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def equal(part, digits):
+def equal(part: float, digits: int) -> str:
     """What part is equal, in %: 100 is said only where all is."""
     return f"{100 * part if part == 1 else min(100 * part, 100 - 10.0**-digits):.{digits}f}"
 

@@ -5,9 +5,10 @@ python experiments/resnet50_port.py [--images=32] [--data_dir=FOLDER]
 The weights are those that teachers get, fetched where they are not kept yet; tf_keras's layers get them as they were
 read, with the epsilon that came with them, and keep their BatchNorms, which ours fold. Images are of the training
 set, enlarged. Writes experiments/results/resnet50_port.json and .md, and the table in README.md. (Random weights, with
-uneven sides, are compared in tests/test_resnet50.py.)
+uneven sides, are compared in tests/test_resnet50.py.) Needs the packages of requirements-dev.txt.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def main():
         report.publish_rows(RESULTS / "resnet50_port.json", row, ("source", "size"), table)
 
 
-def keras_network(weights: dict):
+def keras_network(weights: dict[str, dict[str, np.ndarray]]) -> Callable:
     """tf_keras's ResNet50 to average-pooled features, with these weights (pretrained.read)."""
     import tf_keras
 
@@ -51,7 +52,7 @@ def keras_network(weights: dict):
     return network
 
 
-def our_network(cache: Path):
+def our_network(cache: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Images [n, size, size, 3] of 0 to 1 to features [n, 2048]: our network's, with identity as its last layer."""
     import jax
     import jax.numpy as jnp
@@ -63,10 +64,11 @@ def our_network(cache: Path):
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
     params = pretrained.load(shapes["params"], cache)
     params["logits"] = dict(kernel=jnp.eye(features), bias=jnp.zeros(features))
-    return lambda images: np.asarray(jax.jit(network.apply)({"params": params}, images))
+    apply = jax.jit(network.apply)
+    return lambda images: np.asarray(apply({"params": params}, images))
 
 
-def compare(network, ours, images: np.ndarray) -> dict:
+def compare(network: Callable, ours: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> dict[str, float]:
     """Differences of the features, relative to Keras's: of all by their norms, and the largest to the largest."""
     import tf_keras
 

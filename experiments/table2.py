@@ -39,7 +39,7 @@ ROWS = {
 FLOAT_ONLY = ("dense_more",)  # what others are measured against: trained and evaluated in JAX alone
 # What an int8 row is measured against: float networks of the same seed.
 AGAINST = {
-    "small": ("dense",),
+    "small": ("dense", "dense_more"),
     "small4": ("dense", "dense_more"),
     "dense_int8": ("dense_more",),
     "small_long": ("dense_long",),

@@ -1,6 +1,6 @@
 """Sparsity and epochs of Table 2's pruned rows, chosen on the validation split among several recipes: one table.
 
-python experiments/table2_variants.py [--rows=pruned,small,small4,smallest] [--seeds=1] [--data_dir=FOLDER]
+python experiments/table2_variants.py [--rows=pruned,small,small4,...] [--seeds=1] [--data_dir=FOLDER]
 
 Trains what is not trained yet in runs/table2/variants, from the runs of Table 2 that the rows start from (first
 ./run.sh table2 --seeds=1), exports it and evaluates the integer network on the validation split; the test set is never
