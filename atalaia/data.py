@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Collection
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -37,7 +37,7 @@ STL10_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabe
 
 class Split(NamedTuple):
     images: np.ndarray  # uint8 [n, height, width, channels]
-    labels: np.ndarray  # int32 [n]
+    targets: Any  # what is learned of each: a pytree of arrays [n, ...]; of classification int32 [n]
 
 
 class Dataset(NamedTuple):
@@ -45,7 +45,7 @@ class Dataset(NamedTuple):
     train: Split
     validation: Split  # empty when none was asked for
     test: Split
-    class_names: tuple[str, ...]
+    names: tuple[str, ...]  # of what the outputs stand for: the classes, or the numbers
     unlabelled: np.ndarray  # uint8 [m, height, width, channels], possibly on the disk; empty when none were asked for
 
 
@@ -54,7 +54,7 @@ class Source(NamedTuple):
 
     train: Split
     test: Split | None
-    class_names: tuple[str, ...]
+    names: tuple[str, ...]  # of what the outputs stand for: the classes, or the numbers
     unlabelled: np.ndarray | None = None  # OFFICIAL ones, where they are asked for
 
 
@@ -88,23 +88,23 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
     if test is None:
         train, test = _carve(train, TEST_FRACTION, TEST_SEED)
     # Before they are resized: all of CIFAR-10 at 96x96 would take 1.7 GB.
-    train = _subset(train, "train", config.train_per_class, config.split_seed, source.class_names)
-    test = _subset(test, "test", config.test_per_class, TEST_SEED, source.class_names)
+    train = _subset(train, "train", config.train_per_class, config.split_seed, source.names)
+    test = _subset(test, "test", config.test_per_class, TEST_SEED, source.names)
     native = train.images.shape[1]
     train, validation = _carve(train, config.validation, config.split_seed)
-    name = _display_name(config, native, round(len(train.labels) / len(source.class_names)))
+    name = _display_name(config, native, round(len(train.targets) / len(source.names)))
 
     def convert(images):
         return _convert(images, config, name)
 
-    splits = [Split(convert(s.images), s.labels.astype(np.int32)) for s in (train, validation, test)]
+    splits = [Split(convert(s.images), s.targets.astype(np.int32)) for s in (train, validation, test)]
     shape = splits[0].images.shape[1:]
     unlabelled = np.empty((0, *shape), np.uint8)
     if source.unlabelled is not None:
         unlabelled = convert(source.unlabelled)
     elif config.unlabelled:
         unlabelled = _read(_images_below(Path(config.unlabelled).expanduser()), *shape[1:])
-    return Dataset(name, *splits, source.class_names, unlabelled)
+    return Dataset(name, *splits, source.names, unlabelled)
 
 
 def validate(config: ConfigDict) -> None:
@@ -150,15 +150,15 @@ def _subset(split: Split, part: str, per_class: int, seed: int, class_names: tup
     if not per_class:
         return split
     random = np.random.RandomState(seed)
-    kept = np.zeros(len(split.labels), bool)
+    kept = np.zeros(len(split.targets), bool)
     for label, name in enumerate(class_names):
-        members = random.permutation(np.flatnonzero(split.labels == label))
+        members = random.permutation(np.flatnonzero(split.targets == label))
         if len(members) < per_class:
             raise UserError(
                 f"data.{part}_per_class = {per_class}: class {name!r} has {len(members)} images there; give fewer, or 0"
             )
         kept[members[:per_class]] = True
-    return Split(split.images[kept], split.labels[kept])
+    return Split(split.images[kept], split.targets[kept])
 
 
 def _display_name(config: ConfigDict, native: int, per_class: int) -> str:
@@ -249,8 +249,8 @@ def _cifar10_decode(cache: Path, decoded: Path) -> tuple[Split, Split]:
     suffixed = [name + suffix for name in CIFAR10_BATCHES for suffix in (".bin", ".png")]
     contents = _members(archive, (*suffixed, "train_lables.json", "test_lables.json"))
     train, test = (_cifar10_pictures if "test_batch.png" in contents else _cifar10_records)(contents, archive)
-    arrays = {"train_images": train.images, "train_labels": train.labels}
-    files.write_arrays(decoded, arrays | {"test_images": test.images, "test_labels": test.labels})
+    arrays = {"train_images": train.images, "train_labels": train.targets}
+    files.write_arrays(decoded, arrays | {"test_images": test.images, "test_labels": test.targets})
     return train, test
 
 
@@ -281,7 +281,7 @@ def _cifar10_pictures(contents: dict[str, bytes], source: Path) -> tuple[Split, 
 
 def _cifar10_checked(train: Split, test: Split, source: Path) -> tuple[Split, Split]:
     for split, count in ((train, 5 * CIFAR10_BATCH_IMAGES), (test, CIFAR10_BATCH_IMAGES)):
-        counts = np.bincount(split.labels, minlength=10)
+        counts = np.bincount(split.targets, minlength=10)
         if split.images.shape != (count, 32, 32, 3) or not np.array_equal(counts, [count // 10] * 10):
             raise UserError(f"{source} is not CIFAR-10: {count} images, a tenth of each class, are expected; remove it")
     return train, test

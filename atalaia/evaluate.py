@@ -72,7 +72,7 @@ def images_of(dataset: data.Dataset, split: str) -> data.Split:
       UserError: it is empty.
     """
     found = getattr(dataset, split)
-    if not len(found.labels):
+    if not len(found.targets):
         raise UserError("the run has no validation split (data.validation is 0): evaluate on --split=test")
     return found
 
@@ -110,8 +110,8 @@ def evaluate(
             kept[name] = _kept_path(workdir, name, tflite_bytes, images)
             outputs[name], seconds[name], most = _engine_outputs(name, tflite_bytes, images, kept[name])
             peak = max(peak, most)
-        if outputs[name].shape[1] != len(dataset.class_names):
-            found, expected = outputs[name].shape[1], len(dataset.class_names)
+        if outputs[name].shape[1] != len(dataset.names):
+            found, expected = outputs[name].shape[1], len(dataset.names)
             raise UserError(f"the model has {found} classes, data set {dataset.name} has {expected}")
     predictions = {name: out.argmax(1) for name, out in outputs.items()}
     scores = {name: score(labels, predicted) for name, predicted in predictions.items()}
@@ -121,7 +121,7 @@ def evaluate(
         engines=scores,
         seconds={k: round(s, 1) for k, s in (seconds | dict(total=sum(seconds.values()))).items()},
         agreement=agreement(outputs),
-        per_class={name: per_class(labels, p, dataset.class_names) for name, p in predictions.items()},
+        per_class={name: per_class(labels, p, dataset.names) for name, p in predictions.items()},
         peak_memory_bytes=max(peak, _peak_memory(labels)),
     )
     suffix = "" if split == "test" else f"_{split}"
@@ -130,9 +130,7 @@ def evaluate(
     write_whole(workdir / f"evaluation{suffix}.md", text)
     print(text)
     title = f"{dataset.name}, {split}, {names[-1]}"
-    report.confusion_picture(
-        workdir / f"confusion{suffix}.png", labels, predictions[names[-1]], dataset.class_names, title
-    )
+    report.confusion_picture(workdir / f"confusion{suffix}.png", labels, predictions[names[-1]], dataset.names, title)
     write_json(workdir / f"evaluation{suffix}.json", scores)  # the last one: what there is of it is whole
     for path in kept.values():
         path.unlink(missing_ok=True)

@@ -132,7 +132,7 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
       UserError: a field does not fit the data or the network, or a run that it names is not there, or does not fit.
     """
     plan = make_plan(config, *image_counts(dataset))
-    model, shape = models.create(config.model, len(dataset.class_names)), dataset.train.images.shape[1:]
+    model, shape = models.create(config.model, len(dataset.names)), dataset.train.images.shape[1:]
     shapes = state_shapes(config, model, shape)
     if config.start_from and not saved:
         _refuse_other_start(config, shapes)
@@ -178,7 +178,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     step_fn = make_step(config, forward, optimizer, guide.logits)
     evaluate = make_evaluate(forward, run.dataset.validation)
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
-    epoch_steps = len(train.labels) // config.batch_size
+    epoch_steps = len(train.targets) // config.batch_size
     eval_steps = max(1, round(config.eval_epochs * epoch_steps))
     order, window, since, saved = None, [], time.monotonic(), time.monotonic()
 
@@ -188,7 +188,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
         for step in range(int(state.step), stage.end):
             epoch, place = divmod(step - stage.first, epoch_steps)
             if order is None or place == 0:
-                order, begun = epoch_order(state.key, stage.first + epoch, len(train.labels)), time.monotonic()
+                order, begun = epoch_order(state.key, stage.first + epoch, len(train.targets)), time.monotonic()
                 taught = guide.of(epoch)
                 since += time.monotonic() - begun  # it may have been computed now
             state, figures = step_fn(state, train, order, place * config.batch_size, taught)
@@ -267,7 +267,7 @@ def training_split(dataset: data.Dataset, stage: Stage) -> data.Split:
     """What a stage trains on: with a teacher, the unlabelled images too, whose label is -1."""
     if not (stage.config.get("teacher") and len(dataset.unlabelled)):
         return dataset.train
-    labels = np.full(len(dataset.unlabelled), -1, dataset.train.labels.dtype)
+    labels = np.full(len(dataset.unlabelled), -1, dataset.train.targets.dtype)
     return data.Split(*map(np.concatenate, zip(dataset.train, (dataset.unlabelled, labels), strict=True)))
 
 
@@ -296,7 +296,7 @@ def make_guide(run: Run, stage: Stage, images: np.ndarray) -> Guide:
     if not views:
         taught = jax.device_put(dict(variables=variables), over_devices())
         return Guide(logits, lambda epoch: taught)
-    classes = len(run.dataset.class_names)
+    classes = len(run.dataset.names)
     cache = distill.open_cache(run.cache, network, logits, variables, images, classes, run.config.augment)
     return Guide(
         logits,
@@ -340,7 +340,7 @@ def make_step(
     def step(state, train, order, start, guide=None):
         index = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
         index = jax.lax.with_sharding_constraint(index, over_devices("batch"))
-        labels = train.labels[index]
+        labels = train.targets[index]
         with jax.named_scope("images"):  # names for profiles
             images, taught = look(state, train.images[index], index, guide)
         gradient = jax.value_and_grad(objective, has_aux=True)
@@ -356,13 +356,13 @@ def make_step(
 
 def make_evaluate(forward: Callable, split: data.Split) -> Callable[[TrainState], dict[str, float]]:
     """`evaluate(state)` to validation loss and accuracy over a whole split; {} for an empty one."""
-    n = len(split.labels)
+    n = len(split.targets)
     if n == 0:
         return lambda state: {}
     size = min(n, EVAL_BATCH)
     padding = -n % size
     images = jnp.pad(split.images, ((0, padding), (0, 0), (0, 0), (0, 0))).reshape(-1, size, *split.images.shape[1:])
-    labels = jnp.pad(split.labels, (0, padding), constant_values=-1).reshape(-1, size)
+    labels = jnp.pad(split.targets, (0, padding), constant_values=-1).reshape(-1, size)
 
     @jax.jit
     def sums(variables, images, labels):
@@ -380,7 +380,7 @@ def make_evaluate(forward: Callable, split: data.Split) -> Callable[[TrainState]
 
 def image_counts(dataset: data.Dataset) -> tuple[int, int]:
     """Training images with a label, and without."""
-    return len(dataset.train.labels), len(dataset.unlabelled)
+    return len(dataset.train.targets), len(dataset.unlabelled)
 
 
 def make_plan(config: ConfigDict, images: int, unlabelled: int = 0) -> list[Stage]:
@@ -581,15 +581,15 @@ def _fitting_run(field, folder, dataset, ours):
             f"{field}: {folder} was trained on images of {done['image_shape']}, this run's are {shape}: image size and "
             "classes must be the same"
         )
-    theirs = done.get("classes", list(dataset.class_names))
-    if len(theirs) == len(dataset.class_names) and theirs != list(dataset.class_names):
-        this, other = next((a, b) for a, b in zip(dataset.class_names, theirs, strict=True) if a != b)
+    theirs = done.get("classes", list(dataset.names))
+    if len(theirs) == len(dataset.names) and theirs != list(dataset.names):
+        this, other = next((a, b) for a, b in zip(dataset.names, theirs, strict=True) if a != b)
         raise UserError(f"{field}: {folder} tells other classes apart, {other!r} where this run's data have {this!r}")
-    model = models.create(source.model, len(dataset.class_names))
+    model = models.create(source.model, len(dataset.names))
     shapes = state_shapes(source, model, dataset.train.images.shape[1:])
     manager = checkpoint.open_folder(folder, writing=False)
     theirs = checkpoint.parameter_shapes(manager, done["steps"])
-    what = f"data ({len(dataset.class_names)} classes)"
+    what = f"data ({len(dataset.names)} classes)"
     _refuse_other_shapes(field, folder, source, theirs, what, shapes, "image size and classes")
     return source, model, manager, done["steps"], shapes
 
@@ -619,7 +619,7 @@ def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> Tr
     Raises:
       UserError: the run is not finished, or its checkpoint is damaged.
     """
-    model = models.create(config.model, len(dataset.class_names))
+    model = models.create(config.model, len(dataset.names))
     step = finished(workdir)["steps"]
     manager = checkpoint.open_folder(workdir, writing=False)
     shapes = state_shapes(config, model, dataset.train.images.shape[1:])
@@ -676,7 +676,7 @@ def _refuse_broken_weights(run, stage, step, state):
 def _summary(config, model, state, dataset):
     _, table = layers.summary(model, variables_of(state), dataset.train.images.shape[1:])
     splits = ("train", "validation", "test")
-    counts = ", ".join(f"{len(getattr(dataset, split).labels):,} {split}" for split in splits)
+    counts = ", ".join(f"{len(getattr(dataset, split).targets):,} {split}" for split in splits)
     return f"model {config.model}, data {dataset.name}: {counts} images\n{table}"
 
 
@@ -703,7 +703,7 @@ def _finish(run):
             seconds=round(time.monotonic() - run.clock, 1),
             peak_memory_bytes=metrics.peak_memory_bytes(),
             dataset=run.dataset.name,
-            classes=list(run.dataset.class_names),
+            classes=list(run.dataset.names),
             image_shape=list(run.dataset.train.images.shape[1:]),
             seed=run.config.seed,
             device=jax.devices()[0].device_kind,

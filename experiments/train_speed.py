@@ -221,7 +221,7 @@ def our_step(row: Row):
     macs = [r["macs"] for r in rows if r["macs"]]
     # Forward, gradient of the weights, gradient of the input; the first layer's input needs none.
     flops = 2 * (3 * sum(macs) - macs[0]) if row.train else 2 * sum(macs)
-    (stage,) = train.make_plan(config, len(split.labels))
+    (stage,) = train.make_plan(config, len(split.targets))
     if not row.train:
         evaluate = train.make_evaluate(train.make_forward(config, model, stage), split)
         return lambda calls: [evaluate(state) for _ in range(calls)], flops
@@ -233,7 +233,7 @@ def our_step(row: Row):
     def run(calls):
         for call in range(calls):
             if call % 8 == 0:
-                order = train.epoch_order(held[0].key, call, len(split.labels))
+                order = train.epoch_order(held[0].key, call, len(split.targets))
             held[0], figures = step(held[0], split, order, call % 8 * row.batch)
         jax.block_until_ready(figures)
 

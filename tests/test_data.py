@@ -57,15 +57,15 @@ class LoadTest(DataTest):
     def test_digits(self):
         digits = data.load(_config("digits"), self.cache)
         self.assertEqual(digits.train.images.shape[1:], (8, 8, 1))
-        self.assertEqual((digits.train.images.dtype, digits.train.labels.dtype), (np.uint8, np.int32))
-        self.assertEqual(len(digits.train.labels) + len(digits.test.labels), 1797)
+        self.assertEqual((digits.train.images.dtype, digits.train.targets.dtype), (np.uint8, np.int32))
+        self.assertEqual(len(digits.train.targets) + len(digits.test.targets), 1797)
         self.assertEqual(digits.validation.images.shape, (0, 8, 8, 1))
-        self.assertEqual(digits.class_names, tuple("0123456789"))
+        self.assertEqual(digits.names, tuple("0123456789"))
         self.assertContainsSubset(np.unique(digits.train.images), [round(p * 255 / 16) for p in range(17)])
 
     def test_lfw_faces(self):
         faces = data.load(_config("lfw_faces", validation=0.25), self.cache)
-        sizes = [np.bincount(split.labels).tolist() for split in (faces.train, faces.validation, faces.test)]
+        sizes = [np.bincount(split.targets).tolist() for split in (faces.train, faces.validation, faces.test)]
         self.assertEqual(sizes, [[60, 60], [20, 20], [20, 20]])
         self.assertEqual(faces.train.images.shape, (120, 25, 25, 1))
         self.assertEqual(faces.train.images.max(), 255)
@@ -80,16 +80,16 @@ class LoadTest(DataTest):
         self.assertFalse(np.array_equal(first.validation.images, other.validation.images))
         self.assertEmpty(_rows(first.train.images) & _rows(first.validation.images))  # digits has no duplicates
         self.assertEmpty(_rows(first.train.images) & _rows(first.test.images))
-        counts = np.bincount(first.train.labels) + np.bincount(first.validation.labels)
-        np.testing.assert_array_equal(np.bincount(first.validation.labels), np.round(counts * 0.1))
+        counts = np.bincount(first.train.targets) + np.bincount(first.validation.targets)
+        np.testing.assert_array_equal(np.bincount(first.validation.targets), np.round(counts * 0.1))
 
     def test_carve_leaves_each_class_in_both_parts(self):
         split = data.Split(self._pixels(7, 2, 2, 1), np.array([0, 0, 1, 1, 1, 2, 0]))
         kept, taken = data._carve(split, 0.01, 0)
-        self.assertEqual(np.bincount(taken.labels).tolist(), [1, 1])  # class 2 has a single image: it stays
-        self.assertEqual(np.bincount(kept.labels).tolist(), [2, 2, 1])
+        self.assertEqual(np.bincount(taken.targets).tolist(), [1, 1])  # class 2 has a single image: it stays
+        self.assertEqual(np.bincount(kept.targets).tolist(), [2, 2, 1])
         kept, _ = data._carve(split, 0.99, 0)
-        self.assertEqual(np.bincount(kept.labels).tolist(), [1, 1, 1])
+        self.assertEqual(np.bincount(kept.targets).tolist(), [1, 1, 1])
 
     def test_resize(self):
         native = data.load(_config("digits"), self.cache).test.images[0, ..., 0]
@@ -119,13 +119,13 @@ class LoadTest(DataTest):
         whole = data.load(_config("digits"), self.cache)
         fields = {"train_per_class": 30, "test_per_class": 7}
         some = data.load(_config("digits", validation=0.1, **fields), self.cache)
-        sizes = [np.bincount(split.labels).tolist() for split in (some.train, some.validation, some.test)]
+        sizes = [np.bincount(split.targets).tolist() for split in (some.train, some.validation, some.test)]
         self.assertEqual(sizes, [[27] * 10, [3] * 10, [7] * 10])
         self.assertContainsSubset(_rows(some.train.images) | _rows(some.validation.images), _rows(whole.train.images))
         order = {row.tobytes(): i for i, row in enumerate(whole.test.images)}
         places = [order[row.tobytes()] for row in some.test.images]
         self.assertEqual(places, sorted(places))
-        np.testing.assert_array_equal(whole.test.labels[places], some.test.labels)
+        np.testing.assert_array_equal(whole.test.targets[places], some.test.targets)
 
     def test_a_subset_is_drawn_by_its_seed_and_that_of_the_test_set_by_none(self):
         fields = {"train_per_class": 30, "test_per_class": 7}
@@ -216,10 +216,10 @@ class Cifar10Test(DataTest):
 
     def _assert_right(self, loaded):
         np.testing.assert_array_equal(loaded.train.images, self.images[:-PER_BATCH])
-        np.testing.assert_array_equal(loaded.train.labels, self.labels[:-PER_BATCH])
+        np.testing.assert_array_equal(loaded.train.targets, self.labels[:-PER_BATCH])
         np.testing.assert_array_equal(loaded.test.images, self.images[-PER_BATCH:])
-        np.testing.assert_array_equal(loaded.test.labels, self.labels[-PER_BATCH:])
-        self.assertEqual(loaded.train.labels.dtype, np.int32)
+        np.testing.assert_array_equal(loaded.test.targets, self.labels[-PER_BATCH:])
+        self.assertEqual(loaded.train.targets.dtype, np.int32)
 
     def _unpacked(self, files: dict[str, bytes]):
         folder = self.cache / "cifar-10-batches-bin"
@@ -313,9 +313,9 @@ class Stl10Test(DataTest):
     def _assert_right(self, loaded):
         np.testing.assert_array_equal(loaded.train.images, self.images[:3])
         np.testing.assert_array_equal(loaded.test.images, self.images[3:5])
-        self.assertEqual(loaded.train.labels.tolist(), [0, 1, 9])
-        self.assertEqual(loaded.test.labels.tolist(), [9, 0])
-        self.assertEqual((loaded.class_names[0], loaded.class_names[9]), ("airplane", "truck"))
+        self.assertEqual(loaded.train.targets.tolist(), [0, 1, 9])
+        self.assertEqual(loaded.test.targets.tolist(), [9, 0])
+        self.assertEqual((loaded.names[0], loaded.names[9]), ("airplane", "truck"))
 
     def test_folder(self):
         loaded = self._load(unlabelled="official")
@@ -389,19 +389,19 @@ class ImageFolderTest(DataTest):
 
     def test_classes_by_name_and_a_carved_test_set(self):
         loaded = self._load(validation=0.25)
-        self.assertEqual(loaded.class_names, ("cat", "dog"))
-        sizes = [np.bincount(split.labels).tolist() for split in (loaded.train, loaded.validation, loaded.test)]
+        self.assertEqual(loaded.names, ("cat", "dog"))
+        sizes = [np.bincount(split.targets).tolist() for split in (loaded.train, loaded.validation, loaded.test)]
         self.assertEqual(sizes, [[6, 6], [2, 2], [2, 2]])
         pixels = _rows([np.asarray(Image.open(path)) for path in (self.root / "train/cat").iterdir()])
-        cats = [split.images[split.labels == 0] for split in (loaded.train, loaded.validation, loaded.test)]
+        cats = [split.images[split.targets == 0] for split in (loaded.train, loaded.validation, loaded.test)]
         self.assertEqual(_rows(np.concatenate(cats)), pixels)
 
     def test_own_test_folder(self):
         self._save("test/dog/a.bmp", np.full((8, 8, 3), 9, np.uint8))
         loaded = self._load()
-        self.assertEqual(loaded.test.labels.tolist(), [1])
+        self.assertEqual(loaded.test.targets.tolist(), [1])
         np.testing.assert_array_equal(loaded.test.images, 9)
-        self.assertLen(loaded.train.labels, 20)
+        self.assertLen(loaded.train.targets, 20)
 
     def test_formats_and_modes(self):
         for i, (suffix, shape) in enumerate(

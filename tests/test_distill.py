@@ -344,7 +344,7 @@ class StageTest(absltest.TestCase):
         config = self.config("dense", "distill", **{"distill.teacher": self.teacher()})
         for name in config.stages:
             config[name].update(dict(epochs=1.0, steps=0))
-        n = len(dataset.train.labels)
+        n = len(dataset.train.targets)
         with absltest.mock.patch.object(data, "load", return_value=grown):
             _, rows = self.run_config(config, "run")
         self.assertEqual(rows[-1]["step"], n // 32 + (n + 128) // 32)

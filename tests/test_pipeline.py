@@ -39,7 +39,7 @@ class PipelineTest(absltest.TestCase):
     def test_evaluation_json_has_every_engine_over_the_whole_test_set(self):
         written = json.loads((self.workdir / "evaluation.json").read_text())
         self.assertEqual(written, self.scores)
-        self.assertEqual([row["images"] for row in written.values()], [len(self.dataset.test.labels)] * 4)
+        self.assertEqual([row["images"] for row in written.values()], [len(self.dataset.test.targets)] * 4)
 
     def test_pruned_weights_are_zero_in_the_file(self):
         graph = tflite.load(self.path)

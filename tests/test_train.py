@@ -373,13 +373,13 @@ c.augment.pad_crop = 1
 model = thesis.Thesis(num_classes=10, widths=(8,), hidden=64)
 split = jax.device_put(data.load(c.data, ".").train, train.over_devices())
 state = train.init_state(c, model, (8, 8, 1))
-(stage,) = train.make_plan(c, len(split.labels))
+(stage,) = train.make_plan(c, len(split.targets))
 optimizer = train.make_optimizer(c, stage, state.params)
 state = jax.device_put(state._replace(opt_state=optimizer.init(state.params)), train.over_devices())
 step = train.make_step(c, train.make_forward(c, model, stage), optimizer)
 shared = "all-reduce" in step.lower(state, split, train.epoch_order(state.key, 0, 1295), 0).compile().as_text()
 for i in range(3):
-    state, figures = step(state, split, train.epoch_order(state.key, 0, len(split.labels)), 32 * i)
+    state, figures = step(state, split, train.epoch_order(state.key, 0, len(split.targets)), 32 * i)
 np.savez(sys.argv[1], *jax.tree.leaves(jax.device_get((state, figures))), devices=jax.device_count(), shared=shared)
 """
 
@@ -419,9 +419,9 @@ class EvaluateTest(absltest.TestCase):
             with self.subTest(size=size), absltest.mock.patch.object(train, "EVAL_BATCH", size):
                 forward = train.make_forward(config, model, train.make_plan(config, 1000)[0])
                 found = train.make_evaluate(forward, odd)(state)
-                expected = losses.cross_entropy(logits, odd.labels, config.loss)
+                expected = losses.cross_entropy(logits, odd.targets, config.loss)
                 self.assertAlmostEqual(found["val_loss"], float(expected), places=4)
-                self.assertAlmostEqual(found["val_accuracy"], np.mean(np.argmax(logits, -1) == odd.labels))
+                self.assertAlmostEqual(found["val_accuracy"], np.mean(np.argmax(logits, -1) == odd.targets))
 
 
 class PlanTest(absltest.TestCase):

@@ -302,7 +302,7 @@ def main() -> None:
     if values.config is not None:
         configs.validate(values.config)
         dataset = data.load(values.config.data, cli.cache())
-        images = dataset.validation.images if len(dataset.validation.labels) else dataset.train.images
+        images = dataset.validation.images if len(dataset.validation.targets) else dataset.train.images
     options = {name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram")}
     report = generate(tflite_bytes, Path(values.out), images, **options)
     if values.count:
