@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from atalaia import data, distill, losses, models, optimizers, pretrained, pruning, qat
-from atalaia.errors import UserError
+from atalaia import data, distill, models, optimizers, own, pretrained, pruning, qat, tasks
+from atalaia.errors import UserError, choice
 from atalaia.files import write_json
 from atalaia.rules import compile_pattern
 
@@ -23,7 +23,8 @@ def base() -> ConfigDict:
     """Every field with its default."""
     c = ConfigDict()
     c.seed = 0
-    c.model = "resnet8"  # a name of atalaia.models.MODELS
+    c.task = "classify"  # a name of atalaia.tasks.TASKS: what the network is trained for
+    c.model = "resnet8"  # a name of atalaia.models.MODELS, or "path/to/net.py:Net"
     c.pretrained = ""  # weights of others to begin with, "imagenet" for resnet50; "": new weights
     c.trainable = ""  # regular expression: the parameters that are trained, the others stay as they are; "": all
     c.batch_size = 128
@@ -51,18 +52,24 @@ def base() -> ConfigDict:
     c.augment.brightness = 0.0  # largest amount added
     c.augment.contrast = 0.0  # largest relative change
     c.augment.noise = 0.0  # standard deviation of Gaussian noise
+    c.augment.rotate = 0.0  # largest angle in degrees
+    c.augment.own = ""  # "path/to/file.py:function" of (key, images, targets) to (images, targets), after the others
 
     c.loss = ConfigDict()
-    c.loss.name = "cross_entropy"  # a name of atalaia.losses.LOSSES
+    c.loss.name = "cross_entropy"  # of the task's LOSSES, or "path/to/file.py:function" of (outputs, targets) to []
     c.loss.label_smoothing = 0.0
+    c.loss.huber_delta = 1.0  # of loss "huber": the error from which on it is linear
+
+    c.regress = ConfigDict()  # of task "regress"
+    c.regress.kind = "numbers"  # what the numbers are, so that augmentation moves them: or "direction", "point"
 
     c.distillation = ConfigDict()  # of every stage that has a teacher
-    c.distillation.loss = "kd"  # a name of atalaia.losses.SOFT_LOSSES
-    c.distillation.alpha = 0.1  # part of the loss by labels; the rest follows the teacher
+    c.distillation.loss = "kd"  # of the task's SOFT_LOSSES
+    c.distillation.alpha = 0.1  # part of the loss by targets; the rest follows the teacher
     c.distillation.temperature = 5.0
     c.distillation.dkd_alpha = 1.0  # of loss "dkd": weight of the true class against the others
     c.distillation.dkd_beta = 8.0  # and of the other classes among themselves
-    c.distillation.views = 0  # fixed augmented views of an image whose logits are kept on disk; 0: none are kept
+    c.distillation.views = 0  # fixed augmented views of an image whose outputs are kept on disk; 0: none are kept
 
     c.dense = _stage(epochs=10.0)
     c.distill = _stage(epochs=10.0)
@@ -121,7 +128,6 @@ def validate(config: ConfigDict) -> None:
         raise UserError('start_from and pretrained both name weights to begin with: give one, and "" for the other')
     compile_pattern("trainable", config.trainable)
     data.validate(config.data)
-    _choice("loss.name", config.loss.name, losses.LOSSES)
     _range("batch_size", config.batch_size, 1)
     _range("log_steps", config.log_steps, 1)
     _range("calibration.images", config.calibration.images, 1)
@@ -130,15 +136,17 @@ def validate(config: ConfigDict) -> None:
     _range("checkpoint_seconds", config.checkpoint_seconds, 0)
     if not 0 < config.eval_epochs < math.inf:
         raise UserError(f"eval_epochs must be above 0, not {config.eval_epochs}")
-    for name in ("pad_crop", "cutout", "brightness", "contrast", "noise"):
+    for name in ("pad_crop", "cutout", "brightness", "contrast", "noise", "rotate"):
         _range(f"augment.{name}", config.augment[name], 0)
     if not config.stages or len(set(config.stages)) < len(config.stages):
         raise UserError(f"stages must name each stage once, not {tuple(config.stages)}")
     distill.validate(config.distillation)
     for name in config.stages:
-        _choice("stages", name, STAGES)
+        choice("stages", name, STAGES)
         _validate_stage(name, config[name])
     _validate_teachers(config)
+    tasks.validate(config)
+    _validate_own_augmentation(config)
     if "prune" in config.stages:
         pruning.validate(config.prune)
     if "quantize" in config.stages:
@@ -153,8 +161,8 @@ def _validate_stage(name, stage):
         which = "both" if given else "neither"
         raise UserError(f"{name}: {which} of epochs and steps given; set exactly one, the other to 0")
     _range(f"{name}.{given[0]}", stage[given[0]], 0, math.inf)
-    _choice(f"{name}.optimizer", stage.optimizer, optimizers.OPTIMIZERS)
-    _choice(f"{name}.lr_schedule", stage.lr_schedule, optimizers.SCHEDULES)
+    choice(f"{name}.optimizer", stage.optimizer, optimizers.OPTIMIZERS)
+    choice(f"{name}.lr_schedule", stage.lr_schedule, optimizers.SCHEDULES)
     _range(f"{name}.warmup", stage.warmup, 0, 1)
     _range(f"{name}.momentum", stage.momentum, 0, 1)
     for field in ("learning_rate", "weight_decay"):
@@ -174,9 +182,15 @@ def _validate_teachers(config):
         raise UserError(f"{first}.teacher = {distill.SELF!r}: nothing is trained before this stage: give start_from")
 
 
-def _choice(field, value, allowed):
-    if value not in allowed:
-        raise UserError(f"{field}: there is no {value!r}, only {', '.join(sorted(allowed))}")
+def _validate_own_augmentation(config):
+    if not config.augment.own:
+        return
+    own.resolve("augment.own", config.augment.own)
+    if config.distillation.views and any(config[stage].get("teacher") for stage in config.stages):
+        raise UserError(
+            "augment.own draws anew in each step, so a teacher's answers to it cannot be kept: set distillation.views "
+            'to 0, or augment.own to ""'
+        )
 
 
 def _range(field, value, low, below=None):

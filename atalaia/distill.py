@@ -1,9 +1,9 @@
-"""Distillation: a teacher's logits guide a student, or the dense network guides its compressed self.
+"""Distillation: a teacher's outputs guide a student, or the dense network guides its compressed self.
 
-A stage with a teacher minimises alpha * hard + (1 - alpha) * soft (losses.SOFT_LOSSES, `config.distillation`). Teacher
-and student see the same augmented image. With `views` = 0 the teacher runs in every step. Otherwise each image has so
-many fixed augmented views, one an epoch in turn, whose logits are kept on the disk: a costly teacher then runs once an
-image and view, whatever the number of epochs, students and trials.
+A stage with a teacher minimises alpha * hard + (1 - alpha) * soft (the task's SOFT_LOSSES, `config.distillation`).
+Teacher and student see the same augmented image. With `views` = 0 the teacher runs in every step. Otherwise each image
+has so many fixed augmented views, one an epoch in turn, whose outputs are kept on the disk: a costly teacher then runs
+once an image and view, whatever the number of epochs, students and trials.
 """
 
 import hashlib
@@ -15,14 +15,13 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from atalaia import augment, checkpoint, data, losses
+from atalaia import augment, checkpoint, data
 from atalaia.errors import UserError
 from atalaia.files import locked, write_json
 from atalaia.progress import Progress
@@ -38,8 +37,6 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: names the field, what is wrong and what is allowed.
     """
-    if config.loss not in losses.SOFT_LOSSES:
-        raise UserError(f"distillation.loss: there is no {config.loss!r}, only {', '.join(losses.SOFT_LOSSES)}")
     if not 0 <= config.alpha <= 1:
         raise UserError(f"distillation.alpha is the hard labels' part and must be in [0, 1], not {config.alpha}")
     if not 0 < config.temperature < math.inf:
@@ -49,22 +46,16 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"distillation.{field} must be at least 0, not {config[field]}")
 
 
-def mix(
-    hard: jax.Array, logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array, config: ConfigDict
-) -> jax.Array:
-    """alpha * hard + (1 - alpha) * soft (Hinton et al., 2015, arXiv:1503.02531), in nats, `[]`.
+def mix(hard: jax.Array, soft: jax.Array, config: ConfigDict) -> jax.Array:
+    """alpha * hard + (1 - alpha) * soft (Hinton et al., 2015, arXiv:1503.02531), `[]`.
 
     Args:
-      hard: the loss by labels, `[]`.
-      logits, teacher_logits: `[batch, classes]`; no gradient reaches the teacher (losses.py).
-      labels: int32 `[batch]`, -1 where there is none.
-      config: fields of config.distillation.
+      hard: the loss by targets, `[]`; soft: that by the teacher, `[]`; config: fields of config.distillation.
     """
-    soft = losses.SOFT_LOSSES[config.loss](logits, teacher_logits, labels, config)
-    return config.alpha * hard + (1 - config.alpha) * jnp.mean(soft)
+    return config.alpha * hard + (1 - config.alpha) * soft
 
 
-def fixed_view(images: jax.Array, index: jax.Array, view: jax.Array, config: ConfigDict) -> jax.Array:
+def fixed_view(images: jax.Array, index: jax.Array, view: jax.Array, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
     """The augmented view number `view` of each image: it depends on nothing else, neither the batch nor the seed.
 
     Args:
@@ -72,29 +63,36 @@ def fixed_view(images: jax.Array, index: jax.Array, view: jax.Array, config: Con
       index: int32 `[batch]`, the images' places in the training split.
       view: int32 `[]`.
       config: fields of config.augment.
+
+    Returns:
+      Images, and the moves of their pixels (augment.py).
     """
     key = jax.random.fold_in(jax.random.PRNGKey(0), view)
 
     def one(index, image):
-        return augment.augment(jax.random.fold_in(key, index), image[None], config)[0]
+        found = augment.augment(jax.random.fold_in(key, index), image[None], config)
+        return jax.tree.map(lambda x: x[0], found)
 
     return jax.vmap(one)(index, images)
 
 
 class Cache(NamedTuple):
-    """A teacher's logits of fixed views of each image, on the disk; `open_cache` makes one."""
+    """A teacher's outputs for fixed views of each image, on the disk; `open_cache` makes one.
+
+    All heads of an image are one row of float32 values there.
+    """
 
     folder: Path
     images: np.ndarray  # uint8 [images, height, width, channels]
-    classes: int
-    answer: Callable  # (images, index, view), of a batch, to logits
+    heads: Any  # the outputs of one image: a pytree of jax.ShapeDtypeStruct without the batch
+    answer: Callable  # (images, index, view), of a batch, to outputs
 
     def ready(self, number: int) -> bool:
-        """Whether a view's logits are all there."""
+        """Whether a view's outputs are all there."""
         return self._state(number)[0] == len(self.images)
 
-    def view(self, number: int, stop: Callable[[], bool] = lambda: False) -> np.ndarray:
-        """Logits `[images, classes]` of a view; computes what its file does not hold yet.
+    def view(self, number: int, stop: Callable[[], bool] = lambda: False) -> Any:
+        """Outputs for a view, `[images, ...]` a head; computes what its file does not hold yet.
 
         Several processes may ask: one computes, the others wait, and then read.
 
@@ -102,16 +100,23 @@ class Cache(NamedTuple):
           KeyboardInterrupt: `stop()` became true; what is done is kept.
           UserError: the file is damaged.
         """
-        waiting = f"another process uses the teacher's logits in {self.folder}: waiting for it"
+        waiting = f"another process uses the teacher's outputs in {self.folder}: waiting for it"
         with locked(self.folder / f"view{number}.lock", lambda: print(waiting, flush=True), stop):
-            logits, (done, kept) = self._open(number), self._state(number)
-            if zlib.crc32(logits[:done]) != kept:
+            values, (done, kept) = self._open(number), self._state(number)
+            if zlib.crc32(values[:done]) != kept:
                 self._refuse()
-            self._fill(number, logits, done, stop)
-        return np.array(logits)
+            self._fill(number, values, done, stop)
+        return self._heads(np.array(values))
+
+    def _heads(self, values):
+        """Rows of values as outputs."""
+        heads, tree = jax.tree.flatten(self.heads)
+        parts = np.split(values, np.cumsum([math.prod(head.shape) for head in heads])[:-1], 1)
+        shaped = [part.reshape(-1, *head.shape) for part, head in zip(parts, heads, strict=True)]
+        return jax.tree.unflatten(tree, shaped)
 
     def _state(self, number):
-        """How many images' logits a view's file holds, and their CRC-32."""
+        """How many images' outputs a view's file holds, and their CRC-32."""
         path = self.folder / f"view{number}.json"
         try:
             found = json.loads(path.read_text()) if path.exists() else dict(images=0, crc32=0)
@@ -120,7 +125,8 @@ class Cache(NamedTuple):
             self._refuse()
 
     def _open(self, number):
-        path, shape = self.folder / f"view{number}.npy", (len(self.images), self.classes)
+        path, values = self.folder / f"view{number}.npy", sum(math.prod(h.shape) for h in jax.tree.leaves(self.heads))
+        shape = (len(self.images), values)
         if not path.exists():
             part = path.with_name(f".{path.name}.part")
             kept = np.lib.format.open_memmap(part, "w+", np.float32, shape)
@@ -136,23 +142,24 @@ class Cache(NamedTuple):
         return np.load(path, mmap_mode="r+")
 
     def _refuse(self):
-        raise UserError(f"the teacher's logits in {self.folder} are damaged: delete that folder, they are made again")
+        raise UserError(f"the teacher's outputs in {self.folder} are damaged: delete that folder, they are made again")
 
-    def _fill(self, number, logits, done, stop):
+    def _fill(self, number, values, done, stop):
         n = len(self.images)
         if done >= n:
             return
 
         def keep(done):
-            logits.flush()
-            write_json(self.folder / f"view{number}.json", dict(images=done, crc32=zlib.crc32(logits[:done])))
+            values.flush()
+            write_json(self.folder / f"view{number}.json", dict(images=done, crc32=zlib.crc32(values[:done])))
 
         saved = time.monotonic()
         with Progress(f"teacher, view {number + 1}", n, "images", initial=done) as bar:
             for start in range(done, n, BATCH):
                 index = np.minimum(np.arange(start, start + BATCH), n - 1).astype(np.int32)  # one shape for all
                 end = min(start + BATCH, n)
-                logits[start:end] = self.answer(self.images[index], index, number)[: end - start]
+                heads = jax.tree.leaves(jax.device_get(self.answer(self.images[index], index, number)))
+                values[start:end] = np.concatenate([h.reshape(BATCH, -1) for h in heads], 1)[: end - start]
                 bar.update(end - start)
                 if end == n or stop() or time.monotonic() - saved > _FLUSH_SECONDS:
                     keep(end)
@@ -167,10 +174,9 @@ def open_cache(
     teacher: Callable,
     variables: dict,
     images: np.ndarray,
-    classes: int,
     augmentation: ConfigDict,
 ) -> Cache:
-    """The cache of a teacher on a data set under an augmentation, in `cache`/teachers.
+    """The cache of a teacher's outputs on a data set under an augmentation, in `cache`/teachers.
 
     Its folder is named by the SHA-256 of all of them, so that nothing else is ever read in its place.
 
@@ -178,7 +184,7 @@ def open_cache(
       cache: the folder of data sets.
       network: the teacher's name in models.MODELS.
       teacher, variables: its inference, `teacher(variables, images)`, and what it takes.
-      images: uint8 `[n, height, width, channels]`; classes: of the logits.
+      images: uint8 `[n, height, width, channels]`.
       augmentation: fields of config.augment.
 
     Raises:
@@ -191,7 +197,7 @@ def open_cache(
         data=checkpoint.digest(images),
         augmentation=json.loads(augmentation.to_json()),
         # What the augmentation does: its code and jax's random numbers may change under the same fields.
-        augmented=checkpoint.digest(fixed_view(data.to_float(images[some]), some, 1, augmentation)),
+        augmented=checkpoint.digest(fixed_view(data.to_float(images[some]), some, 1, augmentation)[0]),
     )
     name = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache) / "teachers" / name
@@ -200,9 +206,11 @@ def open_cache(
 
     @jax.jit
     def answer(variables, images, index, view):
-        return teacher(variables, fixed_view(data.to_float(images), index, view, augmentation))
+        return teacher(variables, fixed_view(data.to_float(images), index, view, augmentation)[0])
 
-    return Cache(folder, images, classes, partial(answer, jax.device_put(variables)))
+    one = jax.eval_shape(answer, variables, images[some[:1]], some[:1], 0)
+    heads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
+    return Cache(folder, images, heads, partial(answer, jax.device_put(variables)))
 
 
 def _claim(folder, meta):
@@ -217,4 +225,4 @@ def _claim(folder, meta):
         found = {}
     other = [k for k, v in meta.items() if found.get(k) != v]
     if other:
-        raise UserError(f"{folder} holds logits of another {' and '.join(other)}: delete that folder")
+        raise UserError(f"{folder} holds outputs of another {' and '.join(other)}: delete that folder")

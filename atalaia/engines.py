@@ -135,6 +135,13 @@ def quantize_input(data: bytes, images: np.ndarray) -> np.ndarray:
     return np.clip(levels, low, high).astype(given.dtype.lower())[images]
 
 
+def output_grid(data: bytes) -> tuple[np.float32, int]:
+    """Scale and zero point of a model's first output; 1 and 0 where it has none."""
+    graph = tflite.read(data)
+    tensor = graph.tensors[graph.outputs[0]]
+    return (np.float32(tensor.scale[0]), int(tensor.zero_point[0])) if len(tensor.scale) else (np.float32(1), 0)
+
+
 def process_count(images: int, processes: int | None = None) -> int:
     """How many processes share so many images: those that are wanted, by default one a core; fewer for few images."""
     return min(processes or os.cpu_count(), max(1, images // REPORT_EVERY))

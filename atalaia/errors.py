@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 NO_SPACE = "no space left on the disk: free some and give the same command again, it goes on where it was"
 
@@ -21,6 +21,16 @@ class Diverged(UserError):
     """Training became NaN or infinite, which a search takes as a result."""
 
     code = 3
+
+
+def choice(field: str, value: str, allowed: Collection[str], of: str = "") -> None:
+    """Does nothing for a value that is allowed.
+
+    Raises:
+      UserError: it is not; names the field, what is allowed, and `of` what.
+    """
+    if value not in allowed:
+        raise UserError(f"{field}: {of}there is no {value!r}, only {', '.join(sorted(allowed))}")
 
 
 def message(error: BaseException) -> str | None:

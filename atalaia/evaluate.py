@@ -1,4 +1,4 @@
-"""The same test images through every engine: accuracy, macro F1, and how far the engines agree.
+"""The same test images through every engine: the task's figures, and how far the engines agree.
 
 python -m atalaia.evaluate --workdir=runs/cifar10 [--engines=jax,jax_int,tflite,tflm] [--layers]
 python -m atalaia.evaluate --tflite=FILE --config=configs/cifar10.py [--workdir=where/results/go]
@@ -7,9 +7,10 @@ python -m atalaia.evaluate --tflite=FILE --config=configs/cifar10.py [--workdir=
 simulate.py, computed from the checkpoint without the file; the other engines run the file. With --layers, every layer's
 bytes of a hundred images are compared with jax_int's, and the first layer that differs is named (layers.json).
 
-Writes evaluation.json (engine to {accuracy, f1_macro, images}), evaluation.md (per class, agreement) and confusion.png.
-A split is used whole, always. Choose with --split=validation, which writes evaluation_validation.json and so on; look
-at the test set once, for the model that is reported. An int8 file from elsewhere gets pixel / 255 on its input's grid.
+Writes evaluation.json (engine to the task's metrics and images), evaluation.md (those, details, agreement) and the
+task's pictures, such as confusion.png. A split is used whole, always. Choose with --split=validation, which writes
+evaluation_validation.json and so on; look at the test set once, for the model that is reported. An int8 file from
+elsewhere gets pixel / 255 on its input's grid.
 Stopped and started again, it does not run again those engines of the file that had run through all images.
 """
 
@@ -19,33 +20,42 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from sklearn import metrics as sk
 
-from atalaia import cli, data, engines, export, metrics, qat, report, simulate, tflite, train
+from atalaia import cli, data, engines, export, finished, metrics, qat, report, simulate, tasks, tflite
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.files import write_arrays, write_json, write_whole
+from atalaia.step import EVAL_BATCH
 
 LAYER_IMAGES = 100  # images of --layers
 
 
-def jax_logits(config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray) -> np.ndarray:
-    """float32 logits `[n, classes]` of a finished run's network on uint8 images."""
-    run = train.load_trained(config, workdir, dataset)
+class Outputs(NamedTuple):
+    """What an engine gave: its own integers or floats `[n, ...]`, and the real values that they stand for."""
+
+    raw: np.ndarray
+    real: np.ndarray
+
+
+def jax_outputs(config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray) -> Outputs:
+    """float32 outputs `[n, ...]` of a finished run's network on uint8 images."""
+    run = finished.load_trained(config, workdir, dataset)
     apply = jax.jit(lambda variables, images: run.forward(variables, data.to_float(images))[0])
-    batches = [images[i : i + train.EVAL_BATCH] for i in range(0, len(images), train.EVAL_BATCH)]
-    return np.concatenate([np.asarray(apply(run.variables, batch)) for batch in batches])
+    batches = [images[i : i + EVAL_BATCH] for i in range(0, len(images), EVAL_BATCH)]
+    found = np.concatenate([np.asarray(apply(run.variables, batch)) for batch in batches])
+    return Outputs(found, found)
 
 
-def jax_int_logits(
+def jax_int_outputs(
     config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray, tflite_bytes: bytes | None = None
-) -> np.ndarray:
-    """int8 logits `[n, classes]` of a finished run's integer network on uint8 images.
+) -> Outputs:
+    """int8 outputs `[n, ...]` of a finished run's integer network on uint8 images.
 
     Raises:
       UserError: the file, where one is given, is not of this network.
@@ -58,11 +68,18 @@ def jax_int_logits(
             raise UserError(
                 f"the .tflite is of another checkpoint or calibration than {workdir} has here ({error}): export again"
             ) from None
-    return simulate.logits(model.code, model.network, images)
+    return _outputs(*simulate.run(model.code, model.network, images))
+
+
+def _outputs(raw, grid):
+    """Outputs of an engine on a grid; those that are real already as they are."""
+    scale, zero_point = grid
+    real = raw if np.issubdtype(raw.dtype, np.floating) else (raw.astype(np.float32) - zero_point) * scale
+    return Outputs(raw, real)
 
 
 # Engines that compute from the checkpoint; those of engines.ENGINES run the .tflite file.
-JAX: dict[str, Callable] = {"jax": jax_logits, "jax_int": jax_int_logits}
+JAX: dict[str, Callable] = {"jax": jax_outputs, "jax_int": jax_int_outputs}
 
 
 def images_of(dataset: data.Dataset, split: str) -> data.Split:
@@ -72,7 +89,7 @@ def images_of(dataset: data.Dataset, split: str) -> data.Split:
       UserError: it is empty.
     """
     found = getattr(dataset, split)
-    if not len(found.targets):
+    if not len(found.images):
         raise UserError("the run has no validation split (data.validation is 0): evaluate on --split=test")
     return found
 
@@ -98,8 +115,8 @@ def evaluate(
     Raises:
       UserError: the model does not fit the data set, an engine cannot run it, or the file is not of this checkpoint.
     """
-    images, labels = images_of(dataset, split)
-    outputs, seconds, peak, kept = {}, {}, 0, {}
+    task, (images, targets) = tasks.of(config), images_of(dataset, split)
+    expected, outputs, seconds, peak, kept = task.outputs(dataset, config), {}, {}, 0, {}
     for name in names:
         begin = time.monotonic()
         if name in JAX:
@@ -108,34 +125,41 @@ def evaluate(
             seconds[name] = time.monotonic() - begin
         else:
             kept[name] = _kept_path(workdir, name, tflite_bytes, images)
-            outputs[name], seconds[name], most = _engine_outputs(name, tflite_bytes, images, kept[name])
-            peak = max(peak, most)
-        if outputs[name].shape[1] != len(dataset.names):
-            found, expected = outputs[name].shape[1], len(dataset.names)
-            raise UserError(f"the model has {found} classes, data set {dataset.name} has {expected}")
-    predictions = {name: out.argmax(1) for name, out in outputs.items()}
-    scores = {name: score(labels, predicted) for name, predicted in predictions.items()}
+            raw, seconds[name], most = _engine_outputs(name, tflite_bytes, images, kept[name])
+            outputs[name], peak = _outputs(raw, engines.output_grid(tflite_bytes)), max(peak, most)
+        found = outputs[name].raw.shape[1]
+        if found != expected:
+            raise UserError(f"the model has {found} outputs, data set {dataset.name} needs {expected}")
+    scores = {name: task.metrics(out.real, targets) | dict(images=len(images)) for name, out in outputs.items()}
+    suffix, last = "" if split == "test" else f"_{split}", outputs[names[-1]].real
+    title = f"{dataset.name}, {split}, {names[-1]}"
+    pictures = task.pictures(
+        images, last, targets, dataset.names, title, lambda name: _with_suffix(workdir / name, suffix)
+    )
     details = dict(
+        task=config.task,
         dataset=dataset.name,
         split=split,
         engines=scores,
         seconds={k: round(s, 1) for k, s in (seconds | dict(total=sum(seconds.values()))).items()},
-        agreement=agreement(outputs),
-        per_class={name: per_class(labels, p, dataset.names) for name, p in predictions.items()},
-        peak_memory_bytes=max(peak, _peak_memory(labels)),
+        agreement=agreement(task, outputs),
+        details={name: task.details(out.real, targets, dataset.names) for name, out in outputs.items()},
+        pictures=pictures,
+        peak_memory_bytes=max(peak, _peak_memory(images)),
     )
-    suffix = "" if split == "test" else f"_{split}"
     write_json(workdir / f"evaluation{suffix}_details.json", details)
     text = report.evaluation_table(details)
     write_whole(workdir / f"evaluation{suffix}.md", text)
     print(text)
-    title = f"{dataset.name}, {split}, {names[-1]}"
-    report.confusion_picture(workdir / f"confusion{suffix}.png", labels, predictions[names[-1]], dataset.names, title)
     write_json(workdir / f"evaluation{suffix}.json", scores)  # the last one: what there is of it is whole
     for path in kept.values():
         path.unlink(missing_ok=True)
-    print(f"written: {workdir}/evaluation{suffix}.json, .md and confusion{suffix}.png")
+    print(f"written: {workdir}/evaluation{suffix}.json, .md, {', '.join(row['file'] for row in pictures)}")
     return scores
+
+
+def _with_suffix(path, suffix):
+    return path.with_stem(path.stem + suffix)
 
 
 def _kept_path(workdir, name, tflite_bytes, images):
@@ -173,7 +197,7 @@ def compare_layers(
     """Part of each layer's output bytes that equal the integer network's, by engine; written to layers.json.
 
     In a run with stage `quantize`, "training" is the forward pass of training; `predictions_changed` says in which part
-    of the images the integer network's class is another than that one's.
+    of the images the integer network's answer is another than that one's.
 
     Args:
       config, dataset, workdir, tflite_bytes: of the run.
@@ -193,41 +217,25 @@ def compare_layers(
         for path, q in exact.items()
     ]
     last = list(exact)[-1]
-    changed = {
-        name: float(np.mean(codes[last].reshape(exact[last].shape).argmax(1) != exact[last].argmax(1)))
-        for name, codes in found.items()
-    }
+    task, end = tasks.of(config), exact[last]
+    changed = {name: _changed(task.agree(codes[last].reshape(end.shape), end)) for name, codes in found.items()}
     first = {name: next((r["layer"] for r in rows if r[name] < 1), None) for name in found}
     write_json(workdir / "layers.json", dict(images=len(images), rows=rows, first=first, predictions_changed=changed))
     print(report.layers_table(rows, first, changed))
     return rows
 
 
-def score(labels: np.ndarray, predicted: np.ndarray) -> dict:
-    """Accuracy and macro F1 (mean of the classes' F1, scikit-learn) of class indices `[n]`."""
-    f1 = sk.f1_score(labels, predicted, average="macro", zero_division=0)
-    return dict(accuracy=float(sk.accuracy_score(labels, predicted)), f1_macro=float(f1), images=len(labels))
+def _changed(agree):
+    return None if agree is None else 1 - agree
 
 
-def per_class(labels: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...]) -> list[dict]:
-    """Precision, recall, F1 and number of images of each class."""
-    figures = sk.precision_recall_fscore_support(labels, predicted, labels=range(len(class_names)), zero_division=0)
-    names = ("precision", "recall", "f1", "images")
-    return [
-        {"class": name} | {key: float(value) for key, value in zip(names, row, strict=True)}
-        for name, row in zip(class_names, zip(*figures, strict=True), strict=True)
-    ]
-
-
-def agreement(outputs: dict[str, np.ndarray]) -> list[dict]:
-    """For each two engines: part of the images with one prediction, and of the output bytes that are equal (int8)."""
+def agreement(task: tasks.Task, outputs: dict[str, Outputs]) -> list[dict]:
+    """For each two engines: part of the images with one answer, and of the output bytes that are equal (int8)."""
     rows = []
-    for a, b in itertools.combinations(outputs, 2):
-        same = float(np.mean(outputs[a].argmax(1) == outputs[b].argmax(1)))
-        integer = outputs[a].dtype == outputs[b].dtype == np.int8
-        rows.append(
-            dict(engines=[a, b], predictions=same, bytes=float(np.mean(outputs[a] == outputs[b])) if integer else None)
-        )
+    for (a, first), (b, second) in itertools.combinations(outputs.items(), 2):
+        integer = first.raw.dtype == second.raw.dtype == np.int8
+        same = float(np.mean(first.raw == second.raw)) if integer else None
+        rows.append(dict(engines=[a, b], predictions=task.agree(first.real, second.real), bytes=same))
     return rows
 
 

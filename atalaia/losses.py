@@ -1,7 +1,8 @@
-"""Pure functions of logits. A new loss: a function here and a line in `LOSSES` or `SOFT_LOSSES`.
+"""Pure functions of outputs. A new loss: a function here, and a line in its task's `LOSSES` or `SOFT_LOSSES`.
 
-Hard losses compare logits with labels, where the label -1 says that an image has none. Soft losses compare a student's
-logits with a teacher's, to which no gradient flows; they are given image by image, for the caller to average.
+Hard losses compare outputs with targets and skip images that have none: label -1, or NaN among numbers. Soft losses
+compare a student's outputs with a teacher's, to which no gradient flows; they are given image by image, for the caller
+to average.
 """
 
 import jax
@@ -12,22 +13,46 @@ from ml_collections import ConfigDict
 _VARIANCE_FLOOR = 1e-12  # of `standardise`, far below any real logits' variance: equal logits become 0, not NaN
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, config: ConfigDict) -> jax.Array:
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, config: ConfigDict, class_weights: jax.Array | None = None
+) -> jax.Array:
     """Mean softmax cross-entropy with label smoothing (Szegedy et al., 2016, arXiv:1512.00567, section 7).
 
     Args:
       logits: `[batch, classes]`; labels: int32 `[batch]`, -1 for images without a label, which do not count.
       config: label_smoothing, the part of the target that is spread evenly over all classes.
+      class_weights: float32 `[classes]`, what an image of each class counts; None: all count 1.
 
     Returns:
       Nats, `[]`, averaged over the labelled images; 0 where there are none.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), config.label_smoothing)
     each, labelled = optax.safe_softmax_cross_entropy(logits, targets), labels >= 0
+    if class_weights is not None:
+        each = each * class_weights[labels]
     return jnp.sum(jnp.where(labelled, each, 0)) / jnp.maximum(jnp.sum(labelled), 1)
 
 
-LOSSES = {"cross_entropy": cross_entropy}
+def mse(outputs: jax.Array, targets: jax.Array, config: ConfigDict) -> jax.Array:
+    """Mean squared error over all numbers `[batch, k]` whose target is not NaN, `[]`; 0 where there are none."""
+    del config
+    return _mean_known(jnp.square, outputs, targets)
+
+
+def huber(outputs: jax.Array, targets: jax.Array, config: ConfigDict) -> jax.Array:
+    """Mean Huber loss (1964): half the square of errors up to config.huber_delta, linear beyond; otherwise as `mse`."""
+    return _mean_known(lambda error: optax.losses.huber_loss(error, delta=config.huber_delta), outputs, targets)
+
+
+def _mean_known(of_error, outputs, targets):
+    known = ~jnp.isnan(targets)
+    each = of_error(jnp.where(known, outputs - targets, 0))
+    return jnp.sum(each) / jnp.maximum(jnp.sum(known), 1)
+
+
+def soft_mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Squared distance of a student's numbers `[batch, k]` from a teacher's, the mean over k, `[batch]`."""
+    return jnp.mean(jnp.square(student - jax.lax.stop_gradient(teacher)), -1)
 
 
 def kd(student_logits: jax.Array, teacher_logits: jax.Array, temperature: float) -> jax.Array:
@@ -104,13 +129,3 @@ def _decouple(log, label):
 def _log_probabilities(student_logits, teacher_logits, temperature):
     teacher_logits = jax.lax.stop_gradient(teacher_logits)
     return (jax.nn.log_softmax(logits / temperature) for logits in (student_logits, teacher_logits))
-
-
-# Each is f(student_logits, teacher_logits, labels, config) to `[batch]`; config: temperature, dkd_alpha, dkd_beta.
-SOFT_LOSSES = {
-    "kd": lambda student, teacher, labels, config: kd(student, teacher, config.temperature),
-    "standardised_kd": lambda student, teacher, labels, config: standardised_kd(student, teacher, config.temperature),
-    "dkd": lambda student, teacher, labels, config: dkd(
-        student, teacher, labels, config.temperature, config.dkd_alpha, config.dkd_beta
-    ),
-}

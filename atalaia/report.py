@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from atalaia import cli, ledger
+from atalaia import cli, ledger, tasks
 from atalaia.errors import UserError
 from atalaia.files import locked, write_json, write_whole
 
@@ -31,16 +31,19 @@ def evaluation_table(details: dict) -> str:
     """evaluation.md: every engine, their agreement, and the classes of the last engine, in Markdown."""
     lines = [f"# {details['dataset']}: the whole {details['split']} split", "", *_engines_table(details), ""]
     if details["agreement"]:
-        lines += ["| engines | same prediction % | same output bytes % |", "|---|---:|---:|"]
+        lines += ["| engines | same answer % | same output bytes % |", "|---|---:|---:|"]
         for row in details["agreement"]:
             same = "-" if row["bytes"] is None else equal(row["bytes"], 2)
-            lines.append(f"| {' and '.join(row['engines'])} | {equal(row['predictions'], 2)} | {same} |")
+            answers = "-" if row["predictions"] is None else equal(row["predictions"], 2)
+            lines.append(f"| {' and '.join(row['engines'])} | {answers} | {same} |")
         lines.append("")
-    shown = list(details["per_class"])[-1]
-    lines += [f"| class ({shown}) | precision | recall | F1 | images |", "|---|---:|---:|---:|---:|"]
-    for row in details["per_class"][shown]:
-        figures = " | ".join(f"{row[k]:.3f}" for k in ("precision", "recall", "f1"))
-        lines.append(f"| {row['class']} | {figures} | {row['images']:.0f} |")
+    shown = list(details["details"])[-1]
+    for number, row in enumerate(details["details"][shown]):
+        first, *columns = row
+        if number == 0:
+            lines += [f"| {first} ({shown}) | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+        figures = (f"{row[name]:.0f}" if name == "images" else f"{row[name]:.3f}" for name in columns)
+        lines.append(f"| {row[first]} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -50,21 +53,24 @@ def equal(part: float, digits: int) -> str:
 
 
 def _engines_table(details):
-    lines = ["| engine | accuracy % | macro F1 % | images | seconds |", "|---|---:|---:|---:|---:|"]
+    columns = tasks.TASKS[details["task"]].METRICS
+    titles = " | ".join(metric.title for metric in columns.values())
+    lines = [f"| engine | {titles} | images | seconds |", "|---|" + "---:|" * (len(columns) + 2)]
     for name, row in details["engines"].items():
-        figures = f"{100 * row['accuracy']:.2f} | {100 * row['f1_macro']:.2f} | {row['images']:,}"
-        lines.append(f"| {name} | {figures} | {details['seconds'][name]} |")
+        figures = " | ".join(metric.text(row[key]) for key, metric in columns.items())
+        lines.append(f"| {name} | {figures} | {row['images']:,} | {details['seconds'][name]} |")
     return lines
 
 
-def layers_table(rows: list[dict], first: dict[str, str | None], changed: dict[str, float]) -> str:
+def layers_table(rows: list[dict], first: dict[str, str | None], changed: dict[str, float | None]) -> str:
     """Part of each layer's bytes that equal the integer network's, and the first layer that differs, in Markdown."""
     names = list(first)
     lines = ["| layer, bytes equal to jax_int % | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     lines += [f"| {row['layer']} | " + " | ".join(equal(row[n], 3) for n in names) + " |" for row in rows]
     for name in names:
         where = f"first differs in layer {first[name]}" if first[name] else "equal in every layer"
-        lines.append(f"\n{name}: {where}; another class in {100 * changed[name]:.2f} % of the images")
+        other = "" if changed[name] is None else f"; another answer in {100 * changed[name]:.2f} % of the images"
+        lines.append(f"\n{name}: {where}{other}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Bayesian optimisation over any fields of a config, each trial a run folder.
 
 python -m atalaia.search --config=configs/x.py --space=configs/search_kd.py --workdir=runs/search --trials=20
-    [--parallel=2] [--seed=0] [--metric=val_accuracy] [--max_bytes=N --max_arena=N --max_ms=X] [--config.FIELD=VALUE]
+    [--parallel=2] [--seed=0] [--metric=val_score] [--max_bytes=N --max_arena=N --max_ms=X] [--config.FIELD=VALUE]
 
 The folder gets search.json, search.md, search.png, and trial_000/ and so on with their logs. The test set is never
 looked at. Limits are those of codegen's static estimate: bytes of constants in flash, bytes of the arena, and the upper
@@ -26,14 +26,17 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from atalaia import cli, data, files, metrics, report, runs, tflite, train
+from atalaia import cli, data, files, metrics, plan, report, runs, tasks, tflite, train
 from atalaia import config as configs
 from atalaia import space as spaces
 from atalaia.errors import Diverged, UserError
 from atalaia.files import write_json, write_whole
 from atalaia.progress import Progress
 
-METRICS = {"val_accuracy": 1.0, "val_loss": -1.0}  # what a trial can be judged by; -1: the smaller, the better
+# What a trial can be judged by; -1: the smaller, the better.
+METRICS = {"val_score": 1, "val_loss": -1} | {
+    f"val_{name}": metric.sign for task in tasks.TASKS.values() for name, metric in task.METRICS.items()
+}
 LIMITS = {  # name: unit, and the figure of codegen's report
     "bytes": ("bytes of constants", lambda made: made["weight_bytes"]),
     "arena": ("bytes of arena", lambda made: made["arena_bytes"]),
@@ -47,7 +50,7 @@ class Search(NamedTuple):
     config: str  # the recipe's file
     space: spaces.Space
     seed: int = 0
-    metric: str = "val_accuracy"
+    metric: str = "val_score"
     limits: Mapping[str, float] = {}
 
 
@@ -112,7 +115,7 @@ def _refuse_other_source(workdir, rows, trial, found):
 
     for row in rows:
         for what, digest in row.get("sources", {}).items():
-            same = what != train.IMAGES or images(row) == images(rows[trial])  # points may choose other images
+            same = what != plan.IMAGES or images(row) == images(rows[trial])  # points may choose other images
             if same and found.get("sources", {}).get(what, digest) != digest:
                 raise UserError(
                     f"trial {trial} had other {what} than trial {row['trial']}: put the old ones back and delete "
@@ -443,7 +446,7 @@ def _refuse_other_type(field, spec, kind):
 
 
 def _refuse_other_judges(field):
-    if field.startswith("data.") and field.removeprefix("data.") in ("name", "path", *train.SPLIT):
+    if field.startswith("data.") and field.removeprefix("data.") in ("name", "path", *plan.SPLIT):
         raise UserError(f"{field} decides which images judge a trial: give all trials one, by --config.{field}=VALUE")
 
 
@@ -535,7 +538,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("trials", 20, "Trials in all.")
     flags.DEFINE_integer("parallel", 1, "Trials at once.")
     flags.DEFINE_integer("seed", 0, "Of the search; that of training is --config.seed.", lower_bound=0)
-    flags.DEFINE_string("metric", "val_accuracy", f"{' or '.join(METRICS)}, on the validation split.")
+    flags.DEFINE_string("metric", "val_score", f"{' or '.join(METRICS)}, on the validation split.")
     flags.DEFINE_integer("max_bytes", None, "Limit of constants in flash, in bytes.")
     flags.DEFINE_integer("max_arena", None, "Limit of the arena, in bytes.")
     flags.DEFINE_float("max_ms", None, "Limit of the estimated time on an ESP32, in milliseconds.")

@@ -6,7 +6,7 @@ file is never read here, so that equality with what runs from it means something
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from atalaia import data, layers, qat, quantize, train
+from atalaia import data, finished, layers, qat, quantize
 from atalaia.codegen.fixed_point import quantize_multiplier
 from atalaia.errors import UserError
 from atalaia.progress import Progress
@@ -33,7 +33,7 @@ class Integers(NamedTuple):
 class Model(NamedTuple):
     """An integer network: the run that it is of, its integers by path, and the real ranges of its layers."""
 
-    run: train.Trained
+    run: finished.Trained
     network: dict[str, QLayer | QParams]
     ranges: dict[str, tuple[float, float]]
 
@@ -57,7 +57,7 @@ def load(config: ConfigDict, workdir: Path, dataset: data.Dataset, ranges: str =
     Raises:
       UserError: the run is not finished, has no trained ranges, or its ranges or weights are broken.
     """
-    run = train.load_trained(config, workdir, dataset)
+    run = finished.load_trained(config, workdir, dataset)
     if run.stage == "quantize":
         if ranges == "calibrated":
             raise UserError(f"{workdir} was trained with its ranges: calibrating would not be what was trained")
@@ -79,16 +79,21 @@ def real_ranges(network: dict[str, QLayer | QParams]) -> dict[str, tuple[float, 
     return {path: tuple(float((q - g.zero_point) * g.scale) for q in ends) for path, g in grids.items()}
 
 
-def logits(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> np.ndarray:
-    """int8 logits `[n, classes]` of uint8 images `[n, height, width, channels]`."""
-    batches = range(0, len(images), BATCH)
-    found = []
+def run(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> tuple[np.ndarray, QParams]:
+    """int8 outputs `[n, ...]` of uint8 images `[n, height, width, channels]`, and their grid."""
+    found, grids = [], []
+
+    def answer(x):
+        last, _ = outputs(model, network, x)
+        grids[:] = [last.grid]
+        return last.q
+
     with jax.enable_x64(True), Progress("evaluate jax_int", len(images), "images") as progress:
-        run = jax.jit(lambda x: outputs(model, network, x)[0])
-        for start in batches:
-            found.append(np.asarray(run(images[start : start + BATCH])))
+        compiled = jax.jit(answer)
+        for start in range(0, len(images), BATCH):
+            found.append(np.asarray(compiled(images[start : start + BATCH])))
             progress.update(len(found[-1]))
-    return np.concatenate(found)
+    return np.concatenate(found), grids[0]
 
 
 def layer_outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> dict[str, np.ndarray]:
@@ -105,8 +110,8 @@ def layer_outputs(model: nn.Module, network: dict[str, QLayer | QParams], images
     return {path: found[path] for path in order}  # jit sorts a dict by its keys
 
 
-def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.Array) -> tuple[Any, dict]:
-    """int8 logits and every layer's int8 output by path; to be traced with 64-bit types enabled."""
+def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.Array) -> tuple[Integers, dict]:
+    """The network's output, and every layer's int8 output by path; to be traced with 64-bit types enabled."""
     seen = {}
 
     def rule(path, layer, *values):  # Integers flow through the network's code here
@@ -128,7 +133,7 @@ def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.
         return y
 
     given = Integers((images.astype(jnp.int32) - 128).astype(jnp.int8), quantize.INPUT)
-    return layers.interpret(model, rule, given).q, seen
+    return layers.interpret(model, rule, given), seen
 
 
 def _linear(layer, weights, x, given):

@@ -59,31 +59,31 @@ def steps() -> dict:
     """`run(steps)` of each way with the images of a step; a cache is filled by larger ones, as atalaia.distill does."""
     import jax
 
-    from atalaia import data, distill, models, runs, train
+    from atalaia import data, distill, models, plan, runs, step
 
     config = runs.check(f"{ROOT}/configs/table1.py:{STUDENT}_distilled", {})
     random = np.random.RandomState(0)
     images = random.randint(0, 256, (BATCHES * config.batch_size, SIZE, SIZE, 3), np.uint8)
     split = data.Split(images, random.randint(0, CLASSES, len(images)).astype(np.int32))
     student, teacher = (models.create(name, CLASSES) for name in (STUDENT, TEACHER))
-    taught = train.variables_of(train.init_state(config, teacher, images.shape[1:]))
-    (stage,) = train.make_plan(config, len(images))
-    first = train.init_state(config, student, images.shape[1:])
-    optimizer = train.make_optimizer(config, stage, first.params)
+    taught = step.variables_of(step.init_state(config, teacher, images.shape[1:]))
+    (stage,) = plan.make_plan(config, len(images))
+    first = step.init_state(config, student, images.shape[1:])
+    optimizer = step.make_optimizer(config, stage, first.params)
     guides = dict(
-        cached=dict(logits=random.randn(len(images), CLASSES).astype(np.float32), view=0),
+        cached=dict(outputs=random.randn(len(images), CLASSES).astype(np.float32), view=0),
         live=dict(variables=taught),
     )
     split, guides = jax.device_put((split, guides))
-    step = train.make_step(config, train.make_forward(config, student, stage), optimizer, teacher.apply)
-    order = train.epoch_order(first.key, 0, len(images))
+    train = step.make_step(config, step.make_forward(config, student, stage), optimizer, teacher.apply)
+    order = step.epoch_order(first.key, 0, len(images))
 
     def training(guide):
         held = [jax.tree.map(jax.numpy.array, first._replace(opt_state=optimizer.init(first.params)))]
 
         def run(steps):
             for number in range(steps):
-                held[0], figures = step(held[0], split, order, number % BATCHES * config.batch_size, guide)
+                held[0], figures = train(held[0], split, order, number % BATCHES * config.batch_size, guide)
             jax.block_until_ready(figures)
 
         return run
@@ -91,7 +91,7 @@ def steps() -> dict:
     @jax.jit
     def answer(variables, index):
         return teacher.apply(
-            variables, distill.fixed_view(data.to_float(split.images[index]), index, 0, config.augment)
+            variables, distill.fixed_view(data.to_float(split.images[index]), index, 0, config.augment)[0]
         )
 
     def fill(calls):

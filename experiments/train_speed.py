@@ -27,7 +27,7 @@ RESULTS = ROOT / "experiments/results"
 SIDES = ("atalaia", "keras", "keras_jit", "gemm")  # the last: the matrix product that no side can beat
 CLASSES = 10
 KEY = ("cores", "vectors", "network", "size", "batch", "what")  # a row is replaced by a newer one of the same
-KERAS_EVALUATION_BATCH = 500  # its fastest of 125, 250 and 500; ours is train.EVAL_BATCH, ours
+KERAS_EVALUATION_BATCH = 500  # its fastest of 125, 250 and 500; ours is step.EVAL_BATCH, ours
 SECONDS = 2.0  # of one repeat, about
 
 NETWORKS = {"thesis": 32, "student": 96, "resnet8": 32, "mobilenetv1": 96}  # and the size of their images
@@ -179,7 +179,7 @@ def ours(side, row):
     del side
     import jax
 
-    from atalaia import train
+    from atalaia import step
 
     folder = tempfile.TemporaryDirectory()
     jax.config.update("jax_compilation_cache_dir", folder.name)
@@ -191,7 +191,7 @@ def ours(side, row):
         run(1)
         seconds.append(time.perf_counter() - begin)
     images = row.batch if row.train else 2000
-    batch = row.batch if row.train else train.EVAL_BATCH
+    batch = row.batch if row.train else step.EVAL_BATCH
     start = dict(
         batch=batch,
         per_call=images,
@@ -207,7 +207,7 @@ def our_step(row: Row):
     import jax
 
     from atalaia import config as configs
-    from atalaia import data, layers, models, train
+    from atalaia import data, layers, models, plan, step
 
     config = configs.base()
     config.batch_size = row.batch
@@ -216,25 +216,25 @@ def our_step(row: Row):
     config.dense.learning_rate = 0.01
     model = models.create(row.name, CLASSES)
     split = data.Split(*_images(row))
-    state = train.init_state(config, model, split.images.shape[1:])
+    state = step.init_state(config, model, split.images.shape[1:])
     rows, _ = layers.summary(model, dict(params=state.params), split.images.shape[1:])
     macs = [r["macs"] for r in rows if r["macs"]]
     # Forward, gradient of the weights, gradient of the input; the first layer's input needs none.
     flops = 2 * (3 * sum(macs) - macs[0]) if row.train else 2 * sum(macs)
-    (stage,) = train.make_plan(config, len(split.targets))
+    (stage,) = plan.make_plan(config, len(split.images))
     if not row.train:
-        evaluate = train.make_evaluate(train.make_forward(config, model, stage), split)
+        evaluate = step.make_evaluate(config, step.make_forward(config, model, stage), split)
         return lambda calls: [evaluate(state) for _ in range(calls)], flops
-    optimizer = train.make_optimizer(config, stage, state.params)
+    optimizer = step.make_optimizer(config, stage, state.params)
     state = state._replace(opt_state=optimizer.init(state.params))
-    state, split = jax.device_put((state, split), train.over_devices())
-    step, held = train.make_step(config, train.make_forward(config, model, stage), optimizer), [state]
+    state, split = jax.device_put((state, split), step.over_devices())
+    train, held = step.make_step(config, step.make_forward(config, model, stage), optimizer), [state]
 
     def run(calls):
         for call in range(calls):
             if call % 8 == 0:
-                order = train.epoch_order(held[0].key, call, len(split.targets))
-            held[0], figures = step(held[0], split, order, call % 8 * row.batch)
+                order = step.epoch_order(held[0].key, call, len(split.images))
+            held[0], figures = train(held[0], split, order, call % 8 * row.batch)
         jax.block_until_ready(figures)
 
     return run, flops

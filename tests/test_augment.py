@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from atalaia import augment
 from atalaia.errors import UserError
 
-OFF = {"flip": False, "pad_crop": 0, "cutout": 0, "brightness": 0.0, "contrast": 0.0, "noise": 0.0}
-ALL = {"flip": True, "pad_crop": 2, "cutout": 3, "brightness": 0.3, "contrast": 0.5, "noise": 0.1}
+OFF = {"flip": False, "pad_crop": 0, "cutout": 0, "brightness": 0.0, "contrast": 0.0, "noise": 0.0, "rotate": 0.0}
+ALL = {"flip": True, "pad_crop": 2, "cutout": 3, "brightness": 0.3, "contrast": 0.5, "noise": 0.1, "rotate": 20.0}
 
 
 def _images(batch=64, height=6, width=8):
@@ -18,20 +18,20 @@ def _images(batch=64, height=6, width=8):
 
 
 def _jitted(**fields):
-    return jax.jit(lambda key, images: augment.augment(key, images, ConfigDict(OFF | fields)))
+    return jax.jit(lambda key, images: augment.augment(key, images, ConfigDict(OFF | fields))[0])
 
 
 class AugmentTest(parameterized.TestCase):
     def test_flip_mirrors_about_half(self):
         images = np.asarray(_images(400))
-        out = np.asarray(augment.flip(jax.random.key(0), images))
+        out = np.asarray(augment.flip(jax.random.key(0), images)[0])
         mirrored = (out == images[:, :, ::-1]).all((1, 2, 3))
         np.testing.assert_array_equal(mirrored, ~(out == images).all((1, 2, 3)))
         self.assertBetween(mirrored.sum(), 150, 250)
 
     def test_pad_crop_is_one_of_all_shifts(self):
         images = np.asarray(_images(200, 4, 5))
-        out = np.asarray(augment.pad_crop(jax.random.key(0), images, 1))
+        out = np.asarray(augment.pad_crop(jax.random.key(0), images, 1)[0])
         padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
         shifts = np.stack([padded[:, y : y + 4, x : x + 5] for y in range(3) for x in range(3)])
         equal = (shifts == out).all((2, 3, 4))
@@ -40,7 +40,7 @@ class AugmentTest(parameterized.TestCase):
 
     def test_pad_crop_by_hand(self):
         shapes = {
-            tuple(np.asarray(augment.pad_crop(jax.random.key(seed), jnp.array([[[[0.25], [0.5]]]]), 1)).ravel())
+            tuple(np.asarray(augment.pad_crop(jax.random.key(seed), jnp.array([[[[0.25], [0.5]]]]), 1)[0]).ravel())
             for seed in range(60)
         }
         self.assertEqual(shapes, {(0.25, 0.5), (0.0, 0.25), (0.5, 0.0), (0.0, 0.0)})  # the last: moved up or down
@@ -88,7 +88,9 @@ class AugmentTest(parameterized.TestCase):
 
     def test_off_changes_nothing(self):
         images = _images()
-        self.assertIs(augment.augment(jax.random.key(0), images, ConfigDict(OFF)), images)
+        found, moves = augment.augment(jax.random.key(0), images, ConfigDict(OFF))
+        self.assertIs(found, images)
+        np.testing.assert_array_equal(moves, np.tile([[1, 0, 0], [0, 1, 0]], (len(images), 1, 1)))
 
     def test_one_operation_does_not_move_the_draws_of_another(self):
         key, images = jax.random.key(3), _images()
@@ -96,8 +98,29 @@ class AugmentTest(parameterized.TestCase):
         with_brightness = _jitted(pad_crop=2, brightness=1e-7)(key, images)
         np.testing.assert_allclose(with_brightness, alone, atol=1e-6)
         behind_flip = _jitted(flip=True, pad_crop=2)(key, images)
-        flipped = augment.flip(jax.random.fold_in(key, 0), images)
-        np.testing.assert_array_equal(behind_flip, augment.pad_crop(jax.random.fold_in(key, 1), flipped, 2))
+        flipped, _ = augment.flip(jax.random.fold_in(key, 0), images)
+        np.testing.assert_array_equal(behind_flip, augment.pad_crop(jax.random.fold_in(key, 1), flipped, 2)[0])
+
+    def test_rotate_by_a_right_angle_is_a_permutation_of_the_pixels(self):
+        images = _images(4, 5, 5)
+        with absltest.mock.patch.object(jax.random, "uniform", return_value=jnp.full((4,), 90.0)):
+            out, moves = augment.rotate(jax.random.key(0), images, 90.0)
+        np.testing.assert_allclose(out, np.rot90(images, 1, (1, 2)), atol=1e-5)  # counter-clockwise as it is seen
+        # The point right of the middle, (4, 2), goes to the one above it, (2, 0).
+        np.testing.assert_allclose(augment.move_points(jnp.array([[[4.0, 2.0]]] * 4), moves), [[[2, 0]]] * 4, atol=1e-5)
+
+    @parameterized.parameters(dict(flip=True), dict(pad_crop=2), dict(rotate=40.0), ALL | dict(noise=0.0, cutout=0))
+    def test_moves_say_where_a_bright_pixel_went(self, **fields):
+        images = np.zeros((64, 21, 25, 1), np.float32)
+        places = np.random.RandomState(0).randint(8, 12, (64, 2))  # x, y: far from the border
+        for image, (x, y) in zip(images, places, strict=True):
+            image[y - 1 : y + 2, x - 1 : x + 2] = 0.5  # wide enough to be found between pixels
+        moving = OFF | {k: v for k, v in fields.items() if k in ("flip", "pad_crop", "rotate")}
+        out, moves = augment.augment(jax.random.key(1), images, ConfigDict(moving))
+        weights = np.asarray(out[..., 0]) / np.asarray(out[..., 0]).sum((1, 2), keepdims=True)
+        x, y = (weights * np.arange(25)).sum((1, 2)), (weights * np.arange(21)[:, None]).sum((1, 2))
+        found = augment.move_points(jnp.float32(places)[:, None], moves)[:, 0]
+        np.testing.assert_allclose(np.stack([x, y], 1), found, atol=0.1)
 
     def test_negative_field(self):
         with self.assertRaisesRegex(UserError, "pad_crop = -1"):

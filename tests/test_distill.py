@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest
 from test_train import final_arrays
 
-from atalaia import augment, data, distill, files, metrics, models, train
+from atalaia import augment, data, distill, files, losses, metrics, models, step, tasks, train
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.models import thesis
@@ -30,28 +30,32 @@ def augmentation(**fields):
     return c
 
 
+def mixed(hard, logits, teacher, label, **fields):
+    """What a stage with a teacher minimises, of one image."""
+    config = configs.base()
+    config.distillation = distillation(**fields)
+    soft = tasks.objective(config).soft(logits, teacher, jnp.array([label]))
+    return distill.mix(jnp.float32(hard), soft, config.distillation)
+
+
 class MixTest(absltest.TestCase):
     def test_is_the_weighted_sum_worked_out_by_hand(self):
         logits, teacher = jnp.array([[0.0, 0.0]]), jnp.array([[np.log(3.0) * 2, 0.0]])
         # At T = 2 the teacher says (3/4, 1/4), the student (1/2, 1/2).
         soft = 4 * (0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5))
-        found = distill.mix(
-            jnp.float32(7.0), logits, teacher, jnp.array([0]), distillation(alpha=0.25, temperature=2.0)
-        )
+        found = mixed(7.0, logits, teacher, 0, alpha=0.25, temperature=2.0)
         np.testing.assert_allclose(found, 0.25 * 7.0 + 0.75 * soft, rtol=1e-5)
 
     def test_the_teacher_gets_no_gradient_and_an_image_without_label_counts(self):
-        config = distillation(alpha=0.0)
-
         def loss(student, teacher):
-            return distill.mix(jnp.float32(0.0), student, teacher, jnp.array([-1]), config)
+            return mixed(0.0, student, teacher, -1, alpha=0.0)
 
         student, teacher = jax.grad(loss, (0, 1))(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 0.0]]))
         self.assertTrue(np.all(np.asarray(teacher) == 0))
         self.assertGreater(np.abs(student).max(), 0.1)
 
     def test_wrong_fields_are_named(self):
-        for field, value in (("alpha", 1.5), ("alpha", -0.1), ("temperature", 0.0), ("views", -1), ("loss", "kdd")):
+        for field, value in (("alpha", 1.5), ("alpha", -0.1), ("temperature", 0.0), ("views", -1)):
             with self.assertRaisesRegex(UserError, f"distillation.{field}"):
                 distill.validate(distillation(**{field: value}))
 
@@ -71,21 +75,23 @@ class FixedViewTest(absltest.TestCase):
 
     def test_depends_on_the_image_and_the_view_alone(self):
         config = augmentation(**CHANGES)
-        whole = distill.fixed_view(self.images, np.arange(6), 1, config)
+        whole, moves = distill.fixed_view(self.images, np.arange(6), 1, config)
         some = np.array([4, 1])
-        np.testing.assert_array_equal(whole[some], distill.fixed_view(self.images[some], some, 1, config))
-        other = np.asarray(distill.fixed_view(self.images, np.arange(6), 2, config))
-        self.assertTrue(all(np.any(a != b) for a, b in zip(np.asarray(whole), other, strict=True)))
+        found = distill.fixed_view(self.images[some], some, 1, config)
+        np.testing.assert_array_equal(whole[some], found[0])
+        np.testing.assert_array_equal(moves[some], found[1])
+        other, _ = distill.fixed_view(self.images, np.arange(6), 2, config)
+        self.assertTrue(all(np.any(a != b) for a, b in zip(np.asarray(whole), np.asarray(other), strict=True)))
 
     def test_one_image_is_augmented_differently_at_another_place(self):
         same = np.stack([self.images[0]] * 6)
-        found = np.asarray(distill.fixed_view(same, np.arange(6), 0, augmentation(**CHANGES)))
+        found = np.asarray(distill.fixed_view(same, np.arange(6), 0, augmentation(**CHANGES))[0])
         self.assertLen({view.tobytes() for view in found}, 6)
 
     def test_without_augmentation_it_is_the_image(self):
         np.testing.assert_array_equal(
-            distill.fixed_view(self.images, np.arange(6), 3, augmentation()),
-            augment.augment(None, self.images, augmentation()),
+            distill.fixed_view(self.images, np.arange(6), 3, augmentation())[0],
+            augment.augment(None, self.images, augmentation())[0],
         )
 
 
@@ -103,7 +109,7 @@ class CacheTest(absltest.TestCase):
 
         images = self.images if images is None else images
         variables = dict(factor=np.float32(variables))
-        return distill.open_cache(self.folder, network, teacher, variables, images, 3, augmentation(**augment_fields))
+        return distill.open_cache(self.folder, network, teacher, variables, images, augmentation(**augment_fields))
 
     def count(self):
         self.calls += 1
@@ -111,7 +117,7 @@ class CacheTest(absltest.TestCase):
     def test_each_view_is_computed_once_for_all_users(self):
         cache = self.open(pad_crop=1)
         for number in (0, 1):
-            pixels = distill.fixed_view(data.to_float(self.images), np.arange(300), number, augmentation(pad_crop=1))
+            pixels, _ = distill.fixed_view(data.to_float(self.images), np.arange(300), number, augmentation(pad_crop=1))
             expected = np.asarray(pixels).reshape(300, -1)[:, :3] * 2
             np.testing.assert_array_equal(cache.view(number), expected)
         jax.effects_barrier()
@@ -224,7 +230,7 @@ class StageTest(absltest.TestCase):
         fields = {"distill.teacher": self.teacher(), "distillation.views": 2, "augment.pad_crop": 1}
         config = self.config("distill", "quantize", **fields, **{"quantize.teacher": "self"})
         whole, _ = self.run_config(config, "whole")
-        make = train.make_step
+        make = step.make_step
 
         def stopping(*arguments):
             inner = make(*arguments)
@@ -238,7 +244,7 @@ class StageTest(absltest.TestCase):
             return run
 
         seen, config.checkpoint_seconds = set(), 0.0
-        with absltest.mock.patch.object(train, "make_step", stopping):
+        with absltest.mock.patch.object(step, "make_step", stopping):
             for _ in range(2):
                 with self.assertRaises(KeyboardInterrupt):
                     self.run_config(config, "stopped")
@@ -246,7 +252,7 @@ class StageTest(absltest.TestCase):
 
     def seen_in_training(self, config, name):
         """The images that the student was given, and the teacher's logits that it was to follow, step by step."""
-        images_of, logits_of, make_forward = [], [], train.make_forward
+        images_of, logits_of, make_forward = [], [], step.make_forward
 
         def forwarding(*arguments):
             forward = make_forward(*arguments)
@@ -258,13 +264,13 @@ class StageTest(absltest.TestCase):
 
             return run
 
-        def mixing(hard, logits, teacher_logits, labels, config):
+        def following(logits, teacher_logits, temperature):
             jax.debug.callback(logits_of.append, teacher_logits)
-            return hard
+            return 0 * logits[:, 0]
 
         with (
-            absltest.mock.patch.object(train, "make_forward", forwarding),
-            absltest.mock.patch.object(distill, "mix", mixing),
+            absltest.mock.patch.object(step, "make_forward", forwarding),
+            absltest.mock.patch.object(losses, "kd", following),
         ):
             self.run_config(config, name)
         jax.effects_barrier()

@@ -1,4 +1,4 @@
-"""Scores against figures worked out by hand."""
+"""Agreement of engines by hand, evaluations that were stopped, layers that differ."""
 
 import json
 from pathlib import Path
@@ -7,38 +7,13 @@ import numpy as np
 import test_export
 from absl.testing import absltest
 
-from atalaia import data, engines, evaluate, export, simulate, train
+from atalaia import config as configs
+from atalaia import data, engines, evaluate, export, finished, simulate, tasks
 from atalaia.errors import UserError
 
-LABELS = np.array([0, 0, 1, 1, 2])
-PREDICTED = np.array([0, 1, 1, 1, 0])
 
-
-class ScoreTest(absltest.TestCase):
-    def test_accuracy_and_macro_f1(self):
-        found = evaluate.score(LABELS, PREDICTED)
-        # F1 = 2 tp / (2 tp + fp + fn): 2 / 4, 4 / 5 and 0.
-        self.assertAlmostEqual(found["f1_macro"], (0.5 + 0.8 + 0) / 3)
-        self.assertAlmostEqual(found["accuracy"], 3 / 5)
-        self.assertEqual(found["images"], 5)
-
-    def test_all_right(self):
-        self.assertEqual(evaluate.score(LABELS, LABELS), dict(accuracy=1.0, f1_macro=1.0, images=5))
-
-    def test_all_wrong(self):
-        self.assertEqual(evaluate.score(LABELS, (LABELS + 1) % 3), dict(accuracy=0.0, f1_macro=0.0, images=5))
-
-
-class PerClassTest(absltest.TestCase):
-    def test_by_hand(self):
-        found = evaluate.per_class(LABELS, PREDICTED, ("cat", "dog", "cow"))
-        self.assertEqual([row["class"] for row in found], ["cat", "dog", "cow"])
-        figures = [[row[k] for k in ("precision", "recall", "f1", "images")] for row in found]
-        np.testing.assert_allclose(figures, [[1 / 2, 1 / 2, 0.5, 2], [2 / 3, 1, 0.8, 2], [0, 0, 0, 1]])
-
-    def test_a_class_without_images_has_a_row(self):
-        found = evaluate.per_class(LABELS, PREDICTED, ("cat", "dog", "cow", "owl"))
-        self.assertEqual(found[3], {"class": "owl", "precision": 0, "recall": 0, "f1": 0, "images": 0})
+def agreement(**outputs):
+    return evaluate.agreement(tasks.TASKS["classify"], {k: evaluate.Outputs(v, v) for k, v in outputs.items()})
 
 
 class AgreementTest(absltest.TestCase):
@@ -46,7 +21,7 @@ class AgreementTest(absltest.TestCase):
         a = np.int8([[1, 2, 0], [5, 4, 3]])
         b = np.int8([[1, 3, 0], [4, 5, 3]])
         real = np.float32([[0.1, 0.9, 0], [0, 0, 1]])
-        found = evaluate.agreement(dict(jax=real, tflite=a, tflm=b))
+        found = agreement(jax=real, tflite=a, tflm=b)
         self.assertEqual(
             found,
             [
@@ -57,7 +32,7 @@ class AgreementTest(absltest.TestCase):
         )
 
     def test_one_engine_agrees_with_nobody(self):
-        self.assertEmpty(evaluate.agreement(dict(tflm=np.zeros((2, 3), np.int8))))
+        self.assertEmpty(agreement(tflm=np.zeros((2, 3), np.int8)))
 
 
 class StoppedTest(absltest.TestCase):
@@ -78,8 +53,11 @@ class StoppedTest(absltest.TestCase):
 
         split = data.Split(images, np.zeros(len(images), np.int32))
         dataset = data.Dataset("two", split, split, split, ("a", "b"), images[:0])
-        with absltest.mock.patch.object(engines, "run", run):
-            return evaluate.evaluate(None, dataset, ["tflite", "tflm"], self.folder, file)
+        with (
+            absltest.mock.patch.object(engines, "run", run),
+            absltest.mock.patch.object(engines, "output_grid", return_value=(np.float32(0.5), 0)),
+        ):
+            return evaluate.evaluate(configs.base(), dataset, ["tflite", "tflm"], self.folder, file)
 
     def test_goes_on_after_the_last_engine_that_ran_through(self):
         images = np.arange(24, dtype=np.uint8).reshape(3, 2, 2, 2)
@@ -122,7 +100,7 @@ class LayersTest(absltest.TestCase):
         self.file = test_export.converted("splat")
 
     def compare(self, network):
-        run = train.Trained(self.model, {}, forward=None, stage="dense")
+        run = finished.Trained(self.model, {}, forward=None, stage="dense")
         model = simulate.Model(run, network, {})
         places = export.check(self.file, self.model, self.network)
         with (
@@ -130,7 +108,7 @@ class LayersTest(absltest.TestCase):
             absltest.mock.patch.object(export, "check", return_value=places),
         ):
             images = test_export.pixels("splat")
-            evaluate.compare_layers(None, None, ["tflite", "tflm"], self.folder, self.file, images)
+            evaluate.compare_layers(configs.base(), None, ["tflite", "tflm"], self.folder, self.file, images)
         return json.loads((self.folder / "layers.json").read_text())
 
     def test_equal_everywhere(self):
@@ -150,14 +128,14 @@ class LayersTest(absltest.TestCase):
         hidden = self.network["hidden"]
         grid = hidden.output._replace(scale=np.nextafter(hidden.output.scale, np.float32(9)))
         run, network = (
-            train.Trained(self.model, {}, None, "dense"),
+            finished.Trained(self.model, {}, None, "dense"),
             self.network | {"hidden": hidden._replace(output=grid)},
         )
         with (
             absltest.mock.patch.object(simulate, "load", return_value=simulate.Model(run, network, {})),
             self.assertRaisesRegex(UserError, "another checkpoint or calibration.*'hidden'.*export again"),
         ):
-            evaluate.jax_int_logits(None, self.folder, None, test_export.pixels("splat"), self.file)
+            evaluate.jax_int_outputs(None, self.folder, None, test_export.pixels("splat"), self.file)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 from ai_edge_litert import schema_py_generated as schema
 from test_quantize import Mini, apply_folded, drawn, images
 
-from atalaia import engines, export, layers, quantize, tflite, train
+from atalaia import engines, export, finished, layers, quantize, tflite
 from atalaia.errors import UserError
 from atalaia.models import resnet, thesis
 from atalaia.quantize import INPUT
@@ -35,8 +35,8 @@ class Splat(nn.Module):
 
 
 MODELS = {
-    "thesis": (thesis.Thesis(num_classes=5, widths=(8, 8, 16), hidden=32), (16, 16, 3)),
-    "resnet8": (resnet.ResNet8(num_classes=4, widths=(4, 8, 12)), (16, 16, 3)),
+    "thesis": (thesis.Thesis(outputs=5, widths=(8, 8, 16), hidden=32), (16, 16, 3)),
+    "resnet8": (resnet.ResNet8(outputs=4, widths=(4, 8, 12)), (16, 16, 3)),
     "mini": (Mini(), (11, 9, 1)),
     "splat": (Splat(), (5, 5, 1)),
 }
@@ -455,8 +455,8 @@ class WriteTest(absltest.TestCase):
         self.enter_context(mock.patch.object(export.configs, "load", return_value=config))
         self.enter_context(mock.patch.object(export.configs, "validate"))
         self.enter_context(mock.patch.object(export.data, "load", return_value=dataset))
-        trained = train.Trained(model, drawn(model, shape), None, "dense")
-        self.enter_context(mock.patch.object(train, "load_trained", return_value=trained))
+        trained = finished.Trained(model, drawn(model, shape), None, "dense")
+        self.enter_context(mock.patch.object(finished, "load_trained", return_value=trained))
 
     def test_writes_the_file_and_what_is_said_of_it(self):
         path = export.export(self.workdir, self.workdir)
@@ -475,9 +475,9 @@ class WriteTest(absltest.TestCase):
     def test_trained_ranges_are_asked_of_a_run_without_and_calibrated_ones_of_a_run_with(self):
         with self.assertRaisesRegex(UserError, "has no trained ranges: add the stage quantize, or export with"):
             export.export(self.workdir, self.workdir, "trained")
-        trained = train.Trained(MODELS["splat"][0], {}, None, "quantize")
+        trained = finished.Trained(MODELS["splat"][0], {}, None, "quantize")
         with (
-            mock.patch.object(train, "load_trained", return_value=trained),
+            mock.patch.object(finished, "load_trained", return_value=trained),
             self.assertRaisesRegex(UserError, "calibrating would not be what was trained"),
         ):
             export.export(self.workdir, self.workdir, "calibrated")

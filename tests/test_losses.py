@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from atalaia import losses
+from atalaia.tasks import classify
 
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.0, 1.0, 0.5]])
 LABELS = np.array([0, 2])
@@ -80,7 +81,7 @@ def _dkd(student, teacher, labels, temperature, alpha, beta):
 def _soft(name, temperature=3.0, alpha=0.7, beta=2.0):
     """A loss of the registry as a function of (student, teacher, labels)."""
     config = ConfigDict({"temperature": temperature, "dkd_alpha": alpha, "dkd_beta": beta})
-    return functools.partial(losses.SOFT_LOSSES[name], config=config)
+    return functools.partial(classify.SOFT_LOSSES[name], config=config)
 
 
 def _call(function, student=STUDENT, teacher=TEACHER, labels=CLASSES):
@@ -125,7 +126,7 @@ class SoftLossTest(parameterized.TestCase):
             "standardised_kd": _kd(standard(STUDENT), standard(TEACHER), temperature),
             "dkd": _dkd(STUDENT, TEACHER, CLASSES, temperature, 0.7, 2.0),
         }
-        self.assertEqual(set(expected), set(losses.SOFT_LOSSES))
+        self.assertEqual(set(expected), set(classify.SOFT_LOSSES))
         for name, values in expected.items():
             found = jax.jit(functools.partial(_call, _soft(name, temperature)))()
             np.testing.assert_allclose(found, values, rtol=2e-4, atol=1e-5, err_msg=name)
@@ -136,7 +137,7 @@ class SoftLossTest(parameterized.TestCase):
         expected = temperature * (_softmax(STUDENT / temperature) - _softmax(TEACHER / temperature))
         np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
-    @parameterized.parameters(*losses.SOFT_LOSSES)
+    @parameterized.parameters(*classify.SOFT_LOSSES)
     def test_gradients_are_finite_differences_and_none_reaches_the_teacher(self, name):
         function = _soft(name)
         # In float64, a labelled and an unlabelled image among them; in float32 the differences would be noise.
@@ -154,7 +155,7 @@ class SoftLossTest(parameterized.TestCase):
                 np.testing.assert_allclose(student[at], slope, rtol=1e-5, atol=1e-9)
         np.testing.assert_array_equal(teacher, 0)
 
-    @parameterized.parameters(*losses.SOFT_LOSSES)
+    @parameterized.parameters(*classify.SOFT_LOSSES)
     def test_equal_logits_cost_nothing(self, name):
         value, gradient = jax.value_and_grad(lambda s: _call(_soft(name), s, TEACHER).sum())(jnp.float32(TEACHER))
         np.testing.assert_allclose(value, 0, atol=1e-6)
@@ -187,16 +188,16 @@ class SoftLossTest(parameterized.TestCase):
         found = losses.dkd(student, teacher, labels, temperature, 1.0, jnp.float32(1 - sure))
         np.testing.assert_allclose(found, losses.kd(student, teacher, temperature), rtol=1e-4)
 
-    @parameterized.parameters(*losses.SOFT_LOSSES)
+    @parameterized.parameters(*classify.SOFT_LOSSES)
     def test_a_sure_teacher_has_finite_gradients(self, name):
         """exp(20 / 0.2) is more than float32 holds."""
         config = ConfigDict({"temperature": 0.2, "dkd_alpha": 1.0, "dkd_beta": 8.0})
         teacher, labels = jnp.array([[20.0, 0.0, 1.0]]), jnp.array([0])
         for student in (jnp.array([[20.0, 0.5, 1.0]]), jnp.array([[-20.0, 0.5, 1.0]])):
-            of = jax.grad(lambda x: losses.SOFT_LOSSES[name](x, teacher, labels, config).sum())
+            of = jax.grad(lambda x: classify.SOFT_LOSSES[name](x, teacher, labels, config).sum())
             self.assertTrue(np.isfinite(of(student)).all(), student)
 
-    @parameterized.parameters(*losses.SOFT_LOSSES)
+    @parameterized.parameters(*classify.SOFT_LOSSES)
     def test_without_a_label(self, name):
         """Only dkd looks at labels; where there is none it is kd."""
         found = _call(_soft(name), labels=[0, -1, -1])
@@ -204,7 +205,7 @@ class SoftLossTest(parameterized.TestCase):
         np.testing.assert_allclose(found[1:], _call(_soft(same))[1:], rtol=1e-6)
         np.testing.assert_allclose(found[0], _call(_soft(name))[0], rtol=1e-6)
 
-    @parameterized.product(name=list(losses.SOFT_LOSSES), label=[0, 1, -1])
+    @parameterized.product(name=list(classify.SOFT_LOSSES), label=[0, 1, -1])
     def test_extreme_logits_stay_finite(self, name, label):
         for student in ([[1e4, -1e4, 0.0]], [[0.0, 0.0, 0.0]]):
             value, gradient = jax.value_and_grad(

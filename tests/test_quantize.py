@@ -45,10 +45,10 @@ class Small(nn.Module):
 
 
 NETWORKS = (
-    ("thesis", thesis.Thesis(num_classes=5, widths=(4, 6, 8), hidden=16), (16, 16, 3)),
-    ("thesis_odd", thesis.Thesis(num_classes=5, widths=(4, 6, 8), hidden=16), (19, 13, 1)),
-    ("resnet8", resnet.ResNet8(num_classes=4, widths=(4, 8, 12)), (16, 16, 3)),
-    ("resnet8_odd", resnet.ResNet8(num_classes=4, widths=(4, 8, 12)), (15, 9, 3)),
+    ("thesis", thesis.Thesis(outputs=5, widths=(4, 6, 8), hidden=16), (16, 16, 3)),
+    ("thesis_odd", thesis.Thesis(outputs=5, widths=(4, 6, 8), hidden=16), (19, 13, 1)),
+    ("resnet8", resnet.ResNet8(outputs=4, widths=(4, 8, 12)), (16, 16, 3)),
+    ("resnet8_odd", resnet.ResNet8(outputs=4, widths=(4, 8, 12)), (15, 9, 3)),
     ("mini", Mini(), (11, 9, 2)),
 )
 
@@ -320,7 +320,7 @@ class CalibrateTest(absltest.TestCase):
         np.testing.assert_allclose(found["conv"], ((0.5 - x).min(), (2 * x).max()), rtol=1e-6)
 
     def test_broken_weights_name_the_first_broken_layer(self):
-        model, shape = resnet.ResNet8(num_classes=4, widths=(4, 8, 12)), (16, 16, 3)
+        model, shape = resnet.ResNet8(outputs=4, widths=(4, 8, 12)), (16, 16, 3)
         for path in ("conv", "block1s", "logits"):
             folded = quantize.fold(model, drawn(model, shape))
             folded[path].kernel[..., 0] = np.nan

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from atalaia import runs, search, train
+from atalaia import plan, runs, search
 from atalaia import space as spaces
 from atalaia.errors import UserError
 from atalaia.search import Search
@@ -129,7 +129,7 @@ class RunTest(parameterized.TestCase):
         def objective(point, folder, stop):
             teacher = "new" if folder.name == "trial_002" else "old"
             images = f"size {point['data.size']}" if "data.size" in point else "same"
-            return dict(value=0.5, seconds=1.0, sources={"weights of the teacher in t": teacher, train.IMAGES: images})
+            return dict(value=0.5, seconds=1.0, sources={"weights of the teacher in t": teacher, plan.IMAGES: images})
 
         for name, space in (("one", GRID), ("each", {"data.size": choice(1, 2, 3, 4)})):
             with self.subTest(name), self.assertRaisesRegex(UserError, r"trial 2 .* weights of .* in t than trial 0"):
@@ -139,7 +139,7 @@ class RunTest(parameterized.TestCase):
 
     def test_replaced_images_are_refused(self):
         def objective(point, folder, stop):
-            return dict(value=0.5, seconds=1.0, sources={train.IMAGES: folder.name})
+            return dict(value=0.5, seconds=1.0, sources={plan.IMAGES: folder.name})
 
         with self.assertRaisesRegex(UserError, "trial 1 had other training or validation images than trial 0"):
             self._run(Search(RECIPE, GRID), objective)
@@ -448,7 +448,7 @@ class CommandTest(absltest.TestCase):
             trained = json.loads((search.folder_of(folder, row["trial"]) / "train.json").read_text())
             expected = (row["value"], 20, row["point"]["seed"])
             self.assertEqual((trained["val_accuracy"], trained["steps"], trained["seed"]), expected)
-            self.assertEqual((list(row["sources"]), row["sources"]), ([train.IMAGES], trained["sources"]))
+            self.assertEqual((list(row["sources"]), row["sources"]), ([plan.IMAGES], trained["sources"]))
         best = max(rows, key=lambda row: row["value"])
         self.assertIn(f"trial {best['trial']}, seed={best['point']['seed']}.\n", (folder / "search.md").read_text())
         self.assertIn(f"written: {folder}/search.md, search.png, search.json", done.stdout)

@@ -14,7 +14,7 @@ class NetworkTest(parameterized.TestCase):
     @test_export.by_model
     def test_equals_numpy_and_tflm(self, name):
         model, _, integers = test_export.network(name)
-        found = simulate.logits(model, integers, test_export.pixels(name))  # a black and a white image are in it
+        found, _ = simulate.run(model, integers, test_export.pixels(name))  # a black and a white image are in it
         np.testing.assert_array_equal(found, test_export.simulate(name))
         np.testing.assert_array_equal(found, test_export.tflm(name))
         *_, last = simulate.layer_outputs(model, integers, test_export.pixels(name)).values()
@@ -31,7 +31,7 @@ class NetworkTest(parameterized.TestCase):
             self.assertBetween(np.abs(integers[path].kernel).max(), least, most)
         pixels = test_export.pixels("thesis")
         content = export.convert(model, integers, shape)
-        found = simulate.logits(model, integers, pixels)
+        found, _ = simulate.run(model, integers, pixels)
         np.testing.assert_array_equal(found, engines.run("tflm", content, pixels))
         self.assertGreater(len(np.unique(found)), 20)
 

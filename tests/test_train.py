@@ -16,7 +16,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl.testing import absltest, parameterized
 
-from atalaia import checkpoint, data, losses, metrics, models, pretrained, pruning, quantize, train
+from atalaia import (
+    checkpoint,
+    data,
+    finished,
+    losses,
+    metrics,
+    models,
+    plan,
+    pretrained,
+    pruning,
+    quantize,
+    step,
+    train,
+)
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.models import thesis
@@ -168,7 +181,7 @@ class TrainTest(parameterized.TestCase):
         victim.write_bytes(contents)
         config = small_config()
         with self.assertRaisesRegex(UserError, "step 60.*give the same atalaia.train command again"):
-            train.load_trained(config, self.workdir, data.load(config.data, self.workdir))
+            finished.load_trained(config, self.workdir, data.load(config.data, self.workdir))
         self.run_config(config)
         jax.tree.map(np.testing.assert_array_equal, expected, jax.tree.map(np.asarray, final_arrays(self.workdir)))
 
@@ -182,9 +195,9 @@ class TrainTest(parameterized.TestCase):
         with self.assertRaises(UserError):
             self.run_config(config)
         manager = checkpoint.open_folder(self.workdir)
-        for step in manager.all_steps():
-            params = ocp.StandardCheckpointer().restore(Path(manager.directory) / str(step) / "state")["params"]
-            self.assertTrue(all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)), step)
+        for saved in manager.all_steps():
+            params = ocp.StandardCheckpointer().restore(Path(manager.directory) / str(saved) / "state")["params"]
+            self.assertTrue(all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)), saved)
 
     def test_a_folder_of_another_config_is_refused_and_named(self):
         self.run_config(small_config(**{"dense.steps": 1, "prune.steps": 1}))
@@ -201,9 +214,9 @@ class TrainTest(parameterized.TestCase):
         config.quantize.epochs, config.quantize.steps = 0.0, 4
         self.run_config(config)
         model, dataset = models.create("tiny", 10), data.load(config.data, self.workdir)
-        new = train.init_state(config, model, dataset.train.images.shape[1:])
+        new = step.init_state(config, model, dataset.train.images.shape[1:])
         params = final_arrays(self.workdir)["params"]
-        for layer, expected in quantize.fold(model, train.variables_of(new)).items():
+        for layer, expected in quantize.fold(model, step.variables_of(new)).items():
             trained = layer in ("conv0b", "logits")
             self.assertEqual(np.array_equal(params[layer]["kernel"], expected.kernel), not trained, layer)
 
@@ -211,17 +224,17 @@ class TrainTest(parameterized.TestCase):
         """Its BatchNorm neither takes the batch's statistics nor moves its own."""
         config = small_config(trainable="conv0b|logits", stages=("dense",))
         model, dataset = models.create("tiny", 10), data.load(config.data, self.workdir)
-        new = train.init_state(config, model, dataset.train.images.shape[1:])
+        new = step.init_state(config, model, dataset.train.images.shape[1:])
         self.run_config(config)
         found = final_arrays(self.workdir)
         for kind, before in (("params", new.params), ("batch_stats", new.batch_stats)):
             same = jax.tree.map(np.array_equal, found[kind]["conv0a"], jax.device_get(before["conv0a"]))
             self.assertTrue(all(jax.tree.leaves(same)), kind)
             self.assertFalse(np.array_equal(*(jax.tree.leaves(t["conv0b"])[-1] for t in (found[kind], before))), kind)
-        stage, images = train.Stage("dense", config.dense, 0, 1), data.to_float(dataset.train.images[:64])
-        frozen = train.make_forward(small_config(trainable="logits"), TINY(10, dropout=0.0), stage)
-        logits, stats = frozen(train.variables_of(new), images, jax.random.PRNGKey(0))
-        np.testing.assert_allclose(logits, model.apply(train.variables_of(new), images), atol=1e-5)
+        stage, images = plan.Stage("dense", config.dense, 0, 1), data.to_float(dataset.train.images[:64])
+        frozen = step.make_forward(small_config(trainable="logits"), TINY(10, dropout=0.0), stage)
+        logits, stats = frozen(step.variables_of(new), images, jax.random.PRNGKey(0))
+        np.testing.assert_allclose(logits, model.apply(step.variables_of(new), images), atol=1e-5)
         jax.tree.map(np.testing.assert_array_equal, stats, new.batch_stats)
 
     def test_what_is_not_trainable_is_not_pruned(self):
@@ -266,7 +279,7 @@ class TrainTest(parameterized.TestCase):
         configs.claim(config, self.workdir)
         dataset = data.load(config.data, self.workdir)
         with self.assertRaisesRegex(UserError, "not finished"):
-            train.load_trained(config, self.workdir, dataset)
+            finished.load_trained(config, self.workdir, dataset)
 
     def test_without_a_validation_split_training_still_works(self):
         result = self.run_config(small_config(**{"data.validation": 0.0, "dense.steps": 2, "prune.steps": 2}))
@@ -305,10 +318,10 @@ class QuantizeStageTest(absltest.TestCase):
     def test_stopped_in_the_middle_it_ends_with_the_same_bytes(self):
         config = self.config("prune", "quantize", **{"quantize.bits": "dense0=4"})
         whole = self.run_config(config, "whole")
-        step = train.make_step
+        make = step.make_step
 
         def stopping(*arguments):
-            inner = step(*arguments)
+            inner = make(*arguments)
 
             def run(state, *rest):
                 if int(state.step) == 30:
@@ -318,7 +331,7 @@ class QuantizeStageTest(absltest.TestCase):
             return run
 
         config.checkpoint_seconds = 0.0
-        with absltest.mock.patch.object(train, "make_step", stopping), self.assertRaises(KeyboardInterrupt):
+        with absltest.mock.patch.object(step, "make_step", stopping), self.assertRaises(KeyboardInterrupt):
             self.run_config(config, "stopped")
         jax.tree.map(np.testing.assert_array_equal, whole, self.run_config(config, "stopped"))
 
@@ -365,21 +378,21 @@ class DevicesTest(absltest.TestCase):
 import sys
 from functools import partial
 import jax, numpy as np
-from atalaia import config, data, models, train
+from atalaia import config, data, models, plan, step
 from atalaia.models import thesis
 c = config.base()
 c.batch_size = 32
 c.augment.pad_crop = 1
-model = thesis.Thesis(num_classes=10, widths=(8,), hidden=64)
-split = jax.device_put(data.load(c.data, ".").train, train.over_devices())
-state = train.init_state(c, model, (8, 8, 1))
-(stage,) = train.make_plan(c, len(split.targets))
-optimizer = train.make_optimizer(c, stage, state.params)
-state = jax.device_put(state._replace(opt_state=optimizer.init(state.params)), train.over_devices())
-step = train.make_step(c, train.make_forward(c, model, stage), optimizer)
-shared = "all-reduce" in step.lower(state, split, train.epoch_order(state.key, 0, 1295), 0).compile().as_text()
+model = thesis.Thesis(outputs=10, widths=(8,), hidden=64)
+split = jax.device_put(data.load(c.data, ".").train, step.over_devices())
+state = step.init_state(c, model, (8, 8, 1))
+(stage,) = plan.make_plan(c, len(split.targets))
+optimizer = step.make_optimizer(c, stage, state.params)
+state = jax.device_put(state._replace(opt_state=optimizer.init(state.params)), step.over_devices())
+train = step.make_step(c, step.make_forward(c, model, stage), optimizer)
+shared = "all-reduce" in train.lower(state, split, step.epoch_order(state.key, 0, 1295), 0).compile().as_text()
 for i in range(3):
-    state, figures = step(state, split, train.epoch_order(state.key, 0, len(split.targets)), 32 * i)
+    state, figures = train(state, split, step.epoch_order(state.key, 0, len(split.targets)), 32 * i)
 np.savez(sys.argv[1], *jax.tree.leaves(jax.device_get((state, figures))), devices=jax.device_count(), shared=shared)
 """
 
@@ -402,23 +415,23 @@ np.savez(sys.argv[1], *jax.tree.leaves(jax.device_get((state, figures))), device
     def test_a_batch_that_does_not_divide_is_refused(self):
         self.enter_context(absltest.mock.patch.object(jax, "device_count", return_value=3))
         with self.assertRaisesRegex(UserError, "32 cannot be shared out to 3 devices"):
-            train.make_plan(small_config(), 100)
+            plan.make_plan(small_config(), 100)
 
 
 class EvaluateTest(absltest.TestCase):
     def test_counts_every_validation_image_once(self):
         config = small_config()
         dataset = data.load(config.data, Path("unused"))
-        model = TINY(num_classes=10)
-        state = train.init_state(config, model, (8, 8, 1))
+        model = TINY(outputs=10)
+        state = step.init_state(config, model, (8, 8, 1))
         odd = data.Split(*(x[:137] for x in dataset.validation))  # 137 does not fill whole batches
         variables = dict(params=state.params, batch_stats=state.batch_stats)
         logits = model.apply(variables, data.to_float(odd.images))
         config.loss.label_smoothing = 0.0
         for size in (500, 50):
-            with self.subTest(size=size), absltest.mock.patch.object(train, "EVAL_BATCH", size):
-                forward = train.make_forward(config, model, train.make_plan(config, 1000)[0])
-                found = train.make_evaluate(forward, odd)(state)
+            with self.subTest(size=size), absltest.mock.patch.object(step, "EVAL_BATCH", size):
+                forward = step.make_forward(config, model, plan.make_plan(config, 1000)[0])
+                found = step.make_evaluate(config, forward, odd)(state)
                 expected = losses.cross_entropy(logits, odd.targets, config.loss)
                 self.assertAlmostEqual(found["val_loss"], float(expected), places=4)
                 self.assertAlmostEqual(found["val_accuracy"], np.mean(np.argmax(logits, -1) == odd.targets))
@@ -427,13 +440,13 @@ class EvaluateTest(absltest.TestCase):
 class PlanTest(absltest.TestCase):
     def test_epochs_and_steps(self):
         config = small_config(**{"dense.steps": 0, "dense.epochs": 2.5})
-        plan = train.make_plan(config, images=100)  # 3 steps of 32 an epoch, the rest is left out
-        self.assertEqual([(s.name, s.first, s.end) for s in plan], [("dense", 0, 8), ("prune", 8, 38)])
+        stages = plan.make_plan(config, images=100)  # 3 steps of 32 an epoch, the rest is left out
+        self.assertEqual([(s.name, s.first, s.end) for s in stages], [("dense", 0, 8), ("prune", 8, 38)])
 
     def test_the_prune_stage_is_wrapped_and_the_one_before_is_not(self):
         config = small_config()
-        state = train.init_state(config, TINY(num_classes=10), (8, 8, 1))
-        dense, prune = (train.make_optimizer(config, s, state.params) for s in train.make_plan(config, 100))
+        state = step.init_state(config, TINY(outputs=10), (8, 8, 1))
+        dense, prune = (step.make_optimizer(config, s, state.params) for s in plan.make_plan(config, 100))
         self.assertIsNone(pruning.masks_of(dense.init(state.params)))
         self.assertIn("dense0/kernel", pruning.masks_of(prune.init(state.params)))
 

@@ -1,6 +1,7 @@
 """Networks by name. A new one: a file here with a Linen module of atalaia.layers, and a line in `MODELS`.
 
-Every network maps `[batch, height, width, channels]` float32 in [0, 1] (pixel / 255) to logits `[batch, num_classes]`.
+Every network maps `[batch, height, width, channels]` float32 in [0, 1] (pixel / 255) to outputs `[batch, n]`; n is its
+first field. A user's own is named "path/to/net.py:Net".
 """
 
 import difflib
@@ -8,6 +9,7 @@ from functools import partial
 
 import flax.linen as nn
 
+from atalaia import own
 from atalaia.errors import UserError
 from atalaia.models import mobilenet, rafael, resnet, resnet50, thesis
 
@@ -28,14 +30,28 @@ MODELS = {
 PRETRAINED = {name: ("imagenet",) for name in MODELS if name.startswith("resnet50")}
 
 
-def create(name: str, num_classes: int) -> nn.Module:
-    """The network of that name.
+def create(name: str, outputs: int) -> nn.Module:
+    """The network of that name with so many outputs.
 
     Raises:
-      UserError: no network has that name; the names are listed.
+      UserError: no network has that name, and the names are listed; or a user's own is none.
     """
+    if own.is_own(name):
+        return _own(name, outputs)
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"unknown model {name!r}: {hint}there are {', '.join(sorted(MODELS))}")
-    return MODELS[name](num_classes=num_classes)
+    return MODELS[name](outputs)
+
+
+def _own(name, outputs):
+    network = own.resolve("model", name)
+    try:
+        model = network(outputs)
+    except Exception as error:  # whatever a user's code raises
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"model: {name} cannot be made with {outputs} outputs: {why}") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model: {name} is no Flax Linen network: derive it from flax.linen.Module")
+    return model

@@ -15,7 +15,7 @@ _PAIRS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)]
 class MobileNetV1(nn.Module):
     """Conv 3x3 of strides 2, 13 depthwise and pointwise pairs, average pooling and Dense n; BatchNorm before ReLU."""
 
-    num_classes: int
+    outputs: int
     width: float = 0.25
 
     @nn.compact
@@ -28,4 +28,4 @@ class MobileNetV1(nn.Module):
             x = layers.Conv(channels, kernel=1, norm="before", name=f"pointwise{i}")(x, train)
         x = layers.GlobalAvgPool(name="pool")(x)
         x = layers.Flatten(name="flatten")(x)
-        return layers.Dense(self.num_classes, name="logits")(x, train)
+        return layers.Dense(self.outputs, name="logits")(x, train)

@@ -31,12 +31,12 @@ class Rafael(nn.Module):
     """Convolution, three stages of separable residual layers, average pooling and Dense n.
 
     Attributes:
-      num_classes: n.
+      outputs: n.
       extra: kernel sizes of the layers that a variant adds to the first stage.
       stem: kernel size and strides of the first convolution.
     """
 
-    num_classes: int
+    outputs: int
     extra: tuple[int, ...] = ()
     stem: tuple[int, int] = (5, 2)
 
@@ -55,7 +55,7 @@ class Rafael(nn.Module):
                 x = layers.Add(relu=True, name=f"stage{i}_{j}")(x, y)
         x = layers.GlobalAvgPool(name="pool")(x)
         x = layers.Flatten(name="flatten")(x)
-        return layers.Dense(self.num_classes, name="logits")(x, train)
+        return layers.Dense(self.outputs, name="logits")(x, train)
 
 
 def _separable(x, channels, width, name, train, kernel=3, strides=1, relu=True):

@@ -16,7 +16,7 @@ class ResNet8(nn.Module):
     values, 12.5 M MACs.
     """
 
-    num_classes: int
+    outputs: int
     widths: tuple[int, ...] = (16, 32, 64)
 
     @nn.compact
@@ -31,4 +31,4 @@ class ResNet8(nn.Module):
             x = layers.Add(relu=True, name=f"block{i}")(x, y)
         x = layers.GlobalAvgPool(name="pool")(x)
         x = layers.Flatten(name="flatten")(x)
-        return layers.Dense(self.num_classes, name="logits")(x, train)
+        return layers.Dense(self.outputs, name="logits")(x, train)

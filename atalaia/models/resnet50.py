@@ -21,14 +21,15 @@ class ResNet50(nn.Module):
     """Body of 23,481,472 values to 2,048 features (average pooling), Dropout and Dense n.
 
     Attributes:
-      num_classes: n.
+      outputs: n.
       size: height and width to which images are resized (bilinear) first; 0: as they are.
       dropout: rate.
     """
 
-    num_classes: int
+    outputs: int
     size: int = 0
     dropout: float = 0.2
+    float_only = True  # no field: a teacher, which is never exported
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -43,7 +44,7 @@ class ResNet50(nn.Module):
         x = layers.GlobalAvgPool(name="average")(x)
         x = layers.Flatten(name="flatten")(x)
         x = layers.Dropout(self.dropout, name="dropout")(x, train)
-        return layers.Dense(self.num_classes, name="logits")(x, train)
+        return layers.Dense(self.outputs, name="logits")(x, train)
 
 
 def _bottleneck(x, stage, block):

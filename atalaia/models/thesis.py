@@ -15,7 +15,7 @@ class Thesis(nn.Module):
     At 32x32x3 and n = 10: 2,397,226 values, the 896 moving statistics of BatchNorm counted.
     """
 
-    num_classes: int
+    outputs: int
     widths: tuple[int, ...] = (32, 64, 128)
     hidden: int = 1024
     dropout: float = 0.2
@@ -30,4 +30,4 @@ class Thesis(nn.Module):
         x = layers.Dropout(self.dropout, name="dropout0")(x, train)
         x = layers.Dense(self.hidden, relu=True, name="dense0")(x, train)
         x = layers.Dropout(self.dropout, name="dropout1")(x, train)
-        return layers.Dense(self.num_classes, name="logits")(x, train)
+        return layers.Dense(self.outputs, name="logits")(x, train)

@@ -1,0 +1,120 @@
+"""Classification: one label an image, int32 `[n]`, -1 where there is none; outputs are logits `[n, classes]`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from sklearn import metrics as sk
+
+from atalaia import losses
+from atalaia.errors import UserError
+from atalaia.tasks.metric import Metric
+
+LOSSES = {"cross_entropy": losses.cross_entropy}
+SOFT_LOSSES = {
+    "kd": lambda student, teacher, labels, config: losses.kd(student, teacher, config.temperature),
+    "standardised_kd": lambda student, teacher, labels, config: losses.standardised_kd(
+        student, teacher, config.temperature
+    ),
+    "dkd": lambda student, teacher, labels, config: losses.dkd(
+        student, teacher, labels, config.temperature, config.dkd_alpha, config.dkd_beta
+    ),
+}
+METRICS = {"accuracy": Metric("accuracy %", scale=100), "f1_macro": Metric("macro F1 %", scale=100)}
+SAMPLES = 24  # images of the picture of answers
+
+
+def validate(config: ConfigDict) -> None:
+    """Nothing but its losses is this task's own."""
+
+
+def outputs(dataset: Any, config: ConfigDict) -> int:
+    """Classes of a data set.
+
+    Raises:
+      UserError: its targets are no labels.
+    """
+    del config
+    labels = dataset.train.targets
+    if not (isinstance(labels, np.ndarray) and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)):
+        raise UserError(f"task classify needs a label an image; data set {dataset.name} has other targets: try regress")
+    return len(dataset.names)
+
+
+def absent(targets: np.ndarray, count: int) -> np.ndarray:
+    """Labels of images that have none: -1."""
+    return np.full(count, -1, targets.dtype)
+
+
+def move(labels: jax.Array, moves: jax.Array, size: tuple[int, int], config: ConfigDict) -> jax.Array:
+    """A moved image keeps its label."""
+    del moves, size, config
+    return labels
+
+
+def progress(logits: jax.Array, labels: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Accuracy of a step, over the images that have a label."""
+    return dict(accuracy=(jnp.sum(logits.argmax(-1) == labels), jnp.sum(labels >= 0)))
+
+
+def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy, and macro F1: the mean of the classes' F1 (scikit-learn)."""
+    predicted = logits.argmax(1)
+    f1 = sk.f1_score(labels, predicted, average="macro", zero_division=0)
+    return dict(accuracy=float(sk.accuracy_score(labels, predicted)), f1_macro=float(f1))
+
+
+def agree(a: np.ndarray, b: np.ndarray) -> float:
+    """Part of the images of which both have the same class."""
+    return float(np.mean(a.argmax(1) == b.argmax(1)))
+
+
+def decode(logits: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    """The class, int32 `[n, 1]`, of int8 logits `[n, classes]`: the first of the largest."""
+    del scale, zero_point
+    return logits.argmax(1).astype(np.int32)[:, None]
+
+
+def details(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict]:
+    """Precision, recall, F1 and number of images of each class."""
+    figures = sk.precision_recall_fscore_support(labels, logits.argmax(1), labels=range(len(names)), zero_division=0)
+    columns = ("precision", "recall", "F1", "images")
+    return [
+        {"class": name} | {key: float(value) for key, value in zip(columns, row, strict=True)}
+        for name, row in zip(names, zip(*figures, strict=True), strict=True)
+    ]
+
+
+def pictures(
+    images: np.ndarray,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    title: str,
+    path: Callable[[str], Path],
+) -> list[dict]:
+    """The confusion matrix, and images with right and wrong answers."""
+    from atalaia import pictures as draw
+
+    predicted = logits.argmax(1)
+    draw.confusion_picture(path("confusion.png"), labels, predicted, tuple(names), title)
+    some = _some(predicted == labels)
+    captions = [
+        names[labels[i]] if predicted[i] == labels[i] else f"{names[predicted[i]]}, not {names[labels[i]]}"
+        for i in some
+    ]
+    draw.samples_picture(path("samples.png"), images[some], captions, [predicted[i] == labels[i] for i in some], title)
+    return [
+        dict(file=path("confusion.png").name, title="How often each class (rows) was taken for each (columns)"),
+        dict(file=path("samples.png").name, title="Images with right and wrong answers"),
+    ]
+
+
+def _some(right):
+    """Places of images to show: half of them wrong ones, where there are so many, else right ones; in their order."""
+    wrong, good = np.flatnonzero(~right)[: SAMPLES // 2], np.flatnonzero(right)
+    return np.sort(np.r_[wrong, good[: SAMPLES - len(wrong)]])
