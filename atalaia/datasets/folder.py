@@ -26,7 +26,9 @@ def load(config: ConfigDict, cache: Path) -> Source:
     """
     size = pictures.size_of(config)
     if not config.path or size is None:
-        raise UserError("image_folder needs data.path, the folder that holds train/, and data.size, a side in pixels")
+        raise UserError(
+            "image_folder needs data.path, the folder of train/ or of the classes, and data.size, a side in pixels"
+        )
     root, unlabelled = Path(config.path).expanduser(), _unlabelled(config)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: {LAYOUTS.format(root)}")
