@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from atalaia import data, distill, models, optimizers, own, pretrained, pruning, qat, tasks
 from atalaia.errors import UserError, choice
@@ -35,14 +35,18 @@ def base() -> ConfigDict:
     c.log_steps = 50  # steps between two lines of metrics.jsonl
 
     c.data = ConfigDict()
-    c.data.name = "digits"  # a name of atalaia.data.LOADERS
-    c.data.path = ""  # of image_folder: the folder that holds train/ and perhaps test/
-    c.data.size = 0  # height and width to resize to; 0: as they are
+    c.data.name = "digits"  # a name of atalaia.datasets.LOADERS, or "path/to/data.py:load", a function of your own
+    c.data.path = ""  # of image_folder: the folder of train/ and perhaps test/, or of the classes; of arrays: the .npz
+    c.data.size = FieldReference(0, field_type=object)  # side to resize to, or "height,width"; 0: as they are
+    c.data.fit = "crop"  # where the sides' ratio changes: "crop" the rest, "pad" with black, or "stretch"
     c.data.grey = False  # one channel instead of three
     c.data.validation = 0.1  # part of the training images that is held out
     c.data.split_seed = 0
     c.data.train_per_class = 0  # images of each class that are kept, of those to train on (validation is carved from
     c.data.test_per_class = 0  # them) and of the test set, drawn by split_seed and by a fixed seed; 0: all
+    c.data.balance = (
+        ""  # classes of unlike size count alike: by "weights" in the loss or by "sampling"; "": they do not
+    )
     c.data.unlabelled = ""  # images without labels: a folder of them, or of stl10 its "official" ones; "": none
 
     c.augment = ConfigDict()  # 0 or False: off

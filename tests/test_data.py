@@ -15,15 +15,21 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from atalaia import data, fetch
+from atalaia.datasets import cifar10
 from atalaia.errors import UserError
 
 PER_BATCH = 20
 
 
 def _config(name, **fields):
-    fixed = {"path": "", "size": 0, "grey": False, "validation": 0.0, "split_seed": 0}
+    fixed = {"path": "", "size": 0, "fit": "crop", "balance": "", "grey": False, "validation": 0.0, "split_seed": 0}
     fixed |= {"train_per_class": 0, "test_per_class": 0, "unlabelled": ""}
     return ConfigDict({"name": name} | fixed | fields)
+
+
+def _carve(split, fraction):
+    taken = data._held_out(split.targets, fraction, seed=0)
+    return data._where(split, ~taken), data._where(split, taken)
 
 
 def _rows(images):
@@ -85,10 +91,10 @@ class LoadTest(DataTest):
 
     def test_carve_leaves_each_class_in_both_parts(self):
         split = data.Split(self._pixels(7, 2, 2, 1), np.array([0, 0, 1, 1, 1, 2, 0]))
-        kept, taken = data._carve(split, 0.01, 0)
+        kept, taken = _carve(split, 0.01)
         self.assertEqual(np.bincount(taken.targets).tolist(), [1, 1])  # class 2 has a single image: it stays
         self.assertEqual(np.bincount(kept.targets).tolist(), [2, 2, 1])
-        kept, _ = data._carve(split, 0.99, 0)
+        kept, _ = _carve(split, 0.99)
         self.assertEqual(np.bincount(kept.targets).tolist(), [1, 1, 1])
 
     def test_resize(self):
@@ -182,7 +188,7 @@ class LoadTest(DataTest):
 class Cifar10Test(DataTest):
     def setUp(self):
         super().setUp()
-        self.enter_context(mock.patch.object(data, "CIFAR10_BATCH_IMAGES", PER_BATCH))
+        self.enter_context(mock.patch.object(cifar10, "BATCH_IMAGES", PER_BATCH))
         self.images = self._pixels(6 * PER_BATCH, 32, 32, 3)
         self.labels = np.tile(np.arange(10), 6 * PER_BATCH // 10).astype(np.uint8)
 
