@@ -62,9 +62,17 @@ def key_of(key: jax.Array, name: str, step: Any) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=2)
-def epoch_order(key: jax.Array, epoch: int, n: int) -> jax.Array:
-    """The order of the n training images in an epoch, int32 `[n]`."""
-    return jax.random.permutation(key_of(key, "order", epoch), n)
+def epoch_order(key: jax.Array, epoch: int, n: int, balanced: jax.Array | None = None) -> jax.Array:
+    """The order of the n training images in an epoch, int32 `[n]`; by labels `balanced`, all classes alike."""
+    key = key_of(key, "order", epoch)
+    return jax.random.permutation(key, n) if balanced is None else data.balanced_order(key, balanced, n)
+
+
+def class_weights(dataset: data.Dataset, config: ConfigDict) -> np.ndarray | None:
+    """What an image of each class counts in the loss, float32 `[classes]`; None where all count 1."""
+    if config.data.balance != "weights":
+        return None
+    return data.class_weights(dataset.train.targets, len(dataset.names))
 
 
 def over_devices(*axes: str) -> jax.sharding.NamedSharding:

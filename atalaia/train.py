@@ -126,11 +126,12 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     optimizer, state = _enter_stage(run, stage, state)
     forward = step.make_forward(config, run.model, stage)
     guide = teachers.make_guide(run, stage, split.images)
-    step_fn = step.make_step(config, forward, optimizer, guide.outputs)
+    step_fn = step.make_step(config, forward, optimizer, guide.outputs, step.class_weights(run.dataset, config))
     evaluate = step.make_evaluate(config, forward, run.dataset.validation)
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
     epoch_steps = n // config.batch_size
     eval_steps = max(1, round(config.eval_epochs * epoch_steps))
+    balanced = train.targets if config.data.balance == "sampling" else None
     order, window, since, saved = None, [], time.monotonic(), time.monotonic()
 
     with Progress(
@@ -139,7 +140,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
         for number in range(int(state.step), stage.end):
             epoch, place = divmod(number - stage.first, epoch_steps)
             if order is None or place == 0:
-                order, begun = step.epoch_order(state.key, stage.first + epoch, n), time.monotonic()
+                order, begun = step.epoch_order(state.key, stage.first + epoch, n, balanced), time.monotonic()
                 taught = guide.of(epoch)
                 since += time.monotonic() - begun  # it may have been computed now
             state, figures = step_fn(state, train, order, place * config.batch_size, taught)

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atalaia import own
-from atalaia.errors import choice
+from atalaia.errors import UserError, choice
 from atalaia.tasks import classify, regress
 from atalaia.tasks.metric import Metric
 
@@ -87,6 +87,8 @@ def validate(config: ConfigDict) -> None:
     task = of(config)
     if own.is_own(config.loss.name):
         own.resolve("loss.name", config.loss.name)
+        if config.data.balance == "weights":
+            raise UserError('data.balance = "weights" is of our losses: take "sampling" with a loss of your own')
     else:
         choice("loss.name", config.loss.name, task.LOSSES, f"of task {config.task}: ")
     if any(config[stage].get("teacher") for stage in config.stages):
