@@ -26,7 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from sklearn import metrics as sk
 
-from atalaia import cli, data, engines, export, metrics, qat, report, simulate, tflite, train
+from atalaia import cli, data, engines, export, metrics, pictures, qat, report, simulate, tflite, train
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.files import write_arrays, write_json, write_whole
@@ -130,7 +130,7 @@ def evaluate(
     write_whole(workdir / f"evaluation{suffix}.md", text)
     print(text)
     title = f"{dataset.name}, {split}, {names[-1]}"
-    report.confusion_picture(workdir / f"confusion{suffix}.png", labels, predictions[names[-1]], dataset.names, title)
+    pictures.confusion_picture(workdir / f"confusion{suffix}.png", labels, predictions[names[-1]], dataset.names, title)
     write_json(workdir / f"evaluation{suffix}.json", scores)  # the last one: what there is of it is whole
     for path in kept.values():
         path.unlink(missing_ok=True)

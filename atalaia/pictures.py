@@ -1,0 +1,140 @@
+"""Pictures by matplotlib: of answers, of sample images, and of a training's curves."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atalaia.files import write_whole
+
+RIGHT, WRONG = "#2e9e5b", "#d64545"
+COLORS = ("#3b82c4", "#e08a2e", "#2e9e5b", "#a05cc0")  # readable on white and on near-black
+INK = "#010203"  # drawn in this colour, replaced by that of the page's text
+SAMPLE_COLUMNS, SAMPLE_PIXELS = 5, 100  # images below this size are enlarged without smoothing
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a matplotlib.figure.Figure as PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    write_whole(path, content.getvalue())
+
+
+def confusion_picture(
+    path: Path, labels: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...], title: str
+) -> None:
+    """A picture of how often each class (rows) was taken for each (columns)."""
+    from matplotlib.figure import Figure
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    side = min(4 + 0.4 * len(class_names), 16)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    ConfusionMatrixDisplay.from_predictions(
+        labels,
+        predicted,
+        labels=range(len(class_names)),
+        display_labels=class_names,
+        xticks_rotation="vertical",
+        cmap="Blues",
+        colorbar=False,
+        ax=axes,
+    )
+    axes.set_title(title)
+    save_figure(figure, path)
+
+
+def scatter_picture(path: Path, truth: np.ndarray, answers: np.ndarray, names: Sequence[str], title: str) -> None:
+    """A picture of each answer against the truth, one panel a name; on the diagonal an answer is right.
+
+    Args:
+      path: the PNG to write.
+      truth, answers: `[images, names]`.
+      names: what each column stands for.
+      title: above the picture.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(len(names), 3)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, name, true, answer in zip(panels, names, truth.T, answers.T, strict=False):
+        low, high = min(true.min(), answer.min()), max(true.max(), answer.max())
+        panel.plot([low, high], [low, high], color="gray", linewidth=1)
+        panel.plot(true, answer, ".", color=COLORS[0], alpha=0.4, markersize=5)
+        panel.set(xlabel=f"{name}, truth", ylabel=f"{name}, answer", aspect="equal")
+        panel.grid(alpha=0.3)
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def samples_picture(path: Path, images: np.ndarray, captions: Sequence[str], right: Sequence[bool], title: str) -> None:
+    """A grid of images with their captions; a green frame where the answer is right, a red one where it is wrong.
+
+    Args:
+      path: the PNG to write.
+      images: uint8 `[n, height, width, channels]`, of one channel or three.
+      captions: under each image, in lines of about 12 letters; "✓" or "✗" is put before them.
+      right: whether each answer is right.
+      title: above the grid.
+    """
+    from matplotlib.figure import Figure
+
+    rows = -(-len(images) // SAMPLE_COLUMNS)
+    tall = images.shape[1] / images.shape[2]
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    figure = Figure(figsize=(SAMPLE_COLUMNS, (tall + 0.25 * lines) * rows + 0.35), layout="constrained")
+    panels = figure.subplots(rows, SAMPLE_COLUMNS, squeeze=False).ravel()
+    smoothing = "nearest" if max(images.shape[1:3]) < SAMPLE_PIXELS else "antialiased"
+    for panel, image, caption, good in zip(panels, images, captions, right, strict=False):
+        shown = image[..., 0] if image.shape[-1] == 1 else image
+        panel.imshow(shown, "gray", vmin=0, vmax=255, interpolation=smoothing)
+        panel.set(xticks=[], yticks=[])
+        panel.set_xlabel(f"{'✓' if good else '✗'} {caption}", color=RIGHT if good else WRONG, fontsize=9)
+        panel.spines[:].set(color=RIGHT if good else WRONG, linewidth=2.5)
+    for panel in panels[len(images) :]:
+        panel.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def curves_picture(curves: Mapping[str, tuple[Sequence, Sequence]], stages: Mapping[str, int], title: str) -> str:
+    """Curves over the steps of a run, as SVG to stand within an HTML page, whose text colour and font it takes.
+
+    Args:
+      curves: label to (steps, values).
+      stages: name to the step where it begins.
+      title: above the curves.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure = Figure(figsize=(4.2, 2.7), layout="constrained", facecolor="none")
+        axes = figure.subplots()
+        axes.set_facecolor("none")
+        for (label, (steps, values)), color in zip(curves.items(), COLORS, strict=False):
+            mark = "." if len(steps) == 1 else None  # a line of one point would not be seen
+            axes.plot(steps, values, color=color, label=label, linewidth=1.8, marker=mark)
+        for name, start in stages.items():
+            axes.axvline(start, color=INK, alpha=0.35, linewidth=1, linestyle=":")
+            place = dict(xycoords=("data", "axes fraction"), xytext=(3, -3), textcoords="offset points")
+            axes.annotate(name, (start, 1), color=INK, alpha=0.7, fontsize=8, va="top", **place)
+        axes.set_title(title, color=INK, fontsize=11)
+        axes.set_xlabel("step", color=INK, fontsize=9)
+        axes.margins(y=0.15)
+        axes.tick_params(colors=INK, labelsize=8.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set(color=INK, alpha=0.4)
+        axes.grid(color=INK, alpha=0.1)
+        if len(curves) > 1:
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8.5)
+        content = io.StringIO()
+        figure.savefig(content, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    drawing = content.getvalue()
+    return drawing[drawing.index("<svg") :].replace(INK, "currentColor")
