@@ -88,14 +88,23 @@ compilers() {
   for board in host rv32 lx106; do # asks for compiler, C library and emulator
     make -n -C mcu build BOARD="$board" > /dev/null 2>&1 || missing+=" $board"
   done
-  [ -n "$missing" ] || return 0
+  [ -z "$missing" ] || debian "compilers and emulators for$missing" "$packages"
+}
+
+# What the test of the report's page needs.
+browser() {
+  command -v chromium > /dev/null || command -v google-chrome > /dev/null || debian "the browser chromium" chromium
+}
+
+# debian WHAT PACKAGES: installs Debian packages where that is possible, and says what is missing elsewhere.
+debian() {
   if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-    echo "installing compilers and emulators for$missing"
+    echo "installing $1"
     # shellcheck disable=SC2086
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages; } \
-      > /dev/null 2>&1 || echo "could not install them; by hand: apt-get install $packages" >&2
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $2; } \
+      > /dev/null 2>&1 || echo "could not install $1; by hand: apt-get install $2" >&2
   else
-    echo "no compiler, C library or emulator for$missing: their tests are skipped (Debian: apt-get install $packages)" >&2
+    echo "missing: $1; the tests that need them are skipped (Debian: apt-get install $2)" >&2
   fi
 }
 
@@ -123,6 +132,7 @@ case $word in
     ;;
   test)
     compilers
+    browser
     setup requirements.txt requirements-dev.txt
     .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
     ;;

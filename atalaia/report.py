@@ -1,21 +1,21 @@
-"""Tables and pictures from the runs' JSON: what a person reads.
+"""Tables from the runs' JSON: what a person reads.
 
 python -m atalaia.report --workdir=runs/cifar10              # one run: accuracy, sizes, time, memory
+
+Writes summary.md, which is also printed, and report.html (page.py) into the run folder.
 """
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from atalaia import cli, ledger, tasks
 from atalaia.errors import UserError
 from atalaia.files import locked, write_json, write_whole
 
 MIB = 2**20
+STEPS = dict(train="train.json", export="export.json", evaluate="evaluation_details.json")  # step to what it leaves
 PUBLISHED = (
     "config.json",
     "ledger.json",
@@ -74,50 +74,39 @@ def layers_table(rows: list[dict], first: dict[str, str | None], changed: dict[s
     return "\n".join(lines)
 
 
-def confusion_picture(
-    path: Path, labels: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...], title: str
-) -> None:
-    """A picture of how often each class (rows) was taken for each (columns)."""
-    from matplotlib.figure import Figure
-    from sklearn.metrics import ConfusionMatrixDisplay
-
-    side = min(4 + 0.4 * len(class_names), 16)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
-    ConfusionMatrixDisplay.from_predictions(
-        labels,
-        predicted,
-        labels=range(len(class_names)),
-        display_labels=class_names,
-        xticks_rotation="vertical",
-        cmap="Blues",
-        colorbar=False,
-        ax=axes,
-    )
-    axes.set_title(title)
-    save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a matplotlib.figure.Figure as PNG."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    write_whole(path, content.getvalue())
-
-
 def run_summary(workdir: Path) -> str:
-    """One finished run in Markdown: engines, size ledger, time and memory of each step."""
-    workdir = Path(workdir)
-    steps = {name: _json(workdir, f"{name}.json", name) for name in ("train", "export")}
-    details = _json(workdir, "evaluation_details.json", "evaluate")
-    steps["evaluate"] = dict(seconds=details["seconds"]["total"], peak_memory_bytes=details["peak_memory_bytes"])
-    lines = [*_engines_table(details), "", ledger.table(ledger.read(workdir)), ""]
+    """One trained run in Markdown: engines, size ledger, time and memory of each step; what is missing is named.
+
+    Raises:
+      UserError: it is not trained.
+    """
+    done = steps(workdir)
+    lines = [ledger.table(ledger.read(workdir)), ""]
+    if "evaluate" in done:
+        lines = [*_engines_table(json.loads((Path(workdir) / STEPS["evaluate"]).read_text())), "", *lines]
     lines += ["| step | seconds | peak memory MiB |", "|---|---:|---:|"]
-    lines += [f"| {n} | {s['seconds']} | {s['peak_memory_bytes'] / MIB:,.0f} |" for n, s in steps.items()]
-    total = sum(s["seconds"] for s in steps.values())
-    peak = max(s["peak_memory_bytes"] for s in steps.values()) / MIB
-    lines.append(f"| whole | {total:.1f} | {peak:,.0f} |")
+    done["whole"] = sum(s for s, _ in done.values()), max(peak for _, peak in done.values())
+    lines += [f"| {name} | {seconds:.1f} | {peak / MIB:,.0f} |" for name, (seconds, peak) in done.items()]
+    lines += [f"\nNo {STEPS[n]}: run atalaia.{n} --workdir={workdir}" for n in STEPS if n not in done]
     return "\n".join(lines) + "\n"
+
+
+def steps(workdir: Path) -> dict[str, tuple[float, int]]:
+    """(seconds, peak memory in bytes) of the steps that a run has done, by `STEPS`.
+
+    Raises:
+      UserError: it is not trained.
+    """
+    done = {}
+    for name, file in STEPS.items():
+        path = Path(workdir) / file
+        if path.is_file():
+            noted = json.loads(path.read_text())
+            seconds = noted["seconds"]["total"] if name == "evaluate" else noted["seconds"]
+            done[name] = seconds, noted["peak_memory_bytes"]
+        elif name == "train":
+            raise UserError(f"{workdir} has no {file}: run atalaia.train --workdir={workdir} first")
+    return done
 
 
 def publish(workdir: Path, destination: Path) -> str:
@@ -185,19 +174,15 @@ def _insert(readme, name, text):
     write_whole(readme, before + opening + text.strip() + "\n" + closing + after)
 
 
-def _json(workdir, name, step):
-    path = workdir / name
-    if not path.is_file():
-        raise UserError(f"{workdir} has no {name}: run atalaia.{step} --workdir={workdir} first")
-    return json.loads(path.read_text())
-
-
 def main() -> None:
+    from atalaia import page  # which imports this module
+
     workdir = cli.workdir()
     text = run_summary(workdir)
     write_whole(workdir / "summary.md", text)
+    page.write(workdir)
     print(text)
-    print(f"written: {workdir}/summary.md")
+    print(f"written: {workdir}/summary.md, report.html")
 
 
 if __name__ == "__main__":

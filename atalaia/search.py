@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from atalaia import cli, data, files, metrics, plan, report, runs, tasks, tflite, train
+from atalaia import cli, data, files, metrics, pictures, plan, runs, tasks, tflite, train
 from atalaia import config as configs
 from atalaia import space as spaces
 from atalaia.errors import Diverged, UserError
@@ -301,7 +301,7 @@ def picture(search: Search, rows: Sequence[dict], path: Path) -> None:
     axes[0].legend()
     if grid:
         grid_map(axes[1], search.space, [(row["point"], row["value"]) for row in rows], search.metric)
-    report.save_figure(figure, path)
+    pictures.save_figure(figure, path)
 
 
 def is_grid(space: spaces.Space) -> bool:

@@ -221,7 +221,7 @@ def picture(space, grid, found: dict, path: Path) -> None:
     """The recorded grid, and how many searches have found one of the best tenth by each trial."""
     from matplotlib.figure import Figure
 
-    from atalaia import report, search
+    from atalaia import pictures, search
 
     drawn = search.is_grid(space)
     figure = Figure(figsize=(6.5 * (1 + drawn), 4.2), layout="constrained")
@@ -236,7 +236,7 @@ def picture(space, grid, found: dict, path: Path) -> None:
     if drawn:
         search.grid_map(axes[0, 1], space, grid, "validation accuracy")
     figure.suptitle(found["of"]["data"], fontsize=9)
-    report.save_figure(figure, path)
+    pictures.save_figure(figure, path)
 
 
 def publish(space, recorded: dict, seeds: int) -> None:

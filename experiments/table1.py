@@ -254,7 +254,7 @@ def picture(rows: list[dict], path: Path) -> None:
     """Accuracy of each network by itself and distilled, medians over seeds."""
     from matplotlib.figure import Figure
 
-    from atalaia import report
+    from atalaia import pictures
 
     names = [name for name in THESIS if any(r["row"].startswith(name) for r in rows)]
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -267,7 +267,7 @@ def picture(rows: list[dict], path: Path) -> None:
     axes.set(ylabel="test accuracy, %", title=rows[0]["data"])
     axes.set_ylim(bottom=max(0, min(100 * r["test"]["accuracy"] for r in rows) - 5))
     axes.legend()
-    report.save_figure(figure, path)
+    pictures.save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -283,7 +283,7 @@ def picture(rows: list[dict], compared: list[dict], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    from atalaia import report
+    from atalaia import pictures
 
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
@@ -305,7 +305,7 @@ def picture(rows: list[dict], compared: list[dict], path: Path) -> None:
     axes.set_title("Thesis network on CIFAR-10")
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside lower center", fontsize=8)
-    report.save_figure(figure, path)
+    pictures.save_figure(figure, path)
 
 
 def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
