@@ -228,8 +228,9 @@ def refuse_other_run(config: ConfigDict, workdir: Path, stages: Sequence[str] | 
 
 
 def claim(config: ConfigDict, workdir: Path) -> None:
-    """Makes the run folder and writes its config.json."""
+    """Makes the run folder and writes its config.json, and copies of a user's own parts."""
     Path(workdir).mkdir(parents=True, exist_ok=True)
+    own.keep(config, workdir)
     write_json(Path(workdir) / "config.json", _plain(config))
 
 
@@ -247,7 +248,7 @@ def load(workdir: Path) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run (no config.json): train first with atalaia.train --workdir={workdir}")
-    return ConfigDict(_merged(_plain(base()), _read(path)))  # a run of an older version lacks fields
+    return own.opened(ConfigDict(_merged(_plain(base()), _read(path))), workdir)  # an older version's lacks fields
 
 
 def _read(path):

@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from atalaia import cli, data, engines, export, finished, metrics, qat, report, simulate, tasks, tflite
+from atalaia import api, cli, data, engines, export, finished, metrics, qat, report, simulate, tasks, tflite
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.files import write_arrays, write_json, write_whole
@@ -239,11 +239,20 @@ def agreement(task: tasks.Task, outputs: dict[str, Outputs]) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    names = flags.FLAGS.engines
+def refuse_unknown(names: list[str]) -> None:
+    """Does nothing for names of engines.
+
+    Raises:
+      UserError: one is none; all are listed.
+    """
     allowed = [*JAX, *engines.ENGINES]
     if unknown := [n for n in names if n not in allowed]:
         raise UserError(f"unknown engine {unknown[0]!r}: there are {', '.join(allowed)}")
+
+
+def main() -> None:
+    names = flags.FLAGS.engines
+    refuse_unknown(names)
     file = flags.FLAGS.tflite
     if file is None:
         workdir = cli.workdir()
@@ -283,6 +292,8 @@ def _outside(file):
         raise UserError(f"{workdir} is a run folder, whose results would be overwritten: give another --workdir")
     return workdir, config
 
+
+api.make_callable(__name__)
 
 if __name__ == "__main__":
     cli.common_flags()

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from ai_edge_litert import schema_py_generated as schema
 
-from atalaia import cli, data, layers, ledger, metrics, ops, pack, quantize, simulate, tflite
+from atalaia import api, cli, data, layers, ledger, metrics, ops, pack, quantize, simulate, tflite
 from atalaia import config as configs
 from atalaia.errors import UserError, quiet_stderr
 from atalaia.files import write_json, write_whole
@@ -327,6 +327,8 @@ def main() -> None:
     print(f"ranges: {ranges}" + " on training images: the run has no stage quantize" * (ranges == "calibrated"))
     print(ledger.table(ledger.read(workdir)))
 
+
+api.make_callable(__name__)
 
 if __name__ == "__main__":
     cli.common_flags()

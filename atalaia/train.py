@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from atalaia import (
+    api,
     checkpoint,
     cli,
     data,
@@ -291,6 +292,8 @@ def main() -> None:
         raise UserError("no config: give --config=configs/NAME.py")
     train_and_evaluate(config, cli.workdir(), cli.cache())
 
+
+api.make_callable(__name__)
 
 if __name__ == "__main__":
     cli.common_flags()

@@ -60,7 +60,7 @@ class StoppedTest(absltest.TestCase):
             return evaluate.evaluate(configs.base(), dataset, ["tflite", "tflm"], self.folder, file)
 
     def test_goes_on_after_the_last_engine_that_ran_through(self):
-        images = np.arange(24, dtype=np.uint8).reshape(3, 2, 2, 2)
+        images = np.arange(24, dtype=np.uint8).reshape(3, 2, 4, 1)
         expected = self.evaluate(images)
         self.assertEqual(self.ran, ["tflite", "tflm"])
         self.assertEmpty(list(self.folder.glob("outputs*")))
@@ -82,7 +82,7 @@ class StoppedTest(absltest.TestCase):
             self.assertEqual(self.ran, ["tflite"] * damage + ["tflm"])
 
     def test_other_images_or_another_file_run_anew(self):
-        images = np.arange(24, dtype=np.uint8).reshape(3, 2, 2, 2)
+        images = np.arange(24, dtype=np.uint8).reshape(3, 2, 4, 1)
         for changed, file in ((images, b"another"), (images + np.uint8(1), b"file")):
             with self.assertRaises(KeyboardInterrupt):
                 self.evaluate(images, fail="tflm")

@@ -64,19 +64,20 @@ def from_function(name: str) -> Source:
         returned = function()
     except Exception as error:  # whatever a user's code raises
         raise UserError(f"data.name: {name}() failed: {type(error).__name__}: {error}") from error
-    return checked(Path(name).name, _as_source(name, returned))
+    return checked(Path(name).name, as_source(name, returned))
 
 
-def _as_source(name, returned):
+def as_source(name: str, returned: Any) -> Source:
+    """What a function or a caller gave, in one of `FORMS`, as a Source that is not checked yet."""
     if isinstance(returned, Source):
         return returned
     if not isinstance(returned, tuple) or len(returned) not in (2, 3):
-        raise UserError(f"data.name: {name}() must return {FORMS}, not {_shown(returned)}")
+        raise UserError(f"{name}: arrays are given as {FORMS}, not {_shown(returned)}")
     first, second, *names = returned
     if not isinstance(first, tuple):  # (images, targets)
         return Source(Split(first, second), None, *names or ((),))
     if len(first) != 2 or not isinstance(second, tuple) or len(second) != 2:
-        raise UserError(f"data.name: {name}() must return {FORMS}, not {_shown(returned)}")
+        raise UserError(f"{name}: arrays are given as {FORMS}, not {_shown(returned)}")
     return Source(Split(*first), Split(*second), *names or ((),))
 
 
