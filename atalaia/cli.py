@@ -13,6 +13,7 @@ from absl import app, flags, logging
 
 from atalaia import data
 from atalaia.errors import UserError, message
+from atalaia.files import shipped
 
 
 def common_flags() -> None:
@@ -81,12 +82,21 @@ def _guarded(function, goes_on=False):
 
 def _parse(argv: Sequence[str], known_only: bool) -> list[str]:
     with flag_errors():
-        rest = flags.FLAGS(argv, known_only)
+        rest = flags.FLAGS([_recipe(word) for word in argv], known_only)
         if "config" in flags.FLAGS and flags.FLAGS["config"].present:
             _ = flags.FLAGS.config.is_locked  # a file that could not be read shows here first
     if len(rest) > 1 and not known_only:
         raise UserError(f"unexpected argument {rest[1]!r}: fields of the config are set as --config.field=value")
     return rest
+
+
+def _recipe(word):
+    """A flag --config=NAME of one of our recipes, wherever they are installed, as the flag with its file."""
+    name, colon, rest = word.removeprefix("--config=").partition(":")
+    if not word.startswith("--config=") or name.endswith(".py"):
+        return word
+    file = shipped("configs") / f"{name}.py"
+    return f"--config={file}{colon}{rest}" if file.is_file() else word
 
 
 def _flag_message(error):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib.util
 import os
 import sys
 import tempfile
@@ -21,6 +22,16 @@ class Diverged(UserError):
     """Training became NaN or infinite, which a search takes as a result."""
 
     code = 3
+
+
+def require(package: str, extra: str) -> None:
+    """Does nothing where a package is installed.
+
+    Raises:
+      UserError: it is not; names the extra of ours that brings it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"this needs the package {package}: pip install 'atalaia[{extra}]'")
 
 
 def choice(field: str, value: str, allowed: Collection[str], of: str = "") -> None:

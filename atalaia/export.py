@@ -23,7 +23,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from atalaia import api, cli, data, layers, ledger, metrics, ops, pack, quantize, simulate, tflite
 from atalaia import config as configs
-from atalaia.errors import UserError, quiet_stderr
+from atalaia.errors import UserError, quiet_stderr, require
 from atalaia.files import write_json, write_whole
 from atalaia.quantize import QLayer, QParams
 
@@ -129,7 +129,7 @@ def convert(model: nn.Module, network: dict[str, QLayer | QParams], input_shape:
 
 
 def _convert(model, network, input_shape):
-    import tensorflow as tf  # 5 s and 860 MB: only here
+    import tensorflow as tf  # 5 s and 860 MB: only here, and `export` has looked whether it is there
     from jax.experimental import jax2tf
 
     shape = (1, *input_shape)
@@ -295,6 +295,7 @@ def export(workdir: Path, cache: Path, ranges: str = "auto") -> Path:
       UserError: the run is not finished, its ranges are missing or broken, or the file would not equal the network.
     """
     start = time.monotonic()
+    require("tensorflow", "export")
     config = configs.load(workdir)
     configs.validate(config)
     dataset = data.load(config.data, cache)

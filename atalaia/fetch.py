@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atalaia.errors import UserError
+from atalaia.files import shipped
 from atalaia.progress import Progress
 
-MANIFEST = Path(__file__).parents[1] / "third_party" / "manifest.toml"
+MANIFEST = shipped("third_party") / "manifest.toml"
 TIMEOUT = 20.0  # seconds without an answer
 MEGABYTE = 1_000_000
 

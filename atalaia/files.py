@@ -13,6 +13,12 @@ from typing import Any
 import numpy as np
 
 
+def shipped(name: str) -> Path:
+    """A folder of the repository that lies beside the package there, and inside it where it was installed by pip."""
+    inside = Path(__file__).parent / name
+    return inside if inside.exists() else Path(__file__).parents[1] / name
+
+
 def write_whole(path: Path, contents: str | bytes) -> None:
     """Writes a file, or leaves the one that is there as it was."""
     path = Path(path)

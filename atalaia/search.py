@@ -10,49 +10,27 @@ tries the points that it would have tried.
 """
 
 import contextlib
-import difflib
 import json
 import math
 import signal
-import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from atalaia import cli, data, files, metrics, pictures, plan, runs, tasks, tflite, train
+from atalaia import cli, files, pictures, plan, runs
 from atalaia import config as configs
 from atalaia import space as spaces
-from atalaia.errors import Diverged, UserError
+from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 from atalaia.progress import Progress
-
-# What a trial can be judged by; -1: the smaller, the better.
-METRICS = {"val_score": 1, "val_loss": -1} | {
-    f"val_{name}": metric.sign for task in tasks.TASKS.values() for name, metric in task.METRICS.items()
-}
-LIMITS = {  # name: unit, and the figure of codegen's report
-    "bytes": ("bytes of constants", lambda made: made["weight_bytes"]),
-    "arena": ("bytes of arena", lambda made: made["arena_bytes"]),
-    "ms": ("ms on an ESP32, estimated", lambda made: made["estimated"]["esp32"]["milliseconds"][1]),
-}
-
-
-class Search(NamedTuple):
-    """What is searched: two searches are the same where all of this is."""
-
-    config: str  # the recipe's file
-    space: spaces.Space
-    seed: int = 0
-    metric: str = "val_score"
-    limits: Mapping[str, float] = {}
-
+from atalaia.trials import LIMITS, METRICS, Search, make_check, train_trial, validate
 
 Objective = Callable[[spaces.Point, Path, threading.Event], dict]
 
@@ -320,176 +298,6 @@ def grid_map(axes: Any, space: spaces.Space, values: Sequence[tuple[spaces.Point
     axes.set_xticks(range(len(columns.values)), [str(v) for v in columns.values])
     axes.set_yticks(range(len(rows.values)), [str(v) for v in rows.values])
     axes.figure.colorbar(image, ax=axes, label=label)
-
-
-def train_trial(
-    search: Search,
-    check: Callable[[spaces.Point], None],
-    arguments: Sequence[str],
-    lock: int,
-    point: spaces.Point,
-    folder: Path,
-    stop: threading.Event,
-) -> dict:
-    """The objective of the command: trains the point's run, and where there are limits exports it and estimates them.
-
-    Args:
-      search: what is searched; check: refuses a point that cannot be trained, which is its result then.
-      arguments: flags of atalaia.train that all trials share.
-      lock: the file that is locked as long as a program of this search works.
-      point, folder, stop: see `run`.
-    """
-    try:
-        check(point)
-    except UserError as error:
-        return dict(value=None, refused=str(error))
-    call = partial(_call, folder, stop, lock)
-    data_dir = [a for a in arguments if a.startswith("--data_dir=")]
-    if not call("train", [f"--config={search.config}", *arguments, *runs.override_flags(point)]):
-        return dict(value=None)
-    value = metrics.last(folder, search.metric)
-    if value is None:
-        raise UserError(f"{folder} has no {search.metric}: give data.validation a part of the images")
-    done = json.loads((folder / "train.json").read_text())
-    if not math.isfinite(value):
-        value = None
-    found = dict(value=value, seconds=done["seconds"], data=done["dataset"], sources=done.get("sources", {}))
-    if search.limits and value is not None:
-        from atalaia.codegen import __main__ as codegen
-
-        if not (folder / "export.json").is_file():  # what export writes last
-            call("export", data_dir)
-        prefer = "speed" if "ms" in search.limits else "balanced"
-        content, flash = tflite.load(folder / "model.tflite"), search.limits.get("bytes")
-        made = codegen.report(content, prefer=prefer, flash=flash)
-        found["figures"] = {name: LIMITS[name][1](made) for name in search.limits}
-    return found
-
-
-def _call(folder, stop, lock, step, arguments):
-    """One step of a trial, what it says in the trial's log; False where training diverged."""
-    log = folder.with_suffix(".log")
-    with log.open("ab") as output:
-        # In a session of its own: Ctrl-C comes here first, and is passed on once, as a wish to stop at a step's end.
-        process = subprocess.Popen(
-            runs.command(step, folder, arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
-    told = False
-    while (code := _exit_code(process)) is None:
-        if stop.is_set() and not told:
-            process.send_signal(signal.SIGTERM)
-            told = True
-    if stop.is_set() or code == 130:
-        raise KeyboardInterrupt
-    if code not in (0, Diverged.code):
-        said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
-        why = runs.signal_words(code) if code < 0 else said[-1].removeprefix("error: ")
-        raise UserError(f"{step} of {folder} failed: {why} (log: {log})")
-    return code == 0
-
-
-def _exit_code(process):
-    try:
-        return process.wait(0.5)
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def validate(
-    search: Search, config: ConfigDict, check: Callable[[spaces.Point], None], trials: int, parallel: int
-) -> None:
-    """Refuses what some trial would fail at: each end of each field is tried on the config.
-
-    Args:
-      search: what is searched; config: its config; check: refuses a point that cannot be trained.
-      trials, parallel: trials in all and at once.
-
-    Raises:
-      UserError: names the flag or the field, what is wrong, and what is allowed.
-    """
-    for name, number in (("trials", trials), ("parallel", parallel)):
-        if number < 1:
-            raise UserError(f"--{name} must be at least 1, not {number}")
-    if search.metric not in METRICS:
-        raise UserError(f"no metric {search.metric!r}: a search looks at {' or '.join(METRICS)}")
-    for name, limit in search.limits.items():
-        if not 0 < limit < math.inf:
-            raise UserError(f"--max_{name} must be above 0, not {limit}")
-    configs.validate(config)
-    if not config.data.validation:
-        raise UserError("data.validation is 0, so there is no validation split to judge a trial by")
-    fields = dict(_fields(config))
-    for field, spec in search.space.items():
-        if field not in fields:
-            near = difflib.get_close_matches(field, fields, n=1, cutoff=0.4)
-            raise UserError(f"the config has no field {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        _refuse_other_type(field, spec, type(fields[field]))
-        _refuse_other_judges(field)
-        _refuse_unused(field, search.space, config)
-        for value in spaces.ends(spec):
-            check({field: value})
-    if trials > spaces.size(search.space):
-        raise UserError(f"--trials={trials}, but the space has {spaces.size(search.space)} points")
-
-
-def _refuse_other_type(field, spec, kind):
-    for value in spaces.ends(spec):
-        if not (type(value) is kind or (kind is float and type(value) is int)):
-            raise UserError(f"{field} is of type {kind.__name__}, so {value!r} cannot be one of its values")
-    if kind is int and not spec.values and not spec.integer:
-        raise UserError(f"{field} is a whole number: write integers({spec.low}, {spec.high}) instead of uniform")
-
-
-def _refuse_other_judges(field):
-    if field.startswith("data.") and field.removeprefix("data.") in ("name", "path", *plan.SPLIT):
-        raise UserError(f"{field} decides which images judge a trial: give all trials one, by --config.{field}=VALUE")
-
-
-def _refuse_unused(field, space, config):
-    """A field of a stage that no trial has, or of teachers where there are none: all trials would be one."""
-    if "stages" in space:
-        return
-    part, stages = field.partition(".")[0], tuple(config.stages)
-    if part in configs.STAGES and part not in stages:
-        raise UserError(f"{field} changes nothing: the config's stages are {stages}")
-    taught = any(config[stage].get("teacher") or f"{stage}.teacher" in space for stage in stages)
-    if (part == "distillation" or field == "data.unlabelled") and not taught:
-        raise UserError(f"{field} changes nothing: no stage of the config has a teacher, such as distill.teacher")
-
-
-def _fields(config, prefix=""):
-    """Every field of a config with its dots, and its value."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _fields(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def make_check(file: str, overrides: Mapping[str, Any], cache: Path) -> Callable[[spaces.Point], None]:
-    """`check(point)` raises the UserError that atalaia.train would stop with before it trains.
-
-    Args:
-      file: the config's; overrides: its fields that all trials share; cache: where data sets are kept.
-    """
-    held = {}  # the data set of the point before, by its fields
-
-    def check(point):
-        config = runs.check(file, {**overrides, **point})
-        fields = config.data.to_json()
-        dataset = held.get(fields)
-        if dataset is None:
-            dataset = data.load(config.data, cache)
-            held.clear()
-            held[fields] = dataset
-        train.prepare(config, dataset)
-
-    return check
 
 
 @contextlib.contextmanager

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from bayes_opt import BayesianOptimization, acquisition
 from scipy.optimize import NonlinearConstraint
 from scipy.stats import qmc
 from sklearn.gaussian_process.kernels import Matern
-from threadpoolctl import threadpool_limits
 
-from atalaia.errors import UserError
+from atalaia.errors import UserError, require
 
 FINITE = 4096  # points up to which all of them are weighed; of a larger space, this many that are drawn
 NEAR, SPREADS = 64, (0.2, 0.05)  # of a larger space: points drawn around each of the best, how far of the range
@@ -208,6 +206,9 @@ def propose(space: Space, seed: int, results: Sequence[Result], pending: Sequenc
     x = np.array([coordinates(space, p) for p in candidates])
     if number < INITIAL or not any(r.value is not None for r in results):
         return candidates[int(np.argmin(np.linalg.norm(x - coordinates(space, filling), axis=1)))]
+    require("bayes_opt", "search")
+    from threadpoolctl import threadpool_limits
+
     with threadpool_limits(1):  # small matrices: more threads would only wait for those of the trials at work
         return candidates[int(np.argmax(_acquisition(space, seed, results, pending, x)))]
 
@@ -239,6 +240,8 @@ def _acquisition(space, seed, results, pending, x):
     allowed = [r.value for r in results if r.value is not None and max((0, *r.over)) <= 0]
     if not allowed:
         return met
+    from bayes_opt import acquisition
+
     improvement = acquisition.ExpectedImprovement(xi=0.0)
     improvement.y_max = max(allowed)
     return improvement.base_acq(mean, std) * met
@@ -246,6 +249,8 @@ def _acquisition(space, seed, results, pending, x):
 
 def _fitted(space, seed, results, pending):
     """The library's optimiser, which was told all that is known; what is not measured is as the others are."""
+    from bayes_opt import BayesianOptimization
+
     width = len(coordinates(space, results[0].point))
     limits = max(len(r.over) for r in results)
     limit = NonlinearConstraint(None, [-np.inf] * limits, [0.0] * limits) if limits else None

@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 
 from atalaia.errors import UserError
+from atalaia.files import shipped
 
-MCU = Path(__file__).parents[2] / "mcu"
+MCU = shipped("mcu")
 HOST, EMULATORS = "host", ("rv32", "lx106")
 
 

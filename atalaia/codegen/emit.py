@@ -1,14 +1,13 @@
 """The generated files as text: model.c, model.h and golden.h. The same input gives the same bytes."""
 
-from pathlib import Path
-
 import numpy as np
 
 from atalaia.codegen.graph import Graph
 from atalaia.codegen.kernels import Call
 from atalaia.codegen.memory import Plan
+from atalaia.files import shipped
 
-KERNELS = Path(__file__).parents[2] / "mcu/kernels"
+KERNELS = shipped("mcu") / "kernels"
 # Kernels in an order in which each finds what it calls.
 _FILES = (
     *(
