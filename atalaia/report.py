@@ -6,25 +6,14 @@ Writes summary.md, which is also printed, and report.html (page.py) into the run
 """
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from atalaia import cli, ledger, tasks
 from atalaia.errors import UserError
-from atalaia.files import locked, write_json, write_whole
+from atalaia.files import write_whole
 
 MIB = 2**20
 STEPS = dict(train="train.json", export="export.json", evaluate="evaluation_details.json")  # step to what it leaves
-PUBLISHED = (
-    "config.json",
-    "ledger.json",
-    "train.json",
-    "evaluation.json",
-    "evaluation.md",
-    "confusion.png",
-    "model.tflite",
-)
 
 
 def evaluation_table(details: dict) -> str:
@@ -107,71 +96,6 @@ def steps(workdir: Path) -> dict[str, tuple[float, int]]:
         elif name == "train":
             raise UserError(f"{workdir} has no {file}: run atalaia.train --workdir={workdir} first")
     return done
-
-
-def publish(workdir: Path, destination: Path) -> str:
-    """Copies what is small of a finished run (`PUBLISHED`) and returns its table."""
-    text = run_summary(workdir)
-    destination.mkdir(parents=True, exist_ok=True)
-    for name in PUBLISHED:
-        write_whole(destination / name, (Path(workdir) / name).read_bytes())
-    write_whole(destination / "table.md", text)
-    return text
-
-
-def publish_rows(
-    path: Path,
-    row: dict,
-    key: Sequence[str],
-    table: Callable[[list[dict]], str],
-    order: Callable[[dict], Any] | None = None,
-    stale: Callable[[dict], bool] = lambda row: False,
-) -> list[dict]:
-    """Adds a row to a published table, in the place of an older one of its kind, and returns all rows.
-
-    Writes NAME.json and NAME.md, and puts the table in the README.md of the repository.
-
-    Args:
-      path: experiments/results/NAME.json; row: new figures; key: the fields that say which rows are of a kind.
-      table: all rows in Markdown; order: of the rows; by default that in which they came.
-      stale: whether an older row has no place beside the new one, such as one of an older recipe.
-    """
-    with _alone(path.parents[2]):
-        rows = json.loads(path.read_text()) if path.exists() else []
-        rows = [*(r for r in rows if not stale(r)), row]
-        rows = list({tuple(r[k] for k in key): r for r in rows}.values())
-        if order:
-            rows.sort(key=order)
-        write_json(path, rows)
-        text = table(rows)
-        write_whole(path.with_suffix(".md"), text)
-        _insert(path.parents[2] / "README.md", path.stem, text)
-    print(f"{text}\nwritten: {path}, .md and README.md", flush=True)
-    return rows
-
-
-def insert(readme: Path, name: str, text: str) -> None:
-    """Replaces what stands between `<!-- name -->` and `<!-- /name -->` in a Markdown file.
-
-    Raises:
-      ValueError: the file has no such place.
-    """
-    with _alone(readme.parent):
-        _insert(readme, name, text)
-
-
-def _alone(root):
-    """Scripts of several tables may run at once: only one of them reads and writes what is published."""
-    (root / "runs").mkdir(exist_ok=True)
-    return locked(root / "runs/publish.lock")
-
-
-def _insert(readme, name, text):
-    before, opening, rest = readme.read_text().partition(f"<!-- {name} -->\n")
-    _, closing, after = rest.partition(f"<!-- /{name} -->")
-    if not (opening and closing):
-        raise ValueError(f"{readme} has no place <!-- {name} --> ... <!-- /{name} -->")
-    write_whole(readme, before + opening + text.strip() + "\n" + closing + after)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 ./run.sh cifar10
 
 47 minutes on 2 CPU cores that did other work too; 84.55 % on the test set in TFLite Micro, 95,216 bytes (one run,
-seed 0: experiments/results/cifar10).
+seed 0: docs/results/cifar10.md).
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ python -m atalaia.train --config=configs/cifar10_table2.py:small --workdir=runs/
 
 Rows but :dense and :dense_long start from the finished run in runs/table2 that `start_from` names. About an hour on 2
 cores for :dense, by estimate four for :dense_long and two for :small4, 10 to 100 minutes for each of the others;
-figures: experiments/results/table2.md.
+figures: docs/results/table2.md.
 """
 
 from ml_collections import ConfigDict

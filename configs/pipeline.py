@@ -3,7 +3,7 @@
 ./run.sh pipeline            # the teacher, this run, export, C, and its table; three hours on 2 cores
 
 The student is rafael_base_32; its teacher the network of configs/cifar10_table2.py:dense, trained by us on the
-same images. Results: experiments/results/pipeline.md.
+same images. Results: docs/results/pipeline.md.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ python -m atalaia.train --config=configs/table1.py:rafael_base_distilled --workd
 
 NAME is one of STUDENTS. The distilled ones need the teacher of configs/teacher.py in runs/table1/teacher, and get the
 same epochs. Each took 102 to 167 seconds on an H200, beside ten others; half of the small ones' epochs took 7 to 22
-minutes on 2 cores. Figures: experiments/results/table1.md. `:NAME,stl10` is the same on STL-10 itself, with the teacher
+minutes on 2 cores. Figures: docs/results/table1.md. `:NAME,stl10` is the same on STL-10 itself, with the teacher
 in runs/table1_stl10/teacher.
 """
 

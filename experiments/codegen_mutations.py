@@ -1,26 +1,25 @@
 """Damaged .tflite files through code generation: each gives an error of one line or a right result, and never hangs.
 
 python experiments/codegen_mutations.py [--files=10000] [--compile_every=20]
+python experiments/codegen_mutations.py --pages        # only writes the page, from the figures
 
 Bytes of small int8 files are changed at random (file n with seed n). A file that is not refused is planned and given
 kernels; of those, every so many are generated whole, compiled with sanitizers and compared with TFLite Micro's
-answers for the same damaged file. Writes experiments/results/codegen_mutations.json and .md after every 500 files; a
-run that was stopped goes on. Needs requirements-dev.txt and gcc.
+answers for the same damaged file. The figures are written after every 500 files; a run that was stopped goes on. Needs
+requirements-dev.txt and gcc.
 """
 
 import collections
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+import tables
+from absl import flags
+from tables import ROOT, Table, grid
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-RESULT = ROOT / "experiments/results/codegen_mutations.json"
 MODELS = ("convolutions", "depthwise", "pools", "pairs", "moves", "softmax", "mean")
 SAVE_EVERY = 500
 OUTCOMES = {
@@ -36,14 +35,13 @@ _FILES = flags.DEFINE_integer("files", 10_000, "Damaged files.")
 _EVERY = flags.DEFINE_integer("compile_every", 20, "Files that pass, for each one that is compiled and run.")
 
 
-def main(argv):
-    del argv
+def main():
+    sys.path.insert(0, str(ROOT / "tests"))
     from int8_models import build
 
-    from atalaia.files import write_json, write_whole
     from atalaia.progress import Progress
 
-    begun = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    begun = TABLE.figures() if TABLE.there() else {}
     if begun.get("compile_every") != _EVERY.value or begun.get("files", 0) >= _FILES.value:
         begun = {}
     counts, slowest = collections.Counter(begun.get("outcomes", {})), begun.get("slowest_seconds", 0.0)
@@ -56,9 +54,7 @@ def main(argv):
             progress.update()
             if (number + 1) % SAVE_EVERY == 0 or number + 1 == _FILES.value:
                 result = dict(files=number + 1, compile_every=_EVERY.value, models=MODELS, outcomes=dict(counts))
-                write_json(RESULT, result | dict(slowest_seconds=round(slowest, 2)))
-                write_whole(RESULT.with_suffix(".md"), table(result, slowest))
-    print(RESULT.with_suffix(".md").read_text())
+                TABLE.save(result | dict(slowest_seconds=round(slowest, 2)))
     sys.exit(1 if counts["run, wrong"] or counts["crashed"] else 0)
 
 
@@ -98,12 +94,31 @@ def try_file(data: bytes, counts: collections.Counter) -> None:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
 
-def table(result: dict, slowest: float) -> str:
+def table(result: dict) -> str:
     """The outcomes in Markdown."""
-    lines = ["| damaged .tflite files | number |", "|---|---:|", f"| all | {result['files']:,} |"]
-    lines += [f"| {text} | {result['outcomes'].get(name, 0):,} |" for name, text in OUTCOMES.items()]
-    return "\n".join([*lines, "", f"The slowest took {slowest:.1f} s, compiling and running counted."]) + "\n"
+    counts = {"all": result["files"]} | {text: result["outcomes"].get(name, 0) for name, text in OUTCOMES.items()}
+    columns = {"damaged .tflite files": lambda item: item[0], "number": lambda item: f"{item[1]:,}"}
+    slowest = f"The slowest took {result['slowest_seconds']:.1f} s, compiling and running counted.\n"
+    return f"{grid(columns, counts.items())}\n{slowest}"
+
+
+def _headline(result):
+    wrong = sum(result["outcomes"].get(name, 0) for name in ("run, wrong", "crashed"))
+    return f"{result['files']:,} damaged files: {wrong} wrong answers or crashes"
+
+
+TABLE = Table(
+    name="codegen_mutations",
+    title="Damaged files through code generation",
+    shows="Bytes of small int8 `.tflite` files are changed at random. Each file must give an error of one line or a "
+    "right result: C that answers as TFLite Micro (TFLM) does.",
+    command="python experiments/codegen_mutations.py    # needs requirements-dev.txt and gcc; a stopped run goes on",
+    body=table,
+    headline=_headline,
+    notes=("File n is made with seed n.",),
+    files=("outcomes.json",),
+)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    tables.start(main, TABLE)

@@ -5,7 +5,7 @@ python experiments/mcu_costs.py
 Runs networks of one step, of several sizes and shares of zeros, with every kernel that can run it, on rv32 and lx106
 (the Debian packages are those that `make -C mcu run` names), and fits the instructions of each part of a kernel by
 non-negative least squares of relative errors. A few minutes; run it after changing mcu/kernels. How well the sums
-predict whole networks stands in experiments/results/mcu.md.
+predict whole networks stands in docs/results/mcu.md.
 """
 
 import hashlib

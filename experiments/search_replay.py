@@ -1,14 +1,14 @@
 """Bayesian against random search on points that were all tried once: trials until one of the best tenth is found.
 
+python experiments/search_replay.py --pages        # only writes the page, from the figures
 python -m atalaia.search --config=configs/table1.py:rafael_base_distilled --config.distill.epochs=4
     --space=configs/search_kd.py --trials=32 --workdir=runs/search_grid
-python experiments/search_replay.py [--record=runs/search_grid] [--seeds=100]
+python experiments/search_replay.py [--record=runs/search_grid] [--searches=100]
 
 With --record, what a search that tried every point of the space found is first written to
-experiments/results/search_grid.json. Searches are replayed on that file by the function that atalaia.search proposes
-with, which is told a recorded value when it tries the point. No search tries one twice. The same is done on drawn
-functions over the points, a new one for each seed: smooth ones (Gaussian processes) with a part of noise.
-Writes experiments/results/search_replay.json, .md and .png, and the table in README.md.
+experiments/results/search_replay/grid.json. Searches are replayed on that file by the function that atalaia.search
+proposes with, which is told a recorded value when it tries the point. The same is done on drawn functions over the
+points, a new one for each seed: smooth ones (Gaussian processes) with a part of noise.
 """
 
 import json
@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-RESULTS = ROOT / "experiments/results"
-GRID = RESULTS / "search_grid.json"
+sys.path.insert(0, str(Path(__file__).parent))
+import tables
+from tables import ROOT, Table, grid
+
+GRID = tables.RESULTS / "search_replay/grid.json"
 BEST = 0.1  # the part of the points that counts as found
 DRAWN = (0.05, 0.3, 0.6)  # noise of drawn functions, as a part of their variance
 LENGTHS = (0.4, 1.5)  # over which they change, in ranges of a field; drawn for each field
@@ -34,7 +35,7 @@ def main() -> None:
     space = spaces.load(flags.FLAGS.space)
     if flags.FLAGS.record:
         record(space, Path(flags.FLAGS.record))
-    publish(space, recorded(space), flags.FLAGS.seeds)
+    publish(space, recorded(space), flags.FLAGS.searches)
 
 
 def record(space: dict, workdir: Path) -> None:
@@ -59,16 +60,18 @@ def record(space: dict, workdir: Path) -> None:
     config, original = configs.load(workdir), configs.flat(runs.check(done.config, {}))
     changed = {name: value for name, value in configs.flat(config).items() if value != original[name]}
     changed = {name: f"{value:g}" if isinstance(value, float) else value for name, value in changed.items()}
-    grid = dict(
+    found = dict(
         model=config.model,
         seed=config.seed,
         arguments=[f"--config={done.config}", *runs.override_flags(changed)],
         epochs=sum(config[stage].epochs for stage in config.stages),
+        views=config.distillation.views,
         data=next((row["data"] for row in rows if "data" in row), ""),
         sources=next((row["sources"] for row in rows if "sources" in row), {}),
         rows=[dict(point=point, val_accuracy=values[spaces.text(point)]) for point in points],
     )
-    write_json(GRID, grid)
+    GRID.parent.mkdir(parents=True, exist_ok=True)
+    write_json(GRID, found)
 
 
 def recorded(space: dict) -> dict:
@@ -82,11 +85,11 @@ def recorded(space: dict) -> dict:
 
     if not GRID.is_file():
         raise UserError(f"no {GRID}: see the first lines of {__file__}")
-    grid = json.loads(GRID.read_text())
-    rows = [row | dict(point=spaces.restored(space, row["point"])) for row in grid["rows"]]
+    found = json.loads(GRID.read_text())
+    rows = [row | dict(point=spaces.restored(space, row["point"])) for row in found["rows"]]
     if {spaces.text(row["point"]) for row in rows} != {spaces.text(point) for point in spaces.every_point(space)}:
         raise UserError(f"{GRID} is of another space: see the first lines of {__file__}")
-    return grid | dict(rows=rows)
+    return found | dict(rows=rows)
 
 
 def trials_needed(order, values: dict[str, float], target: float) -> int:
@@ -151,12 +154,12 @@ def replay_drawn(space, seeds: int) -> list[dict]:
     return rows
 
 
-def replay(space, grid: list[tuple[dict, float]], seeds: int) -> dict:
+def replay(space, points: list[tuple[dict, float]], seeds: int) -> dict:
     """Trials to the best tenth, by method, over the seeds."""
     from atalaia import space as spaces
     from atalaia.progress import Progress
 
-    values = {spaces.text(point): value for point, value in grid}
+    values = {spaces.text(point): value for point, value in points}
     target = target_of(values)
     trials = dict(bayesian=[], random=[])
     with Progress("replay", seeds, "searches") as bar:
@@ -189,35 +192,40 @@ def figures(trials: list[int]) -> dict:
 
 def table(found: dict) -> str:
     """The replay in Markdown."""
-    of = found["of"]
-    trained = f"{of['epochs']:g} epochs, seed {of['seed']}"
-    lines = [
-        f"Validation accuracy of {of['model']}, distilled, on {of['data']}: {trained}.",
-        "",
-        f"| search over {found['points']} points, {found['seeds']} seeds: trials to one of the best {found['targets']} "
-        "| median | mean | standard deviation | 10th to 90th percentile | most |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, row in found["methods"].items():
-        spread = f"{row['standard_deviation']:.2f} | {row['percentile_10']:.0f} to {row['percentile_90']:.0f}"
-        lines.append(f"| {name} | {row['median']:g} | {row['mean']:.2f} | {spread} | {row['most']} |")
+    of, searches = found["of"], found["seeds"]
+
+    def spread(row):
+        return f"{row['percentile_10']:.0f} to {row['percentile_90']:.0f}"
+
+    counted = f"search over {found['points']} points, {searches} seeds: trials to one of the best {found['targets']}"
+    columns = {
+        counted: lambda item: item[0],
+        "median": lambda item: f"{item[1]['median']:g}",
+        "mean": lambda item: f"{item[1]['mean']:.2f}",
+        "standard deviation": lambda item: f"{item[1]['standard_deviation']:.2f}",
+        "10th to 90th percentile": lambda item: spread(item[1]),
+        "most": lambda item: item[1]["most"],
+    }
+    drawn = {
+        f"{searches} drawn functions over these points: noise, % of variance": lambda row: f"{100 * row['noise']:g}",
+        "bayesian": lambda row: f"{row['means']['bayesian']:.2f}",
+        "random": lambda row: f"{row['means']['random']:.2f}",
+        "ratio": lambda row: f"{row['ratio_of_means']:.2f}",
+    }
     chance = (found["points"] + 1) / (found["targets"] + 1)
-    lines.append(
-        f"\nBayesian search needs {found['ratio_of_means']:.2f} of random search's trials, by the means; "
-        f"{found['methods']['bayesian']['mean'] / chance:.2f} of the {chance:.2f} that random order takes on average."
+    trained = f"{of['epochs']:g} epochs, seed {of['seed']}; views of each image: {of.get('views', tables.NOT_RECORDED)}"
+    return "\n".join(
+        (
+            f"Validation accuracy of {of['model']}, distilled, on {of['data']}: {trained}.\n",
+            grid(columns, found["methods"].items()),
+            f"Bayesian search needs {found['ratio_of_means']:.2f} of random search's trials, by the means. "
+            f"Random order takes {chance:.2f} trials on average, by calculation.\n",
+            grid(drawn, found.get("drawn", [])),
+        )
     )
-    lines += [
-        "",
-        f"| {found['seeds']} drawn functions over these points: noise, % of variance | bayesian | random | ratio |",
-    ]
-    lines.append("|---|---:|---:|---:|")
-    for row in found.get("drawn", []):
-        means = [f"{row['means'][name]:.2f}" for name in ("bayesian", "random")]
-        lines.append(f"| {100 * row['noise']:g} | {' | '.join(means)} | {row['ratio_of_means']:.2f} |")
-    return "\n".join(lines) + "\n"
 
 
-def picture(space, grid, found: dict, path: Path) -> None:
+def picture(space, points, found: dict, path: Path) -> None:
     """The recorded grid, and how many searches have found one of the best tenth by each trial."""
     from matplotlib.figure import Figure
 
@@ -234,31 +242,61 @@ def picture(space, grid, found: dict, path: Path) -> None:
     axes[0, 0].grid(alpha=0.3)
     axes[0, 0].legend()
     if drawn:
-        search.grid_map(axes[0, 1], space, grid, "validation accuracy")
+        search.grid_map(axes[0, 1], space, points, "validation accuracy")
     figure.suptitle(found["of"]["data"], fontsize=9)
     pictures.save_figure(figure, path)
 
 
-def publish(space, recorded: dict, seeds: int) -> None:
-    """Replays, and writes the figures, the table and the picture."""
-    from atalaia import report
-    from atalaia.files import write_json, write_whole
+def publish(space, recorded: dict, searches: int) -> None:
+    """Replays, keeps the figures and writes the page."""
+    points = [(row["point"], row["val_accuracy"]) for row in recorded["rows"]]
+    found = dict(of={k: v for k, v in recorded.items() if k != "rows"}, **replay(space, points, searches))
+    found["drawn"] = replay_drawn(space, searches)
+    TABLE.save(recorded, found)
 
-    grid = [(row["point"], row["val_accuracy"]) for row in recorded["rows"]]
-    found = dict(of={k: v for k, v in recorded.items() if k != "rows"}, **replay(space, grid, seeds))
-    found["drawn"] = replay_drawn(space, seeds)
-    write_json(RESULTS / "search_replay.json", found)
-    text = table(found)
-    write_whole(RESULTS / "search_replay.md", text)
-    picture(space, grid, found, RESULTS / "search_replay.png")
-    print(f"{text}\nwritten: {RESULTS}/search_replay.json, .md, .png", flush=True)
-    report.insert(ROOT / "README.md", "search_replay", text)
+
+def _draw(figures, path):
+    from atalaia import space as spaces
+
+    space = spaces.load(SPACE)
+    picture(space, [(row["point"], row["val_accuracy"]) for row in recorded(space)["rows"]], figures["replay"], path)
+
+
+def _headline(figures):
+    found = figures["replay"]
+    drawn = ", ".join(f"{row['ratio_of_means']:.2f}" for row in found["drawn"])
+    return f"Bayesian search needs {found['ratio_of_means']:.2f} of random search's trials; on drawn functions {drawn}"
+
+
+SPACE = str(ROOT / "configs/search_kd.py")
+TABLE = Table(
+    name="search_replay",
+    title="Bayesian against random search",
+    shows="How many trials does a search need to find one of the best points? All 32 points of the thesis's alpha and "
+    "temperature were trained once. Searches are then replayed on these values, by the function that `atalaia.search` "
+    "uses.",
+    command="python experiments/search_replay.py",
+    body=lambda figures: table(figures["replay"]),
+    headline=_headline,
+    picture="Searches that found one of the best, and the grid",
+    draw=_draw,
+    files=("grid.json", "replay.json"),
+    notes=(
+        "The points were trained one by one, in order, with the teacher of an older recipe. Their number of views was "
+        "not written down by the run.",
+        "The points differ by little more than chance (4 epochs), so the gain on them is small: the medians are equal. "
+        "Another seed could choose another point.",
+        "Drawn functions are Gaussian processes over the same points, a new one for each seed. The less noise, the "
+        "more Bayesian search gains.",
+        "Other points: `python -m atalaia.search --config=configs/table1.py:rafael_base_distilled "
+        "--config.distill.epochs=4 --space=configs/search_kd.py --trials=32 --workdir=FOLDER`, then this script with "
+        "`--record=FOLDER`.",
+    ),
+)
 
 
 if __name__ == "__main__":
-    from atalaia import cli
-
     flags.DEFINE_string("record", None, "The folder of a search that tried every point.")
-    flags.DEFINE_string("space", str(ROOT / "configs/search_kd.py"), "The space, of choices only.")
-    flags.DEFINE_integer("seeds", 100, "Searches of each kind.", lower_bound=1)
-    cli.run(main)
+    flags.DEFINE_string("space", SPACE, "The space, of choices only.")
+    flags.DEFINE_integer("searches", 100, "Searches of each kind.", lower_bound=1)
+    tables.start(main, TABLE)

@@ -1,10 +1,10 @@
 """The thesis's Table 2 again: its network on all of CIFAR-10, dense, pruned, int8 calibrated and int8 trained.
 
 python experiments/table2.py [--rows=dense,pruned,small] [--seeds=0,1,2] [--data_dir=FOLDER]
+python experiments/table2.py --pages        # only writes the page, from the figures
 
 Trains what is not trained yet in runs/table2 (each row goes on where it was), exports and evaluates it, the test set
-once a row, and writes experiments/results/table2.json, .md and .png, the models under 100 KB of the rows to
-experiments/results/table2/, and the table in README.md. Rows are those of configs/cifar10_table2.py.
+once a row. Rows are those of configs/cifar10_table2.py. Models under 100 KB are kept beside the figures.
 """
 
 import json
@@ -16,27 +16,35 @@ from types import MappingProxyType
 from typing import Any
 
 import tables
-from absl import app, flags
-from tables import RESULTS, ROOT, SEEDS, chosen, define_rows, evaluated, exported, percent, read, seeded, step
+from absl import flags
+from tables import ROOT, SEEDS, Row, Table, chosen, define_rows, evaluated, grid, percent, read, seeded
 
 RUNS = Path("runs/table2")
 CONFIG = "configs/cifar10_table2.py"
-SMALL = 100_000  # bytes of a model that is kept beside the table
+SMALL = 100_000  # bytes of a model that is kept beside the figures
+FLOAT = {"validation": "jax", "test": "jax"}
+
+
+def _row(name, title, **fields):
+    return Row(name, title, f"{CONFIG}:{name}", **fields)
+
 
 # The order is that in which rows start from each other.
-ROWS = {
-    "dense": "dense float; int8 calibrated",
-    "pruned": "pruned float; int8 calibrated",
-    "small": "pruned, int8 trained, large layers of 4 bits",
-    "small4": "pruned more, 4 bits trained",
-    "smallest": "pruned further, 4 bits trained",
-    "dense_more": "dense float, distilled on",
-    "dense_int8": "dense, int8 trained",
-    "dense_long": "long dense float (4 times the epochs, larger cutout); int8 calibrated",
-    "pruned_long": "pruned from the long one; int8 calibrated",
-    "small_long": "pruned from the long one, int8 trained, large layers of 4 bits",
-}
-FLOAT_ONLY = ("dense_more",)  # what others are measured against: trained and evaluated in JAX alone
+ROWS = tables.by_name(
+    (
+        _row("dense", "dense float; int8 calibrated"),
+        _row("pruned", "pruned float; int8 calibrated"),
+        _row("small", "pruned, int8 trained, large layers of 4 bits"),
+        _row("small4", "pruned more, 4 bits trained"),
+        _row("smallest", "pruned further, 4 bits trained"),
+        _row("dense_more", "dense float, distilled on", int8=False, engines=FLOAT),
+        _row("dense_int8", "dense, int8 trained"),
+        _row("dense_long", "long dense float (4 times the epochs, larger cutout); int8 calibrated"),
+        _row("pruned_long", "pruned from the long one; int8 calibrated"),
+        _row("small_long", "pruned from the long one, int8 trained, large layers of 4 bits"),
+    )
+)
+FLOAT_ONLY = tuple(row.name for row in ROWS.values() if not row.int8)  # what others are measured against
 # What an int8 row is measured against: float networks of the same seed.
 AGAINST = {
     "small": ("dense", "dense_more"),
@@ -56,12 +64,11 @@ define_rows()
 _ENGINES = flags.DEFINE_string("test_engines", "jax,jax_int,tflm", "On the whole test set; tflm takes minutes a row.")
 
 
-def main(argv):
-    del argv
+def main():
     rows = chosen(ROWS)
     for seed in map(int, SEEDS.value):
         for row in rows:
-            publish(run(row, seed))
+            TABLE.add(run(row, seed))
 
 
 def folder(row: str, seed: int) -> Path:
@@ -72,32 +79,28 @@ def folder(row: str, seed: int) -> Path:
 def run(row: str, seed: int) -> dict:
     """Trains, exports and evaluates a row where that is not done, and returns its figures."""
     workdir = folder(row, seed)
-    arguments = [f"--config={CONFIG}:{row}", f"--config.seed={seed}", *sources(row, seed)]
-    step("train", f"--workdir={workdir}", *arguments)
-    record = dict(
-        row=row,
-        seed=seed,
-        epochs=epochs(row),
-        command=f"python -m atalaia.train --workdir={workdir} {' '.join(arguments)}",
-        sparsity=_sparsity(workdir),
-        **tables.trained(workdir),
-    )
+    flags = (f"--config.seed={seed}", *sources(row, seed))
+    found = tables.run(ROWS[row], workdir, *flags)
+    found |= dict(seed=seed, epochs=epochs(row), sparsity=_sparsity(workdir))
     if row in FLOAT_ONLY:
-        evaluations = {split: evaluated(workdir, split, "jax") for split in ("validation", "test")}
-        return record | evaluations | dict(float_sizes=read(workdir, "ledger.json")["rows"][-1])
-    exported(workdir)
+        return found | dict(float_sizes=read(workdir, "ledger.json")["rows"][-1])
     for file in ("model.tflite", "model.atl"):
         if (ROOT / workdir / file).stat().st_size < SMALL:
             keep(workdir / file, workdir.name)
+    return found | _int8(workdir)
+
+
+def _int8(workdir):
+    """The figures of a row that was exported."""
     validation = evaluated(workdir, "validation", "jax,jax_int,tflite,xnnpack")
     agreement = _agreement(workdir, "jax_int", "evaluation_validation_details.json")
     test = evaluated(workdir, "test", _ENGINES.value)
     if not (ROOT / workdir / "layers.json").is_file():
-        step("evaluate", f"--workdir={workdir}", "--layers", "--split=validation")
+        tables.step("evaluate", f"--workdir={workdir}", "--layers", "--split=validation")
     if read(workdir, "ledger.json")["rows"][-1].get("flash_bytes") is None:
         add_flash(workdir)
     layers, ledger = read(workdir, "layers.json"), read(workdir, "ledger.json")["rows"]
-    return record | dict(
+    return dict(
         ranges=read(workdir, "export.json")["ranges"],
         validation=validation,
         test=test,
@@ -138,11 +141,11 @@ def add_flash(workdir: Path) -> None:
 
 
 def keep(path: Path, name: str) -> None:
-    """Copies a small model beside the table, under the name of its run."""
+    """Copies a small model beside the figures, under the name of its run."""
     from atalaia.files import write_whole
 
-    (RESULTS / "table2").mkdir(parents=True, exist_ok=True)
-    write_whole(RESULTS / "table2" / f"{name}{path.suffix}", (ROOT / path).read_bytes())
+    TABLE.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(TABLE.folder / f"{name}{path.suffix}", (ROOT / path).read_bytes())
 
 
 def epochs(row: str, changes: Mapping[str, Any] = MappingProxyType({})) -> float:
@@ -154,7 +157,7 @@ def epochs(row: str, changes: Mapping[str, Any] = MappingProxyType({})) -> float
 
 
 def _config(row):
-    import cifar10_table2
+    from configs import cifar10_table2
 
     return cifar10_table2.get_config(row)
 
@@ -164,18 +167,9 @@ def _sparsity(workdir):
     return read(workdir, "sparsity.json")["all pruned parameters"] if pruned else 0.0
 
 
-def publish(row: dict) -> None:
-    """Adds a row to the results in the place of an older one, and writes the tables and the picture."""
-    from atalaia import report
-
-    path = RESULTS / "table2.json"
-    rows = report.publish_rows(path, row, ("row", "seed"), table, _order, tables.older_recipe(row))
-    picture(rows, compared(), path.with_suffix(".png"))
-
-
 def compared() -> list[dict]:
     """The recipes that experiments/table2_variants.py compared with the rows."""
-    path = RESULTS / "table2_variants.json"
+    path = tables.RESULTS / "table2_variants/rows.json"
     return [r for r in json.loads(path.read_text()) if r["variant"] != OWN] if path.is_file() else []
 
 
@@ -188,80 +182,105 @@ def table(rows: list[dict]) -> str:
     groups = {name: [r for r in rows if r["row"] == name] for name in ROWS}
     groups = {name: found for name, found in groups.items() if found}
     integer = {name: found for name, found in groups.items() if name not in FLOAT_ONLY}
-    parts = (_accuracies(groups), _differences(groups), _sizes(groups), _equality(integer))
-    return "\n".join(line for part in parts for line in (*part, ""))
+    parts = {
+        "Accuracy, whole test set": _accuracies(groups),
+        "What int8 costs": _differences(groups),
+        "Sizes, bytes": _sizes(groups),
+        "Equal bytes": _equality(integer),
+        "Runs": tables.provenance(rows, _title),
+    }
+    return "\n".join(f"## {heading}\n\n{part}" for heading, part in parts.items())
+
+
+def _title(row):
+    return ROWS[row["row"]].title
 
 
 def _accuracies(groups):
-    yield (
-        "| row, whole test set | epochs | zeros % | JAX: float, or fake-quantised where int8 is trained % | int JAX % "
-        "| TFLM % | F1 (TFLM) % | seeds |"
-    )
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
-    for name, found in groups.items():
-        cells = [_percent(found, engine, "accuracy") for engine in ("jax", "jax_int", "tflm")]
-        cells.append(_percent(found, "tflm", "f1_macro"))
-        figures = f"{found[0]['epochs']:g} | {100 * found[0]['sparsity']:.1f} | {' | '.join(cells)} | {len(found)}"
-        yield f"| {ROWS[name]} | {figures} |"
-    for name, (accuracy, _) in THESIS.items():
-        yield f"| *thesis: {name}* | | | {accuracy} | | | | 1 |"
+    columns = {
+        "row, whole test set": lambda found: _title(found[0]),
+        "epochs": lambda found: f"{found[0]['epochs']:g}",
+        "zeros %": lambda found: f"{100 * found[0]['sparsity']:.1f}",
+        "JAX: float, or fake-quantised where int8 is trained %": lambda found: _percent(found, "jax", "accuracy"),
+        "int JAX %": lambda found: _percent(found, "jax_int", "accuracy"),
+        "TFLM %": lambda found: _percent(found, "tflm", "accuracy"),
+        "F1 (TFLM) %": lambda found: _percent(found, "tflm", "f1_macro"),
+        "seeds": len,
+    }
+    theirs = [(f"*thesis: {name}*", "", "", accuracy, "", "", "", 1) for name, (accuracy, _) in THESIS.items()]
+    return grid(columns, groups.values(), more=theirs)
 
 
 def _differences(groups):
-    yield (
-        "| int8 network in TFLM, whole test set | epochs | the float network of that seed | its epochs "
-        "| points above it, by seed | download, bytes |"
-    )
-    yield "|---|---:|---|---:|---:|---:|"
+    def by_seed(pairs):
+        points = (100 * (a["test"]["tflm"]["accuracy"] - b["test"]["jax"]["accuracy"]) for a, b in pairs)
+        return ", ".join(f"{p:+.2f} ({a['seed']})" for p, (a, _) in zip(points, pairs, strict=True))
+
+    columns = {
+        "int8 network in TFLM, whole test set": lambda pairs: _title(pairs[0][0]),
+        "epochs": lambda pairs: f"{pairs[0][0]['epochs']:g}",
+        "the float network of that seed": lambda pairs: _title(pairs[0][1]).partition(";")[0],
+        "its epochs": lambda pairs: f"{pairs[0][1]['epochs']:g}",
+        "points above it, by seed": by_seed,
+        "download, bytes": lambda pairs: f"{max(a['int8_sizes']['download_bytes'] for a, _ in pairs):,}",
+    }
+    found = []
     for name, other in ((name, other) for name, floats in AGAINST.items() for other in floats):
         ours = [r for r in groups.get(name, ()) if "tflm" in r["test"]]
-        pairs = [(a, b) for a in ours for b in groups.get(other, ()) if a["seed"] == b["seed"]]
-        if not pairs:
-            continue
-        points = (100 * (a["test"]["tflm"]["accuracy"] - b["test"]["jax"]["accuracy"]) for a, b in pairs)
-        by_seed = ", ".join(f"{p:+.2f} ({a['seed']})" for p, (a, _) in zip(points, pairs, strict=True))
-        epochs, others = (f"{r['epochs']:g}" for r in pairs[0])
-        size = max(a["int8_sizes"]["download_bytes"] for a, _ in pairs)
-        yield f"| {ROWS[name]} | {epochs} | {ROWS[other].partition(';')[0]} | {others} | {by_seed} | {size:,} |"
+        found.append([(a, b) for a in ours for b in groups.get(other, ()) if a["seed"] == b["seed"]])
+    return grid(columns, filter(None, found))
 
 
 def _sizes(groups):
-    yield (
-        "| row, bytes | float32 | checkpoint | .tflite | gzip -9 | download (model.atl) | flash of the C, rv32 -O2 "
-        "| TFLM's arena |"
-    )
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
-    for name, found in groups.items():
-        parts = [("float_sizes", n) for n in ("float32", "checkpoint")]
-        parts += [("int8_sizes", n) for n in ("tflite", "gzip", "download", "flash", "tflm_arena")]
-        cells = [_largest(r.get(part, {}).get(f"{n}_bytes") for r in found) for part, n in parts]
-        yield f"| {ROWS[name]} | " + " | ".join("-" if c is None else f"{c:,}" for c in cells) + " |"
-    for name, (_, size) in THESIS.items():
-        yield f"| *thesis: {name}* | {size} | | | | | | |"
+    def size(part, name):
+        return lambda found: _largest(r.get(part, {}).get(f"{name}_bytes") for r in found)
+
+    columns = {
+        "row, bytes": lambda found: _title(found[0]),
+        "float32": size("float_sizes", "float32"),
+        "checkpoint": size("float_sizes", "checkpoint"),
+        ".tflite": size("int8_sizes", "tflite"),
+        "gzip -9": size("int8_sizes", "gzip"),
+        "download (model.atl)": size("int8_sizes", "download"),
+        "flash of the C, rv32 -O2": size("int8_sizes", "flash"),
+        "TFLM's arena": size("int8_sizes", "tflm_arena"),
+    }
+    return grid(columns, groups.values(), more=[(f"*thesis: {name}*", size) for name, (_, size) in THESIS.items()])
 
 
 def _largest(values):
-    return max((v for v in values if v is not None), default=None)
+    known = [v for v in values if v is not None]
+    return f"{max(known):,}" if known else "-"
 
 
 def _equality(integer):
     from atalaia import report
 
-    yield (
-        "| bytes of the logits equal to integer JAX's %, in brackets same class % | TFLM, test set "
-        "| TFLite reference, validation | XNNPACK, validation "
-        "| forward pass of training, worst layer, 100 images of validation | its class, test set |"
-    )
-    yield "|---|---:|---:|---:|---:|---:|"
-    for name, rows in integer.items():
-        parts = [[r["equal"][e] for r in rows if e in r["equal"]] for e in ("tflm", "tflite", "xnnpack")]
-        cells = [_least([p["bytes"] for p in part], [p["predictions"] for p in part]) for part in parts]
-        forward = [r for r in rows if r["forward_bytes_equal"] is not None]
-        same = [1 - r["forward_predictions_changed"] for r in forward]
-        cells.append(_least([r["forward_bytes_equal"] for r in forward], same))
-        classes = [r["forward_same_class"] for r in forward]
-        cells.append(report.equal(min(classes), 2) if classes else "-")
-        yield f"| {ROWS[name]} | {' | '.join(cells)} |"
+    def engine(name):
+        def cell(rows):
+            found = [r["equal"][name] for r in rows if name in r["equal"]]
+            return _least([f["bytes"] for f in found], [f["predictions"] for f in found])
+
+        return cell
+
+    def forward(rows):
+        found = [r for r in rows if r["forward_bytes_equal"] is not None]
+        same = [1 - r["forward_predictions_changed"] for r in found]
+        return _least([r["forward_bytes_equal"] for r in found], same)
+
+    def forward_class(rows):
+        found = [r["forward_same_class"] for r in rows if r["forward_bytes_equal"] is not None]
+        return report.equal(min(found), 2) if found else "-"
+
+    columns = {
+        "bytes of the logits equal to integer JAX's %, in brackets same class %": lambda rows: _title(rows[0]),
+        "TFLM, test set": engine("tflm"),
+        "TFLite reference, validation": engine("tflite"),
+        "XNNPACK, validation": engine("xnnpack"),
+        "forward pass of training, worst layer, 100 images of validation": forward,
+        "its class, test set": forward_class,
+    }
+    return grid(columns, integer.values())
 
 
 def _least(parts, same):
@@ -272,6 +291,15 @@ def _least(parts, same):
 
 def _percent(rows, engine, figure):
     return percent([r for r in rows if engine in r["test"]], lambda row: row["test"][engine][figure])
+
+
+def _headline(rows):
+    found = [r for r in rows if r["row"] == "small" and "tflm" in r["test"]]
+    floats = [r for r in rows if r["row"] == "dense"]
+    size = max(r["int8_sizes"]["download_bytes"] for r in found)
+    ours = tables.median(found, lambda row: row["test"]["tflm"]["accuracy"])
+    theirs = tables.median(floats, lambda row: row["test"]["jax"]["accuracy"])
+    return f"int8, pruned: {ours} in a download of {size:,} bytes; dense float: {theirs} ({len(found)} seeds)"
 
 
 def picture(rows: list[dict], compared: list[dict], path: Path) -> None:
@@ -296,7 +324,7 @@ def picture(rows: list[dict], compared: list[dict], path: Path) -> None:
         points.append((max(r["int8_sizes"]["download_bytes"] for r in found) / 1000, statistics.median(accuracy)))
         spread = [[points[-1][1] - min(accuracy)], [max(accuracy) - points[-1][1]]]
         seeds = f"{len(found)} seeds" if len(found) > 1 else "1 seed"
-        axes.errorbar(*points[-1], yerr=spread, fmt="o", capsize=3, label=f"{ROWS[name]} ({seeds})")
+        axes.errorbar(*points[-1], yerr=spread, fmt="o", capsize=3, label=f"{ROWS[name].title} ({seeds})")
     axes.plot(*zip(*frontier(points), strict=True), color="gray", alpha=0.5, zorder=0)
     other = [(r["download_bytes"] / 1000, 100 * r["validation"]["accuracy"]) for r in compared]
     if other:
@@ -317,5 +345,43 @@ def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]
     return best
 
 
+TABLE = Table(
+    name="table2",
+    title="Table 2: the thesis's network, pruned and in int8",
+    shows="The thesis's network (its Code 3, 2.4 million values) on all of CIFAR-10: as float, pruned, and as int8. "
+    "Pruned and trained as int8 it stays within half a point of the float network, in a small part of its bytes. "
+    "TFLite Micro (TFLM) on the file gives the same bytes as our integer network.",
+    command="./run.sh table2 [--seeds=1] [--rows=dense,pruned,small]    # many hours on 2 CPU cores",
+    body=table,
+    headline=_headline,
+    picture="Accuracy against download size",
+    draw=lambda rows, path: picture(rows, compared(), path),
+    notes=(
+        "*int JAX* is the network in integers, computed from the checkpoint alone. `model.atl` is the download: "
+        "`atalaia.pack` makes `model.tflite` from it again, byte for byte.",
+        "Of several seeds: the median, in brackets the smallest and the largest accuracy; the largest size; the least "
+        "equality. Rows with one seed show seed 1 only.",
+        "The test set was evaluated once for each run. Rows were published again when a recipe changed, so older test "
+        "figures were known by then. Recipes are chosen on the validation split: see "
+        "[the recipes that were compared](table2_variants.md).",
+        "*What int8 costs* compares with float networks that had fewer epochs, except *dense, int8 trained*. No float "
+        "network was trained for as many epochs as *pruned, int8 trained* or *pruned more*.",
+        '*Runs*: "not recorded" means that the run did not tell its device. Our notes say: seeds 0 and 1 on 2 CPU '
+        "cores, seeds 2 and 3 on one NVIDIA H200, *pruned more* and the long dense row on the H200 too.",
+        "The column *forward pass of training* has no run of seed 0. Those runs, and *pruned, int8 trained* of seed "
+        "1, were trained by older code that rounded some ranges differently. Integer JAX and TFLM do not use that "
+        "code.",
+        "The rows were trained one by one, by the commands in the figures; `./run.sh table2` was never run from "
+        "nothing in one go.",
+        "Training on a GPU does not give the same bytes twice.",
+        "The convolutions of the dense network are trained with Muon. The dense network is the teacher of the rows "
+        "that are made from it; teacher and student see the same augmented image.",
+    ),
+    key=("row", "seed"),
+    order=_order,
+    stale=tables.older_recipe,
+)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    tables.start(main, TABLE)

@@ -1,10 +1,10 @@
 """Where the time of a training step goes, from XLA's own trace of it.
 
 python experiments/train_profile.py [--networks=... --batches=...]        # rows as in train_speed.py
+python experiments/train_profile.py --pages        # only writes the page, from the figures
 
 Every operation's time, less that of what it encloses, is counted for the part of the step that its name comes from, on
-all cores together. Run it on a quiet machine. Writes experiments/results/train_profile.json and .md, and the table in
-README.md.
+all cores together. Run it on a quiet machine.
 """
 
 import collections
@@ -16,15 +16,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from absl import app
+sys.path.insert(0, str(Path(__file__).parent))
+import tables
+import train_speed
+from tables import Table, grid
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
-import train_speed  # noqa: E402
-
-RESULTS = ROOT / "experiments/results"
 SECONDS = 3.0  # of a trace, about
-KEY = ("row", "vectors")  # a row is replaced by a newer one of the same
 
 # First match counts; the names are those of the network's layers and of jax.named_scope in train.py and ops.py.
 PARTS = (
@@ -40,17 +37,14 @@ PARTS = (
 )
 
 
-def main(argv):
-    del argv
-    from atalaia import report
-
+def main():
     with tempfile.TemporaryDirectory() as dump:
         # XLA's own text of every program it compiles: the only place that ties a traced operation to its layer.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text"
         for text in train_speed.rows():
             row = dict(row=text, vectors=train_speed.vectors(), **profile(train_speed.Row(text), Path(dump)))
             print(json.dumps(row), flush=True)
-            report.publish_rows(RESULTS / "train_profile.json", row, KEY, table, order)
+            TABLE.add(row)
 
 
 def profile(row, dump: Path) -> dict:
@@ -105,15 +99,39 @@ def order(row: dict) -> tuple:
 
 def table(rows: list[dict]) -> str:
     """Parts of the step in percent of all operations' time, in Markdown."""
-    parts = list(dict.fromkeys(part for row in rows for part in row["parts"]))
-    lines = ["| network, images, batch | ms | " + " | ".join(f"{part}, %" for part in parts) + " |"]
-    lines.append("|---|" + "---:|" * (1 + len(parts)))
-    for row in rows:
-        shares = [100 * row["parts"].get(part, 0) / sum(row["parts"].values()) for part in parts]
-        name = row["row"].replace(":", ", ")
-        lines.append(f"| {name} | {row['milliseconds']:.0f} | " + " | ".join(f"{s:.1f}" for s in shares) + " |")
-    return "\n".join(lines) + "\n"
+
+    def share(part):
+        return lambda row: f"{100 * row['parts'].get(part, 0) / sum(row['parts'].values()):.1f}"
+
+    columns = {
+        "network, images, batch": lambda row: row["row"].replace(":", ", "),
+        "ms": lambda row: f"{row['milliseconds']:.0f}",
+        **{f"{part}, %": share(part) for part in dict.fromkeys(part for row in rows for part in row["parts"])},
+    }
+    return grid(columns, rows)
+
+
+def _headline(rows):
+    shares = []
+    for row in (row for row in rows if not row["row"].endswith("evaluate")):
+        convolutions = sum(ms for part, ms in row["parts"].items() if part.startswith("convolution"))
+        shares.append(100 * convolutions / sum(row["parts"].values()))
+    return f"convolutions take {min(shares):.0f} to {max(shares):.0f} % of a training step"
+
+
+TABLE = Table(
+    name="train_profile",
+    title="Where the time of a training step goes",
+    shows="The parts of a training step on a CPU, in percent of the time of all operations, from XLA's own trace. The "
+    "last row is evaluation.",
+    command="python experiments/train_profile.py    # on a quiet machine",
+    body=table,
+    headline=_headline,
+    notes=("The rows are those of [training speed](train_speed.md) on the AVX-512 machine.",),
+    key=("row", "vectors"),
+    order=order,
+)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    tables.start(main, TABLE)

@@ -1,11 +1,12 @@
 """Training speed side by side: ours against tf-keras, same network, augmentation and optimiser, data in memory.
 
 python experiments/train_speed.py [--networks=thesis,student,resnet8,mobilenetv1,evaluation] [--batches=128,32,512]
+python experiments/train_speed.py --pages        # only writes the page, from the figures
 
 Each side runs in a process of its own and waits while another is measured; repeats alternate: ours, tf-keras with
 jit_compile off, tf-keras with it on, ours again. The ratio is of medians, ours to the faster tf-keras. Training is
 whole steps: reading from memory, flip and shifted crop, forward, backward, SGD with Nesterov momentum, accuracy. Run it
-on a quiet machine. Writes experiments/results/train_speed.json and .md, and the table in README.md.
+on a quiet machine.
 """
 
 import json
@@ -20,13 +21,12 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
-RESULTS = ROOT / "experiments/results"
+sys.path.insert(0, str(Path(__file__).parent))
+import tables
+from tables import ROOT, Table, grid
 
 SIDES = ("atalaia", "keras", "keras_jit", "gemm")  # the last: the matrix product that no side can beat
 CLASSES = 10
-KEY = ("cores", "vectors", "network", "size", "batch", "what")  # a row is replaced by a newer one of the same
 KERAS_EVALUATION_BATCH = 500  # its fastest of 125, 250 and 500; ours is step.EVAL_BATCH, ours
 SECONDS = 2.0  # of one repeat, about
 
@@ -40,17 +40,14 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Of each side and row.", lower_bou
 _WORKER = flags.DEFINE_string("worker", None, "Used by the script itself: side:row.")
 
 
-def main(argv):
-    del argv
+def main():
     if _WORKER.value:
         side, row = _WORKER.value.split(":", 1)
         return work(side, Row(row))
-    from atalaia import report
-
     for text in rows():
         row = measure(Row(text))
         print(json.dumps(row), flush=True)
-        report.publish_rows(RESULTS / "train_speed.json", row, KEY, table, order)
+        TABLE.add(row)
 
 
 def rows() -> list[str]:
@@ -308,30 +305,67 @@ def order(row: dict) -> tuple:
 
 def table(rows: list[dict]) -> str:
     """The rows in Markdown."""
-    lines = [
-        "| machine | network | images | batch | ours, images/s | tf-keras, images/s | ratio "
-        "| memory, ours / tf-keras MiB | GFLOP/s of GEMM's | first step / second start s |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for r in rows:
-        ours, peer = (f"{low:.0f} to {high:.0f}" for low, high in r["spread"].values())
-        memory = [r[f"{side}_peak_memory_bytes"] / 2**20 for side in ("atalaia", "keras")]
-        cells = (
-            f"{r['cores']} cores, {r['vectors']}",
-            r["network"] + ("" if r["what"] == "train" else ", evaluation"),
-            f"{r['size']}x{r['size']}",
-            f"{r['batch']}" if r["what"] == "train" else " / ".join(map(str, r["evaluation_batches"])),
-            f"{r['atalaia_images_per_s']:.0f} ({ours})",
-            f"{r['keras_images_per_s']:.0f} ({peer})" + (", jit" if r["keras_jit_compile"] else ""),
-            f"{r['ratio']:.2f}",
-            f"{memory[0]:.0f} / {memory[1]:.0f}",
-            f"{r['gflops']:.0f} of {r['gemm_gflops']:.0f} ({r['of_peak']:.0%})",
-            f"{r['first_step_seconds']:.1f} / {r['second_start_seconds']:.1f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+
+    def rate(side):
+        return lambda r: f"{r[f'{side}_images_per_s']:.0f} ({' to '.join(f'{s:.0f}' for s in _spread(r, side))})"
+
+    columns = {
+        "machine": lambda r: f"{r['cores']} cores, {r['vectors']}",
+        "network": lambda r: r["network"] + ("" if r["what"] == "train" else ", evaluation"),
+        "images": lambda r: f"{r['size']}x{r['size']}",
+        "batch": lambda r: r["batch"] if r["what"] == "train" else " / ".join(map(str, r["evaluation_batches"])),
+        "ours, images/s": rate("atalaia"),
+        "tf-keras, images/s": lambda r: rate("keras")(r) + (", jit" if r["keras_jit_compile"] else ""),
+        "ratio": lambda r: f"{r['ratio']:.2f}",
+        "memory, ours / tf-keras MiB": lambda r: " / ".join(
+            f"{r[f'{side}_peak_memory_bytes'] / 2**20:.0f}" for side in ("atalaia", "keras")
+        ),
+        "GFLOP/s of GEMM's": lambda r: f"{r['gflops']:.0f} of {r['gemm_gflops']:.0f} ({r['of_peak']:.0%})",
+        "first step / second start s": lambda r: f"{r['first_step_seconds']:.1f} / {r['second_start_seconds']:.1f}",
+    }
+    return grid(columns, rows, left=3)
+
+
+def _spread(row, side):
+    """Smallest and largest rate; of tf-keras that of its faster way."""
+    if side == "keras":
+        side = "keras_jit" if row["keras_jit_compile"] else "keras"
+    return row["spread"][side]
+
+
+def _headline(rows):
+    found = {}
+    for row in rows:
+        if row["what"] == "train":
+            found.setdefault(row["vectors"], []).append(row["ratio"])
+    parts = [f"{min(ratios):.2f} to {max(ratios):.2f} ({vectors})" for vectors, ratios in found.items()]
+    return f"training, our speed to tf-keras's: {', '.join(parts)}"
+
+
+TABLE = Table(
+    name="train_speed",
+    title="Training speed on a CPU",
+    shows="Pure JAX against tf-keras: whole training steps, side by side on 2 cores, with the same network, "
+    "augmentation and optimiser.",
+    command="python experiments/train_speed.py    # on a quiet machine; needs the packages of requirements-dev.txt",
+    body=table,
+    headline=_headline,
+    notes=(
+        "Medians of alternating repeats, in brackets the smallest and the largest. tf-keras is the faster of "
+        "`jit_compile` on and off.",
+        "With AVX2 ours is faster in every row. With AVX-512 tf-keras is faster in every row of training: its "
+        "convolutions (oneDNN) use these instructions better than XLA's. Ours needs less memory on both.",
+        "What was tried against it stands in [ways that were tried](train_speed_tried.md), where the time goes in "
+        "[the profile](train_profile.md).",
+        "One run of each row. Other work ran on the AVX-512 machine during `thesis` at 128, its evaluation, and "
+        "`mobilenetv1` at 32: GEMM's rate in their rows is lower.",
+        "`student` at batch 512 is left out: the processes side by side need more than 24 GB.",
+    ),
+    key=("cores", "vectors", "network", "size", "batch", "what"),
+    order=order,
+)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    app.run(main)
+    tables.start(main, TABLE)

@@ -1,6 +1,7 @@
 """Ways to state an operation that were tried for atalaia/ops.py, beside XLA's own and the one that is used.
 
-python experiments/train_speed_tried.py        # writes experiments/results/train_speed_tried.json and .md
+python experiments/train_speed_tried.py
+python experiments/train_speed_tried.py --pages        # only writes the page, from the figures
 
 Milliseconds at batch 128, medians of alternating repeats on one machine. What is slower here need not be tried again on
 such a CPU. Whole steps too: XLA's flags, and a process a core with its part of the batch and nothing exchanged, the
@@ -19,13 +20,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent))
+import tables
+from tables import ROOT, Table, grid
 
-from atalaia import ops  # noqa: E402
-from atalaia.files import write_json, write_whole  # noqa: E402
+from atalaia import ops
 
-RESULTS = ROOT / "experiments/results"
 BATCH, REPEATS = 128, 7
 LIBRARY = "LIBRARY_FUSION_TYPE_"
 # XLA_FLAGS of a whole step, by what they are called in the table.
@@ -193,13 +193,39 @@ def main() -> None:
     for operation, shape, ways in trials():
         rows.append(dict(operation=operation, shape=shape, milliseconds=milliseconds(ways)))
         print(rows[-1], flush=True)
-    lines = ["| operation | shape | milliseconds |", "|---|---|---|"]
-    for row in rows:
-        times = ", ".join(f"{way} {ms:.1f}" for way, ms in row["milliseconds"].items())
-        lines.append(f"| {row['operation']} | {row['shape']} | {times} |")
-    write_json(RESULTS / "train_speed_tried.json", rows)
-    write_whole(RESULTS / "train_speed_tried.md", "\n".join(lines) + "\n")
+    TABLE.save(rows)
+
+
+def table(rows: list[dict]) -> str:
+    """Milliseconds of each way, by operation, in Markdown."""
+    columns = {
+        "operation": lambda row: row["operation"],
+        "shape": lambda row: row["shape"],
+        "milliseconds": lambda row: ", ".join(f"{way} {ms:.1f}" for way, ms in row["milliseconds"].items()),
+    }
+    return grid(columns, rows, left=3)
+
+
+def _headline(rows):
+    times = rows[0]["milliseconds"]
+    return f"{len(rows) - 1} operations stated in several ways, {len(times) - 1} other ways to run a whole step"
+
+
+TABLE = Table(
+    name="train_speed_tried",
+    title="Training speed: ways that were tried",
+    shows="Each operation of a training step can be stated in several ways. These were tried; *used* marks what "
+    "`atalaia/ops.py` does. What is slower here need not be tried again on such a CPU.",
+    command="python experiments/train_speed_tried.py    # on a quiet machine",
+    body=table,
+    headline=_headline,
+    notes=(
+        f"Batch {BATCH}, medians of alternating repeats on one machine, which was not recorded.",
+        "The first row is whole training steps: XLA's flags, and one process a core with its part of the batch and "
+        "nothing exchanged, the most that sharing the batch out to devices could reach.",
+    ),
+)
 
 
 if __name__ == "__main__":
-    main()
+    tables.start(main, TABLE)

@@ -16,7 +16,10 @@ sys.path.append(str(ROOT / "experiments"))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+import pages  # noqa: E402
+import pipeline  # noqa: E402
 import search_replay  # noqa: E402
+import table1  # noqa: E402
 import table2  # noqa: E402
 import table2_variants  # noqa: E402
 import tables  # noqa: E402
@@ -26,7 +29,6 @@ from atalaia import runs, search, train  # noqa: E402
 from atalaia import space as spaces  # noqa: E402
 from atalaia.errors import UserError  # noqa: E402
 from atalaia.space import choice  # noqa: E402
-from experiments import distill_speed, pipeline, resnet50_port, table1  # noqa: E402
 
 SPACE = {"distillation.alpha": choice(0.1, 0.5), "distillation.temperature": choice(2.0, 5.0)}
 WORDS = ["--config=configs/table1.py:rafael_base_distilled", "--config.distill.epochs=4"]
@@ -94,14 +96,14 @@ class Table1Test(absltest.TestCase):
 
     def test_the_best_of_the_grid_is_chosen_once_for_all(self):
         best = self.grid(WORDS)
-        with mock.patch.object(table1, "step", side_effect=AssertionError):
+        with mock.patch.object(tables, "step", side_effect=AssertionError):
             self.assertEqual(table1.choose(), best)
             (self.folder / "grid.json").unlink()
             self.assertEqual(table1.choose(), best)
 
     def test_a_grid_of_other_epochs_and_views_will_do(self):
         best = self.grid([WORDS[0], "--config.distill.epochs=12", "--config.distillation.views=8"])
-        with mock.patch.object(table1, "step", side_effect=AssertionError):
+        with mock.patch.object(tables, "step", side_effect=AssertionError):
             self.assertEqual(table1.choose(), best)
 
     def test_without_a_grid_of_this_recipe_it_searches(self):
@@ -117,7 +119,7 @@ class Table1Test(absltest.TestCase):
             step.rows = search.run(asked, folder, 3, 1, lambda *_: dict(value=next(values), data="", seconds=1.0))
 
         with (
-            mock.patch.object(table1, "step", step),
+            mock.patch.object(tables, "step", step),
             mock.patch.object(search, "picture", return_value=b""),
             contextlib.redirect_stdout(io.StringIO()),
         ):
@@ -161,60 +163,179 @@ class Table1Test(absltest.TestCase):
 
     def test_a_teacher_is_trained_for_its_students_without_a_look_at_the_test_set(self):
         steps = []
-        with mock.patch.object(table1, "step", lambda *words: steps.append(words)):
+        with mock.patch.object(tables, "step", lambda *words: steps.append(words)):
             table1.train_teacher(1)
         head, folder = "runs/table1/teacher_head_seed1", "runs/table1/teacher_seed1"
         tune = ("--config=configs/teacher.py:finetune", f"--config.start_from={head}", "--config.seed=1")
         first = ("train", f"--workdir={head}", "--config=configs/teacher.py", "--config.seed=1")
         self.assertEqual(steps, [first, ("train", f"--workdir={folder}", *tune)])
 
-    def test_what_the_search_found_stands_beside_the_tables(self):
-        readme, results = self.folder / "README.md", self.folder / "experiments/results/table1_search"
-        readme.write_text("<!-- table1_search -->\nolder\n<!-- /table1_search -->\n")
-        table1.publish_search(results)
+    def test_what_the_search_found_has_a_page(self):
+        results, page = self.folder / "results/table1_search", self.folder / "table1_search.md"
+        self.enter_context(mock.patch.multiple(tables, ROOT=self.folder, PAGES=self.folder, RESULTS=results.parent))
+        self.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        table1.publish_search("table1")
         self.assertFalse(results.exists())  # none has run
+        page.write_text("older")
         asked = search.Search("configs/table1.py", spaces.load(str(ROOT / table1.SPACE)))
         found = dict(value=0.5, data="cats", seconds=1.0)
         rows = search.run(asked, self.folder / "runs/table1/search", 2, 1, lambda *_: found)
         config = dict(distill=dict(epochs=4.0), distillation=dict(views=16), seed=3)
         (self.folder / "runs/table1/search/config.json").write_text(json.dumps(config))
-        with mock.patch.object(tables, "ROOT", self.folder), contextlib.redirect_stdout(io.StringIO()):
-            table1.publish_search(results)
+        table1.publish_search("table1")
         text = search.summary(asked, rows)
-        self.assertEqual((results / "search.md").read_text(), text)
         published = "4 epochs a trial, 16 views, seed 3: " + text.removeprefix("# ").strip()
-        self.assertIn(published, readme.read_text())
-        self.assertNotIn("older", readme.read_text())
-        self.assertEqual((results / "search.png").read_bytes()[:4], b"\x89PNG")
+        self.assertIn(published, page.read_text())
+        self.assertNotIn("older", page.read_text())
+        self.assertEqual(page.with_suffix(".png").read_bytes()[:4], b"\x89PNG")
         self.assertEqual(search.load(results, asked.space)[1], rows)
 
 
+class RunTest(absltest.TestCase):
+    """A row's steps run where what they write is missing, and only there."""
+
+    def setUp(self):
+        self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        self.enter_context(mock.patch.multiple(tables, ROOT=self.folder, step=self.step))
+        self.steps = []
+        self.row = tables.Row("a", "A", "configs/a.py:b", ("--config.x=1",), {"test": "jax,tflm"})
+
+    def step(self, name, workdir, *words):
+        self.steps.append((name, *words))
+        run = self.folder / workdir.removeprefix("--workdir=")
+        run.mkdir(exist_ok=True)
+        made = {
+            "train": ("train.json", dict(seconds=2.0, device="cpu", jax="0.1")),
+            "export": ("export.json", {}),
+            "evaluate": ("evaluation.json", dict(jax=dict(accuracy=0.5), tflm=dict(accuracy=0.4))),
+        }
+        file, value = made[name]
+        (run / file).write_text(json.dumps(value))
+
+    def test_all_steps_of_a_new_row_then_none_but_train_which_goes_on(self):
+        found = tables.run(self.row, Path("r"), "--config.seed=3")
+        train = ("train", "--config=configs/a.py:b", "--config.x=1", "--config.seed=3")
+        evaluate = ("evaluate", "--split=test", "--engines=jax,tflm")
+        self.assertEqual(self.steps, [train, ("export",), evaluate])
+        command = "python -m atalaia.train --workdir=r --config=configs/a.py:b --config.x=1 --config.seed=3"
+        self.assertEqual((found["row"], found["command"], found["test"]["tflm"]["accuracy"]), ("a", command, 0.4))
+        self.assertEqual((found["seconds"], found["device"], found["jax"]), (2.0, "cpu", "0.1"))
+        self.steps.clear()
+        self.assertEqual(tables.run(self.row, Path("r"), "--config.seed=3"), found)
+        self.assertEqual(self.steps, [train])
+
+    def test_an_engine_that_is_missing_is_evaluated(self):
+        tables.run(self.row, Path("r"))
+        (self.folder / "r/evaluation.json").write_text(json.dumps(dict(jax=dict(accuracy=0.5))))
+        self.steps.clear()
+        tables.run(self.row, Path("r"))
+        self.assertEqual([name for name, *_ in self.steps], ["train", "evaluate"])
+
+    def test_what_a_run_does_not_tell_is_not_recorded(self):
+        tables.run(self.row, Path("r"))
+        (self.folder / "r/train.json").write_text(json.dumps(dict(seconds=2.0)))
+        found = tables.trained(Path("r"))
+        self.assertEqual((found["device"], found["jax"]), ("not recorded", "not recorded"))
+
+
+class PublishTest(absltest.TestCase):
+    """Rows replace older ones of their kind, and the page shows the table."""
+
+    def setUp(self):
+        self.root = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        places = dict(ROOT=self.root, RESULTS=self.root / "results", PAGES=self.root / "pages")
+        self.enter_context(mock.patch.multiple(tables, **places))
+        self.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        self.path, self.page = self.root / "results/speed/rows.json", self.root / "pages/speed.md"
+
+    def publish(self, name, value, **more):
+        return self.table(**more).add(dict(name=name, value=value))
+
+    def table(self, **more):
+        columns = {"name": lambda row: row["name"], "value": lambda row: row["value"]}
+        return tables.Table(
+            name="speed",
+            title="Speed",
+            shows="How fast.",
+            command="python x.py",
+            body=lambda rows: tables.grid(columns, rows),
+            headline=lambda rows: f"{len(rows)} rows",
+            key=("name",),
+            **more,
+        )
+
+    def test_a_row_replaces_the_older_one_of_its_kind(self):
+        self.publish("b", 1)
+        self.publish("a", 2)
+        rows = self.publish("b", 3)
+        self.assertEqual(rows, [dict(name="b", value=3), dict(name="a", value=2)])
+        self.assertEqual(json.loads(self.path.read_text()), rows)
+        self.assertIn("| b | 3 |\n| a | 2 |\n", self.page.read_text())
+        self.assertNotIn("| b | 1 |", self.page.read_text())
+
+    def test_rows_in_an_order_of_their_own(self):
+        self.publish("b", 1)
+        rows = self.publish("a", 2, order=lambda r: r["name"])
+        self.assertEqual([r["name"] for r in rows], ["a", "b"])
+
+    def test_stale_rows_make_room(self):
+        self.publish("b", 1)
+        self.publish("a", 2)
+        rows = self.publish("c", 3, stale=lambda row: lambda older: older["value"] == 1)
+        self.assertEqual([row["name"] for row in rows], ["a", "c"])
+
+    def test_the_whole_page(self):
+        self.publish("a", 1, picture="Bars", notes=("Seed 1 only.",))
+        parts = (
+            "# Speed",
+            "How fast.",
+            "Make it again:",
+            "```\npython x.py\n```",
+            "| name | value |\n|---|---:|\n| a | 1 |",
+            "![Bars](speed.png)",
+            "## Notes",
+            "- Seed 1 only.",
+            "*Written by a script from the figures in `experiments/results/speed/`.*\n",
+        )
+        self.assertEqual(self.page.read_text(), "\n\n".join(parts))
+
+    def test_missing_cells_at_the_end_of_a_line_are_empty(self):
+        text = tables.grid({"a": str, "b": str, "c": str}, "x", left=2, more=[("*peer*", 7)])
+        self.assertEqual(text, "| a | b | c |\n|---|---|---:|\n| x | x | x |\n| *peer* | 7 |  |\n")
+
+    def test_runs_by_device_and_what_is_not_recorded(self):
+        rows = [dict(row="a", seed=0, seconds=1200.4, device="cpu", jax="0.9"), dict(row="a", seed=1)]
+        rows.append(dict(row="a", seed=2, seconds=7.0, device="cpu", jax="0.9"))
+        *_, first, second = tables.provenance(rows, lambda row: row["row"]).splitlines()
+        self.assertEqual(first, "| a | 0, 2 | cpu | 0.9 | 1,200, 7 |")
+        self.assertEqual(second, "| a | 1 | not recorded | not recorded | not recorded |")
+
+
+PUBLISHED = [table for group in pages.published().values() for table in group]
+
+
 class PublishedTest(parameterized.TestCase):
-    """What stands in the README and in the results' Markdown is what the scripts make of the results' JSON."""
+    """What stands in docs/results/ is what the scripts make of the figures."""
 
-    @parameterized.parameters(
-        ("table1", table1),
-        ("table2", table2),
-        ("table2_variants", table2_variants),
-        ("pipeline", pipeline),
-        ("distill_speed", distill_speed),
-        ("resnet50_port", resnet50_port),
-        ("search_replay", search_replay),
-    )
-    def test_tables_are_those_of_the_figures(self, name, script):
-        path = tables.RESULTS / f"{name}.json"
-        text = script.table(json.loads(path.read_text()))
-        self.assertEqual(path.with_suffix(".md").read_text(), text)
-        self.assertIn(text, (tables.ROOT / "README.md").read_text())
+    @parameterized.named_parameters((table.name, table) for table in PUBLISHED)
+    def test_pages_are_those_of_the_figures(self, table):
+        path = tables.PAGES / f"{table.name}.md"
+        self.assertEqual(path.read_text(), table.page(table.figures()))
+        self.assertEqual(path.with_suffix(".png").is_file(), bool(table.picture))
 
-    def test_the_readme_has_a_place_for_each_table_and_search(self):
-        readme = (tables.ROOT / "README.md").read_text()
-        for name in ("table1", "table1_stl10"):
-            for place in (name, f"{name}_search"):
-                self.assertRegex(readme, f"(?s)<!-- {place} -->\n.*<!-- /{place} -->")
+    def test_the_index_is_that_of_the_figures_and_every_link_has_a_page(self):
+        self.assertEqual((tables.PAGES / "index.md").read_text(), pages.index(pages.published()))
+        for path in tables.PAGES.glob("*.md"):
+            for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+                self.assertTrue((path.parent / link).is_file(), f"{path.name}: {link}")
+
+    def test_no_result_is_left_without_a_page(self):
+        self.assertEqual({path.name for path in tables.RESULTS.iterdir()}, {table.name for table in PUBLISHED})
+        names = {path.stem for path in tables.PAGES.iterdir()}
+        self.assertEqual(names, {"index", *(table.name for table in PUBLISHED)})
 
     def test_every_integer_network_of_table_2_is_tflms_in_every_byte(self):
-        rows = json.loads((tables.RESULTS / "table2.json").read_text())
+        rows = json.loads((tables.RESULTS / "table2/rows.json").read_text())
         found = [r["equal"]["tflm"] for r in rows if r["row"] not in table2.FLOAT_ONLY]
         self.assertEqual(found, [dict(predictions=1.0, bytes=1.0)] * len(found))
 
@@ -260,7 +381,7 @@ class Table2Test(absltest.TestCase):
         found = [row("small", 1, "tflm", 0.905, 1200), row("small", 2, "tflm", 0.91, 1300)]
         found += [row("small", 3, "tflm", 0.95, 9999), row("dense", 1, "jax", 0.9101), row("dense", 2, "jax", 0.9)]
         groups = {name: [r for r in found if r["row"] == name] for name in ("dense", "small")}
-        *_, line = table2._differences(groups)
+        *_, line = table2._differences(groups).splitlines()
         self.assertEqual(
             line,
             "| pruned, int8 trained, large layers of 4 bits | 21 | dense float | 21 | -0.51 (1), +1.00 (2) | 1,300 |",
@@ -280,7 +401,7 @@ class Table2Test(absltest.TestCase):
             re.M,
         )
         quarter = "a quarter of the epochs"
-        expected = [("as in the table above", "**91.00**"), (quarter, "90.00")]
+        expected = [("as in Table 2", "**91.00**"), (quarter, "90.00")]
         self.assertEqual(found, [*expected, (f"{quarter}, more zeros in dense0", "90.00")])
 
     def test_the_best_recipe_is_the_most_accurate_within_the_limit(self):
@@ -297,12 +418,12 @@ class Table2Test(absltest.TestCase):
         self.assertEqual(table2_variants.best(rows), {("smallest", 1): "own"})
 
     def test_the_rows_recipes_are_those_that_validation_chose(self):
-        chosen = table2_variants.best(json.loads((tables.RESULTS / "table2_variants.json").read_text()))
+        chosen = table2_variants.best(json.loads((tables.RESULTS / "table2_variants/rows.json").read_text()))
         rows = [*table2_variants.LIMITS, *table2_variants.FLOORS]
         self.assertEqual(chosen, {(row, 1): table2_variants.OWN for row in rows})
 
     def test_a_variant_starts_from_a_variant_where_it_says_so(self):
-        with mock.patch.object(table2_variants, "step", side_effect=SystemExit) as step, self.assertRaises(SystemExit):
+        with mock.patch.object(tables, "step", side_effect=SystemExit) as step, self.assertRaises(SystemExit):
             table2_variants.run("small", "fewer", 2)
         starts = [a for a in step.call_args.args if a.startswith("--config.start_from=")]
         self.assertEqual(
@@ -320,12 +441,11 @@ class PipelineTest(absltest.TestCase):
 
         teacher = recipe.get_config().distill.teacher
         self.assertEqual((str(pipeline.teacher_of(0)), str(pipeline.teacher_of(2))), (teacher, f"{teacher}_seed2"))
-        with mock.patch.object(pipeline, "_recipe", return_value=recipe):
-            stages = ("distill", "prune", "quantize")
-            expected = [f"--config.{stage}.teacher={teacher}_seed2" for stage in stages]
-            self.assertEqual(pipeline.taught_by(2), expected)
-            with flagsaver.flagsaver(teacher="runs/other"):
-                self.assertEqual(pipeline.taught_by(2), [f"--config.{s}.teacher=runs/other" for s in stages])
+        stages = ("distill", "prune", "quantize")
+        expected = [f"--config.{stage}.teacher={teacher}_seed2" for stage in stages]
+        self.assertEqual(pipeline.taught_by(2), expected)
+        with flagsaver.flagsaver(teacher="runs/other"):
+            self.assertEqual(pipeline.taught_by(2), [f"--config.{s}.teacher=runs/other" for s in stages])
 
     def test_the_c_of_a_kept_model_is_counted_again(self):
         def in_c(tflite, out):
