@@ -22,6 +22,7 @@ usage: ./run.sh WORD [--config.FIELD=VALUE ...]
   search --config=FILE --space=FILE --trials=N ...   Bayesian optimisation over any fields (on the validation split)
   test      the test suite
   lint      ruff: format and lint
+  docs      the documentation, into site/; a broken link fails
   setup     only the set-up: .venv with the pinned packages
 
 The job is train, export, evaluate and report; each also runs by itself, see README.md. Run folders go to runs/.
@@ -139,6 +140,10 @@ case $word in
   lint)
     setup requirements-dev.txt
     .venv/bin/ruff format --check . && .venv/bin/ruff check .
+    ;;
+  docs)
+    setup requirements-dev.txt
+    NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict "$@"
     ;;
   setup) setup requirements.txt ;;
   help | -h | --help) usage ;;

@@ -1,0 +1,68 @@
+"""README and documentation: figures are those of the results, links lead somewhere, the picture is the script's."""
+
+import re
+import sys
+from pathlib import Path
+
+from absl.testing import absltest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "experiments"))
+
+import flow  # noqa: E402
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "mcu/README.md")]
+
+
+class ReadmeTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.text = (ROOT / "README.md").read_text()
+
+    def test_it_stays_short(self):
+        self.assertLessEqual(len(self.text.splitlines()), 200)
+
+    def test_its_figures_are_those_of_the_results(self):
+        found = flow.figures()
+        for name in (
+            "table2_accuracy",
+            "table2_download",
+            "accuracy",
+            "flash",
+            "arena",
+            "milliseconds",
+            "equal_images",
+        ):
+            self.assertIn(found[name], self.text, name)
+        for name in ("dense_instructions", "sparse_instructions"):
+            self.assertRegex(self.text, rf"\b{re.escape(found[name])}\b", name)
+
+    def test_how_many_bytes_of_xnnpack_differ(self):
+        """Of all int8 rows of Table 2, the largest part."""
+        equal = min(row["equal"]["xnnpack"]["bytes"] for row in flow.read("table2") if row.get("equal"))
+        self.assertIn(f"up to {100 * (1 - equal):.0f} % of the bytes differ", self.text)
+
+    def test_links_lead_to_files(self):
+        for page in PAGES:
+            for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+                if "://" not in link:
+                    self.assertTrue((page.parent / link).exists(), f"{page.name}: {link}")
+
+
+class FlowTest(absltest.TestCase):
+    def test_the_picture_is_what_the_script_makes_of_the_results(self):
+        self.assertEqual(flow.PICTURE.read_text(), flow.picture(flow.figures()))
+
+    def test_bars_are_as_long_as_the_bytes(self):
+        """A large network of 1,000 bytes and a small one of 250: a bar of four times the length."""
+        given = flow.figures() | dict(large_bytes="1,000", download="250")
+        lengths = [
+            float(w) for w in re.findall(rf'width="([\d.]+)" height="12" fill="{flow.BLUE}"', flow.picture(given))
+        ]
+        self.assertEqual(len(lengths), 2)
+        self.assertAlmostEqual(lengths[0], 4 * lengths[1], delta=0.1)
+        self.assertIn("4 times fewer bytes", flow.picture(given))
+
+
+if __name__ == "__main__":
+    absltest.main()
