@@ -51,7 +51,7 @@ def record(space: dict, workdir: Path) -> None:
     from atalaia.files import write_json
 
     done, rows = search.load(workdir, space)
-    if done.metric != "val_accuracy" or done.limits:
+    if done.metric not in ("val_score", "val_accuracy") or done.limits:
         raise UserError(f"the search in {workdir} has limits, or another metric than val_accuracy")
     values = {spaces.text(row["point"]): row["value"] or 0.0 for row in rows if "value" in row}
     points = list(spaces.every_point(space))
