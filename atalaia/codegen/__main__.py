@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from atalaia import cli, data, engines, ledger, tflite
 from atalaia import config as configs
-from atalaia.codegen import boards, emit, graph, kernels, memory
+from atalaia.codegen import boards, emit, graph, kernels, lowering, memory
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
@@ -106,7 +106,7 @@ def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", 
 def _compile(tflite_bytes, sparse, prefer, flash):
     """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
     model = tflite.read(tflite_bytes)
-    lowered = graph.lower(model)
+    lowered = lowering.lower(model)
     return model, lowered, kernels.choose(lowered, sparse, prefer, flash), memory.plan(lowered)
 
 
