@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from ai_edge_litert import schema_py_generated as schema
 
-from atalaia import cli, data, layers, ledger, metrics, ops, pack, quantize, simulate, tflite
+from atalaia import cli, data, folding, layers, ledger, metrics, ops, pack, quantize, simulate, tflite
 from atalaia import config as configs
 from atalaia.errors import UserError, quiet_stderr
 from atalaia.files import write_json, write_whole
@@ -60,7 +60,7 @@ def marked_network(model: nn.Module, network: dict[str, QLayer | QParams]):
             return values[0]
         if quantize.keeps_scale(layer):
             x, q = values[0]
-            return _Value(_mark(quantize.apply_layer(layer, None, x), *q), q)
+            return _Value(_mark(folding.apply_layer(layer, None, x), *q), q)
         if isinstance(layer, layers.Add):
             return _Value(_mark(layer.clone(parent=None)(*(v.x for v in values)), *network[path]), network[path])
         return _linear(layer, network[path], values[0])
@@ -76,7 +76,7 @@ def _linear(layer, weights, given):
     scale, output = weights.weight_scale, weights.output
     kernel = weights.kernel * scale
     kernel = _mark(kernel, scale, 0, -quantize.BITS[8], axis=kernel.ndim - 1)
-    y = quantize.linear(layer, given.x, kernel) + _bias(weights, given.q)
+    y = folding.linear(layer, given.x, kernel) + _bias(weights, given.q)
     if layer.relu and weights.lower is None:
         y = nn.relu(y)
     y = _mark(y, *output)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from atalaia import data, layers, qat, quantize, train
+from atalaia import data, folding, int8_layers, layers, qat, quantize, train
 from atalaia.codegen.fixed_point import quantize_multiplier
 from atalaia.errors import UserError
 from atalaia.progress import Progress
@@ -65,8 +65,8 @@ def load(config: ConfigDict, workdir: Path, dataset: data.Dataset, ranges: str =
         return Model(run, network, real_ranges(network))
     if ranges == "trained":
         raise UserError(f"{workdir} has no trained ranges: add the stage quantize, or export with --ranges=calibrated")
-    quantize.require_int8(run.model, dataset.train.images.shape[1:])
-    folded = quantize.fold(run.model, run.variables)
+    int8_layers.require_int8(run.model, dataset.train.images.shape[1:])
+    folded = folding.fold(run.model, run.variables)
     batches = quantize.calibration_batches(dataset.train.images, config.calibration.images, config.seed)
     found = quantize.calibrate(run.model, folded, batches)
     return Model(run, quantize.quantize_network(run.model, folded, quantize.output_grids(found)), found)
@@ -155,7 +155,7 @@ def _accumulate(layer, kernel, x):
         groups = _groups(per_channel, 2**24)
     total = 0
     for group in groups:
-        part = quantize.linear(layer, x[..., group].astype(jnp.float32), jnp.float32(kernel[..., group, :]))
+        part = folding.linear(layer, x[..., group].astype(jnp.float32), jnp.float32(kernel[..., group, :]))
         total = total + part.astype(jnp.int32)
     return total
 

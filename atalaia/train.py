@@ -31,6 +31,8 @@ from atalaia import (
     cli,
     data,
     distill,
+    folding,
+    int8_layers,
     layers,
     ledger,
     losses,
@@ -138,7 +140,7 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
         _refuse_other_start(config, shapes)
     for stage in plan:
         if stage.name == "quantize":
-            quantize.require_int8(model, shape)
+            int8_layers.require_int8(model, shape)
             qat.weight_bits(quantize.linear_paths(model), config.quantize)
         make_optimizer(config, stage, _zeros_of(config, model, shapes, stage.name).params)
         teacher = stage.config.get("teacher")
@@ -596,7 +598,7 @@ def _fitting_run(field, folder, dataset, ours):
 
 def _folded_state(config, model, state, ranges=None, images=None):
     """The state at the beginning of stage `quantize`; ranges by calibration on `images` where none are given."""
-    folded = quantize.fold(model, jax.device_get(variables_of(state)))
+    folded = folding.fold(model, jax.device_get(variables_of(state)))
     if ranges is None:
         batches = quantize.calibration_batches(images, config.calibration.images, config.seed)
         ranges = quantize.calibrate(model, folded, batches)

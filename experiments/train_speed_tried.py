@@ -22,7 +22,7 @@ from jax import lax
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from atalaia import ops  # noqa: E402
+from atalaia import normalization, ops  # noqa: E402
 from atalaia.files import write_json, write_whole  # noqa: E402
 
 RESULTS = ROOT / "experiments/results"
@@ -96,7 +96,7 @@ def plain_norm_gradient(x, scale):
 
 def our_norm_gradient(x, scale):
     def loss(x, scale):
-        return jnp.sum(jnp.square(ops.batch_norm(x, scale, jnp.zeros_like(scale), 1e-3)[0]))
+        return jnp.sum(jnp.square(normalization.batch_norm(x, scale, jnp.zeros_like(scale), 1e-3)[0]))
 
     return jax.grad(loss, (0, 1))(x, scale)
 
@@ -135,7 +135,7 @@ def trials():
         "32x32x32",
         {
             "XLA": (plain_norm_gradient, (x, jnp.ones(32))),
-            "ops.py (used)": (our_norm_gradient, (x, jnp.ones(32))),
+            "normalization.py (used)": (our_norm_gradient, (x, jnp.ones(32))),
         },
     )
     depthwise = random(BATCH, 48, 48, 8), random(3, 3, 1, 8)

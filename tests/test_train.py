@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl.testing import absltest, parameterized
 
-from atalaia import checkpoint, data, losses, metrics, models, pretrained, pruning, quantize, train
+from atalaia import checkpoint, data, folding, losses, metrics, models, pretrained, pruning, train
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.models import thesis
@@ -203,7 +203,7 @@ class TrainTest(parameterized.TestCase):
         model, dataset = models.create("tiny", 10), data.load(config.data, self.workdir)
         new = train.init_state(config, model, dataset.train.images.shape[1:])
         params = final_arrays(self.workdir)["params"]
-        for layer, expected in quantize.fold(model, train.variables_of(new)).items():
+        for layer, expected in folding.fold(model, train.variables_of(new)).items():
             trained = layer in ("conv0b", "logits")
             self.assertEqual(np.array_equal(params[layer]["kernel"], expected.kernel), not trained, layer)
 
