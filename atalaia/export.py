@@ -27,6 +27,8 @@ from atalaia.errors import UserError, quiet_stderr
 from atalaia.files import write_json, write_whole
 from atalaia.quantize import QLayer, QParams
 
+_UNIT = QParams(np.float32(1), 0)  # the grid of the constant -1
+
 
 class _Value(NamedTuple):
     """A tensor of the network while it is written out: its real values on the int8 grid."""
@@ -58,6 +60,8 @@ def marked_network(model: nn.Module, network: dict[str, QLayer | QParams]):
     def rule(path, layer, *values):
         if isinstance(layer, layers.Dropout):
             return values[0]
+        if isinstance(layer, layers.MinPool):
+            return _min_pool(layer, values[0])
         if quantize.keeps_scale(layer):
             x, q = values[0]
             return _Value(_mark(folding.apply_layer(layer, None, x), *q), q)
@@ -70,6 +74,15 @@ def marked_network(model: nn.Module, network: dict[str, QLayer | QParams]):
         return layers.interpret(model, rule, given).x
 
     return apply
+
+
+def _min_pool(layer, given):
+    """min(x) = -max(-x): TFLite has no minimum of windows. Each MUL by -1 has a multiplier of exactly 1."""
+    negated = quantize.negated(given.q)
+    minus = _mark(np.float32([-1]), *_UNIT)
+    x = _mark(given.x * minus, *negated)
+    x = _mark(ops.max_pool(x, layer.window), *negated)
+    return _Value(_mark(x * minus, *given.q), given.q)
 
 
 def _linear(layer, weights, given):
@@ -169,7 +182,7 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
                 return op
         raise UserError(f"export: the file has no {kind} with the inputs and weights of layer {path!r}")
 
-    places = {}
+    places, negations = {}, {}
 
     def rule(path, layer, *given):  # indices of tensors flow through the network's code here
         places[path] = place(path, layer, *given)
@@ -178,6 +191,8 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
     def place(path, layer, *given):
         if isinstance(layer, layers.Conv | layers.Dense):
             return _check_linear(graph, take, path, layer, network[path], given[0])
+        if isinstance(layer, layers.MinPool):
+            return _check_min_pool(graph, take, negations, path, layer, given[0])
         kinds = {
             layers.Add: "ADD",
             layers.MaxPool: "MAX_POOL_2D",
@@ -244,10 +259,29 @@ def _check_linear(graph, take, path, layer, ours, given):
     return op.outputs[0]
 
 
+def _check_min_pool(graph, take, negations, path, layer, given):
+    """Compares a negation, a MAX_POOL_2D and a negation; gives the last tensor.
+
+    negations: by tensor; the converter keeps one for all layers that read the tensor.
+    """
+    grid = QParams(*_qparams(graph.tensors[given]))
+    for kind, expected in (("MUL", quantize.negated(grid)), ("MAX_POOL_2D", quantize.negated(grid)), ("MUL", grid)):
+        op = negations[given] if kind == "MUL" and given in negations else take(path, kind, [given])
+        if kind == "MUL":
+            negations[given] = op
+            minus = graph.tensors[next((i for i in op.inputs if i != given), given)]
+            _same(path, "the MUL's constant", minus.data, [-1])
+            _same(path, "the scale and zero point of the MUL's constant", _UNIT, _qparams(minus))
+        _check_options(graph, path, op, **_pooling(layer, ()) if kind == "MAX_POOL_2D" else {})
+        given = op.outputs[0]
+        _same(path, f"the {kind}'s scale and zero point", expected, _qparams(graph.tensors[given]))
+    return given
+
+
 def _pooling(layer, shape):
     """The options that a pooling layer must have in the file; none for other layers."""
     match layer:
-        case layers.MaxPool():
+        case layers.MaxPool() | layers.MinPool():
             n = layer.window
             return dict(padding=schema.Padding.VALID, filterHeight=n, filterWidth=n, strideH=n, strideW=n)
         case layers.GlobalAvgPool():

@@ -16,6 +16,7 @@ INT8_LAYERS = (
     layers.Dropout,
     layers.Add,
     layers.MaxPool,
+    layers.MinPool,
     layers.GlobalAvgPool,
     layers.Flatten,
 )
@@ -23,6 +24,7 @@ INT8_LAYERS = (
 _INSTEAD = (
     (r"relu", "relu=True of Conv, Dense or Add"),
     (r"max_pool|\.max\(", "MaxPool"),
+    (r"min_pool|\.min\(", "MinPool"),
     (r"avg_pool|mean", "GlobalAvgPool"),
     (r"reshape|ravel|flatten", "Flatten"),
     (r"BatchNorm", 'norm="before" or "after" of Conv'),

@@ -129,6 +129,15 @@ class MaxPool(Layer):
         return ops.max_pool(x, self.window)
 
 
+class MinPool(Layer):
+    """Minimum of each `window` x `window` square, as MaxPool; where several are the smallest, the first is learned."""
+
+    window: int = 2
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return -ops.max_pool(-x, self.window)
+
+
 class GlobalAvgPool(Layer):
     """Mean over height and width: `[b, h, w, c]` to `[b, 1, 1, c]`.
 

@@ -242,7 +242,13 @@ def calibration_batches(images: np.ndarray, count: int, seed: int, size: int = 2
 
 def keeps_scale(layer: layers.Layer) -> bool:
     """Whether the int8 output has the input's scale and zero point, as TFLite demands of these."""
-    return isinstance(layer, layers.MaxPool | layers.GlobalAvgPool | layers.Flatten | layers.Dropout)
+    kinds = layers.MaxPool | layers.MinPool | layers.GlobalAvgPool | layers.Flatten | layers.Dropout
+    return isinstance(layer, kinds)
+
+
+def negated(grid: QParams) -> QParams:
+    """The grid of -x where x has `grid`: its integers are -1 - q, which int8 holds for every q."""
+    return QParams(grid.scale, -1 - grid.zero_point)
 
 
 def calibrate(model: nn.Module, folded: dict[str, Folded], batches: Iterable[Any]) -> dict[str, tuple[float, float]]:

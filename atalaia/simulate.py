@@ -117,7 +117,9 @@ def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.
             case layers.Add():
                 y = Integers(_add(values[0], values[1], network[path]), network[path])
             case layers.MaxPool():
-                y = Integers(_max_pool(layer, x), grid)
+                y = Integers(_windows(layer, x).max((2, 4)), grid)
+            case layers.MinPool():
+                y = Integers(_windows(layer, x).min((2, 4)), grid)
             case layers.GlobalAvgPool():
                 y = Integers(_saturate(quantize.mean_codes(x.astype(jnp.int32))), grid)
             case layers.Flatten():
@@ -200,8 +202,9 @@ def _add(a, b, output):
     return _saturate(_rescale(total, *_multiplier(ratio)) + output.zero_point)
 
 
-def _max_pool(layer, x):
+def _windows(layer, x):
+    """`[batch, rows, window, columns, window, channels]` of a pooling layer's whole squares."""
     n = layer.window
     height, width = (size // n for size in x.shape[1:3])
     x = x[:, : height * n, : width * n]
-    return x.reshape(len(x), height, n, width, n, -1).max((2, 4))
+    return x.reshape(len(x), height, n, width, n, -1)

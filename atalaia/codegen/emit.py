@@ -20,6 +20,7 @@ _FILES = (
         "pad",
         "mean",
         "pool",
+        "min_pool",
         "elementwise",
         "add",
         "add_tabled",
@@ -100,8 +101,9 @@ def _constants(number, call):
     arrays = {name: f"s{number}_{name}" for name in call.arrays if name not in ("constant", "table")}
     if step.kind in ("conv", "depthwise"):
         struct("conv_t", arrays | {f: int(v[f]) for f in _CONV} | dict(call.fields) | {"row": call.kernel})
-    elif step.kind in ("max_pool", "mean_pool"):
-        struct("pool_t", {f: int(v[f]) for f in _POOL})
+    elif step.kind in ("max_pool", "mean_pool", "min_pool"):
+        kind = "min_pool_t" if step.kind == "min_pool" else "pool_t"
+        struct(kind, {f: int(v[f]) for f in _POOL})
     elif step.kind in ("pad", "mean"):
         struct(f"{step.kind}_t", {f: int(x) for f, x in v.items()})
     elif call.kernel == "add_tabled":
@@ -147,7 +149,7 @@ def _statement(number, call, graph, plan):
             v = step.values
             sizes = ", ".join(str(v[k]) for k in ("rows", "block", "from_stride", "to_stride"))
             return f"    copy({place[step.inputs[0]]}, {out} + {v['to_start']}, {sizes});"
-        case "pad" | "mean":
+        case "pad" | "mean" | "min_pool":
             return f"    {step.kind}(&s{number}, {place[step.inputs[0]]}, {out});"
     second = f"s{number}_constant" if "constant" in step.values else place[step.inputs[1]]
     last = dict(add=f", {int(step.kind == 'sub')}", add_tabled=f", (void *)(a + {plan.windows[number]})")

@@ -20,7 +20,7 @@ OFFSET = 128  # of an activation inside the program against int8
 class Step(NamedTuple):
     """One call of a kernel.
 
-    kind: conv, depthwise, max_pool, mean_pool, add, sub, mul, maximum, minimum, lookup, softmax, copy, pad,
+    kind: conv, depthwise, max_pool, mean_pool, min_pool, add, sub, mul, maximum, minimum, lookup, softmax, copy, pad,
     flip_in or flip_out.
     op: what it stands for in the file; place: the operator's number there.
     inputs, output: tensors by number; constants are in `values`.

@@ -66,6 +66,12 @@ def _refuse_dynamic(model):
 
 
 def _pool(walk, place, op):
+    kind = "max_pool" if op.kind == "MAX_POOL_2D" else "mean_pool"
+    walk.step(kind, op.kind, place, (walk.root(op.inputs[0]),), op.outputs[0], _pooling(walk, place, op))
+
+
+def _pooling(walk, place, op):
+    """Parameters of a pooling operator."""
     given, out = op.inputs[0], op.outputs[0]
     _, height, width, channels = walk.image(given, place, op)
     options = op.options
@@ -74,9 +80,38 @@ def _pool(walk, place, op):
     if walk.grid(given) != walk.grid(out):
         raise UserError(f"{op.kind} (operator {place}) changes the scale, which TFLite does not allow")
     low, high = walk.bounds(out, options.fusedActivationFunction)
-    values |= dict(channels=channels, out_low=low, out_high=high)
-    kind = "max_pool" if op.kind == "MAX_POOL_2D" else "mean_pool"
-    walk.step(kind, op.kind, place, (walk.root(given),), out, values)
+    return values | dict(channels=channels, out_low=low, out_high=high)
+
+
+def _mul(walk, place, op):
+    """One step for a negation, MAX_POOL_2D and a negation, which are the minimum of windows; else MUL by itself."""
+    given, behind = _negated(walk, op), walk.consumers(op.outputs[0])
+    pool = walk.model.operators[behind[0]] if len(behind) == 1 and behind[0] >= 0 else None
+    if given is None or pool is None or pool.kind != "MAX_POOL_2D":
+        return _pair(walk, place, op)
+    last = walk.consumers(pool.outputs[0])
+    back = walk.model.operators[last[0]] if len(last) == 1 and last[0] >= 0 else None
+    if back is None or _negated(walk, back) != pool.outputs[0]:
+        return _pair(walk, place, op)
+    values = _pooling(walk, behind[0], pool)
+    values |= dict(out_low=255 - values["out_high"], out_high=255 - values["out_low"])
+    walk.done |= {behind[0], last[0]}
+    walk.step("min_pool", "MUL, MAX_POOL_2D, MUL", place, (walk.root(given),), back.outputs[0], values)
+
+
+def _negated(walk, op):
+    """The tensor whose integers q an operator turns into exactly -1 - q; None where it does something else."""
+    if op.kind != "MUL" or op.options is None or op.options.fusedActivationFunction:
+        return None
+    constants = [i for i in op.inputs if walk.tensors[i].data is not None]
+    computed = [i for i in op.inputs if walk.tensors[i].data is None]
+    tensors = (*computed, *constants, op.outputs[0])
+    if (len(computed), len(constants)) != (1, 1) or any(walk.dtype(i) != "INT8" for i in tensors):
+        return None
+    (s_a, z_a), (s_b, z_b), (s_out, z_out) = (walk.grid(i) for i in tensors)
+    minus = walk.tensors[constants[0]].data.astype(np.int64) + OFFSET - z_b
+    exact = np.all(minus == -1) and s_a * s_b == s_out and z_out == 255 - z_a
+    return computed[0] if exact and walk.tensors[computed[0]].shape == walk.tensors[op.outputs[0]].shape else None
 
 
 def _pair(walk, place, op):
@@ -218,7 +253,7 @@ _OPS = {
     "FULLY_CONNECTED": linear.fully_connected,
     "ADD": _pair,
     "SUB": _pair,
-    "MUL": _pair,
+    "MUL": _mul,
     "MAXIMUM": _pair,
     "MINIMUM": _pair,
     "MAX_POOL_2D": _pool,
