@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from atalaia import config as configs
 from atalaia import ledger, markup, metrics, pictures, report, tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import graph, kernels
+from atalaia.codegen import kernels, lowering
 from atalaia.errors import UserError
 from atalaia.files import write_whole
 
@@ -98,7 +98,7 @@ def code_report(tflite_bytes: bytes) -> dict:
     found = codegen.report(tflite_bytes)
     model = tflite.read(tflite_bytes)
     board = codegen.CHIPS[CHIP]["board"]
-    for layer, step in zip(found["layers"], graph.lower(model).steps, strict=True):
+    for layer, step in zip(found["layers"], lowering.lower(model).steps, strict=True):
         part = layer["instructions"][board] / found["estimated_instructions"][board]
         layer |= dict(
             name=layer_name(model.tensors[step.output].name) if step.place >= 0 else "",

@@ -1,6 +1,6 @@
 """Quantisation-aware training, the stage `quantize`: the folded network learns on the grids that it will ship with.
 
-On entering, BatchNorm is folded once (`quantize.fold`) and the ranges begin with calibrated ones. From then on `params`
+On entering, BatchNorm is folded once (`folding.fold`) and the ranges begin with calibrated ones. From then on `params`
 holds by layer kernel, bias and, where BatchNorm followed ReLU, the channel's bound; learned scales lie beside them as
 logarithms. `batch_stats` holds what is not learned by gradients. Every value passes through `quantize.fake_quant`, and
 accumulators through `quantize.rescale`, so the forward pass computes the integer network's values: exactly while
@@ -24,9 +24,10 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from atalaia import layers, quantize
+from atalaia import folding, layers, quantize
 from atalaia.errors import UserError
-from atalaia.quantize import Folded, QLayer, QParams
+from atalaia.folding import Folded
+from atalaia.quantize import QLayer, QParams
 from atalaia.rules import parse
 
 RANGES = ("ema", "learned")
@@ -157,13 +158,13 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
                 return (x, *q)
             return _dropout(key, path, layer.rate, x), q[0] / (1 - layer.rate), q[1]  # the same integers, stretched
         if quantize.keeps_scale(layer):
-            y = quantize.apply_layer(layer, None, x)
+            y = folding.apply_layer(layer, None, x)
             y = _fake_mean(x, y, *q) if isinstance(layer, layers.GlobalAvgPool) else y
         else:
             if path in bits:
                 y, q = _linear(layer, variables, path, x, q[0], bits[path], grid)
             else:
-                y = quantize.apply_layer(layer, None, *(value[0] for value in values))
+                y = folding.apply_layer(layer, None, *(value[0] for value in values))
                 q = grid(path, y)
                 y = quantize.fake_quant(y, *q)
         see(path, (y, *q))
@@ -192,7 +193,7 @@ def _linear(layer, variables, path, x, input_scale, bits, grid):
     """
     weights, scales = _fake_weights(layer, variables, path, input_scale, bits)
     step = jax.lax.stop_gradient(input_scale * scales)
-    total = quantize.linear(layer, _codes(x, input_scale), _codes(weights.kernel, scales)) + _codes(weights.bias, step)
+    total = folding.linear(layer, _codes(x, input_scale), _codes(weights.kernel, scales)) + _codes(weights.bias, step)
     y = nn.relu(total * step) if weights.relu else total * step
     seen = y if weights.lower is None else jnp.clip(y, weights.lower, weights.upper)
     scale, zero_point = grid(path, seen)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from atalaia import data, finished, layers, qat, quantize
+from atalaia import data, finished, folding, int8_layers, layers, qat, quantize
 from atalaia.codegen.fixed_point import quantize_multiplier
 from atalaia.errors import UserError
 from atalaia.progress import Progress
@@ -65,8 +65,8 @@ def load(config: ConfigDict, workdir: Path, dataset: data.Dataset, ranges: str =
         return Model(run, network, real_ranges(network))
     if ranges == "trained":
         raise UserError(f"{workdir} has no trained ranges: add the stage quantize, or export with --ranges=calibrated")
-    quantize.require_int8(run.model, dataset.train.images.shape[1:])
-    folded = quantize.fold(run.model, run.variables)
+    int8_layers.require_int8(run.model, dataset.train.images.shape[1:])
+    folded = folding.fold(run.model, run.variables)
     batches = quantize.calibration_batches(dataset.train.images, config.calibration.images, config.seed)
     found = quantize.calibrate(run.model, folded, batches)
     return Model(run, quantize.quantize_network(run.model, folded, quantize.output_grids(found)), found)
@@ -122,7 +122,9 @@ def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.
             case layers.Add():
                 y = Integers(_add(values[0], values[1], network[path]), network[path])
             case layers.MaxPool():
-                y = Integers(_max_pool(layer, x), grid)
+                y = Integers(_windows(layer, x).max((2, 4)), grid)
+            case layers.MinPool():
+                y = Integers(_windows(layer, x).min((2, 4)), grid)
             case layers.GlobalAvgPool():
                 y = Integers(_saturate(quantize.mean_codes(x.astype(jnp.int32))), grid)
             case layers.Flatten():
@@ -160,7 +162,7 @@ def _accumulate(layer, kernel, x):
         groups = _groups(per_channel, 2**24)
     total = 0
     for group in groups:
-        part = quantize.linear(layer, x[..., group].astype(jnp.float32), jnp.float32(kernel[..., group, :]))
+        part = folding.linear(layer, x[..., group].astype(jnp.float32), jnp.float32(kernel[..., group, :]))
         total = total + part.astype(jnp.int32)
     return total
 
@@ -205,8 +207,9 @@ def _add(a, b, output):
     return _saturate(_rescale(total, *_multiplier(ratio)) + output.zero_point)
 
 
-def _max_pool(layer, x):
+def _windows(layer, x):
+    """`[batch, rows, window, columns, window, channels]` of a pooling layer's whole squares."""
     n = layer.window
     height, width = (size // n for size in x.shape[1:3])
     x = x[:, : height * n, : width * n]
-    return x.reshape(len(x), height, n, width, n, -1).max((2, 4))
+    return x.reshape(len(x), height, n, width, n, -1)

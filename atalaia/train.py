@@ -25,6 +25,7 @@ from atalaia import (
     data,
     distill,
     finished,
+    int8_layers,
     layers,
     ledger,
     metrics,
@@ -86,7 +87,7 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
     plan = make_plan(config, *image_counts(dataset))
     model, shape = finished.create_model(config, dataset), dataset.train.images.shape[1:]
     if "quantize" in config.stages or not getattr(model, "float_only", False):
-        quantize.require_int8(model, shape)
+        int8_layers.require_int8(model, shape)
     shapes = step.state_shapes(config, model, shape)
     _refuse_other_outputs(config, model, shapes, dataset)
     if config.start_from and not saved:

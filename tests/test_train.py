@@ -20,13 +20,13 @@ from atalaia import (
     checkpoint,
     data,
     finished,
+    folding,
     losses,
     metrics,
     models,
     plan,
     pretrained,
     pruning,
-    quantize,
     step,
     train,
 )
@@ -216,7 +216,7 @@ class TrainTest(parameterized.TestCase):
         model, dataset = models.create("tiny", 10), data.load(config.data, self.workdir)
         new = step.init_state(config, model, dataset.train.images.shape[1:])
         params = final_arrays(self.workdir)["params"]
-        for layer, expected in quantize.fold(model, step.variables_of(new)).items():
+        for layer, expected in folding.fold(model, step.variables_of(new)).items():
             trained = layer in ("conv0b", "logits")
             self.assertEqual(np.array_equal(params[layer]["kernel"], expected.kernel), not trained, layer)
 
