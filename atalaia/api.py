@@ -187,10 +187,12 @@ def compile_c(run: Run | Exported | str | Path, out: str | Path | None = None, *
     from atalaia import config as configs
     from atalaia import tflite
     from atalaia.codegen import __main__ as codegen
+    from atalaia.codegen import answers
 
     path = run.path.parent if isinstance(run, Exported) else _workdir(run)
     if path.is_dir():
-        options.setdefault("task", configs.load(path).task)
+        task = configs.load(path).task
+        options.setdefault("task", task if task in answers.ANSWERS else None)
         out, path = out or path / "c" / path.name, path / "model.tflite"
     elif not path.exists():
         raise UserError(f"compile_c: there is no {path}: give a run that was exported, or a .tflite file")

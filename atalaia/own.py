@@ -32,6 +32,11 @@ def is_own(name: str) -> bool:
     return ".py:" in name or name.endswith((".py", PICKLE))
 
 
+def title(name: str) -> str:
+    """A part's name to be shown, without its folders."""
+    return Path(name).name.removesuffix(PICKLE) if is_own(name) else name
+
+
 def resolve(field: str, name: str) -> Callable:
     """What a config's field names: a class or function of a file, or one that was pickled.
 

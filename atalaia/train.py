@@ -237,7 +237,7 @@ def _summary(config, model, state, dataset):
         _, table = layers.summary(model, variables_of(state), dataset.train.images.shape[1:])
     splits = ("train", "validation", "test")
     counts = ", ".join(f"{len(getattr(dataset, split).images):,} {split}" for split in splits)
-    return f"task {config.task}, model {config.model}, data {dataset.name}: {counts} images\n{table}"
+    return f"task {config.task}, model {own.title(config.model)}, data {dataset.name}: {counts} images\n{table}"
 
 
 def _finish_stage(run, stage, state):
