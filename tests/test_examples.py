@@ -25,7 +25,7 @@ def atalaia(*words, cwd):
         env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -37,7 +37,7 @@ class NotebookTest(absltest.TestCase):
         cls.notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", 4)
         resources = {"metadata": {"path": str(cls.folder)}}
         with mock.patch.dict(os.environ, ENVIRONMENT):  # the kernel inherits it
-            nbclient.NotebookClient(cls.notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+            nbclient.NotebookClient(cls.notebook, timeout=900, kernel_name="python3", resources=resources).execute()
         cls.workdir = cls.folder / "runs/quickstart"
 
     def _shown(self, kind):
@@ -71,7 +71,7 @@ class OwnNetworkTest(absltest.TestCase):
         shutil.copy(EXAMPLES / "own_network.py", folder / "mine.py")
         environment = os.environ | ENVIRONMENT
         called = subprocess.run(
-            [sys.executable, "mine.py", "run"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+            [sys.executable, "mine.py", "run"], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
         )
         self.assertEqual(called.returncode, 0, called.stderr)
         self.assertIn("C code in run/c/run", called.stdout)
