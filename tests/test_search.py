@@ -183,7 +183,7 @@ class RunTest(parameterized.TestCase):
     @parameterized.parameters(
         (dict(space=MIXED), "with space "),
         (dict(seed=1), "seed 0, not 1"),
-        (dict(metric="val_loss"), 'metric "val_accuracy", not "val_loss"'),
+        (dict(metric="val_loss"), 'metric "val_score", not "val_loss"'),
         (dict(limits=dict(bytes=7)), r'limits \{\}, not \{"bytes": 7\}'),
     )
     def test_refuses_the_folder_of_another_search(self, changed, pattern):
@@ -296,7 +296,7 @@ class ValidateTest(parameterized.TestCase):
         (dict(trials=0), "--trials must be at least 1, not 0"),
         (dict(parallel=0), "--parallel must be at least 1, not 0"),
         (dict(trials=13), "--trials=13, but the space has 12 points"),
-        (dict(metric="accuracy"), "no metric 'accuracy': a search looks at val_accuracy or val_loss"),
+        (dict(metric="accuracy"), "no metric 'accuracy': a search of task classify looks at val_score or val_loss or val_accuracy"),
         (dict(limits=dict(arena=0)), "--max_arena must be above 0, not 0"),
         (dict(limits=dict(ms=float("nan"))), "--max_ms must be above 0, not nan"),
     )
@@ -333,7 +333,7 @@ class TrialTest(absltest.TestCase):
     def _finished(self, val_loss=0.25):
         self.folder.mkdir()
         (self.folder / "train.json").write_text(json.dumps(dict(seconds=12.5, dataset="digits")))
-        row = dict(step=1, val_accuracy=0.75, val_loss=val_loss)
+        row = dict(step=1, val_score=0.75, val_loss=val_loss)
         (self.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
     def test_the_metric_is_the_last_of_the_run(self):
@@ -447,7 +447,7 @@ class CommandTest(absltest.TestCase):
         for row in rows:
             trained = json.loads((search.folder_of(folder, row["trial"]) / "train.json").read_text())
             expected = (row["value"], 20, row["point"]["seed"])
-            self.assertEqual((trained["val_accuracy"], trained["steps"], trained["seed"]), expected)
+            self.assertEqual((trained["val_score"], trained["steps"], trained["seed"]), expected)
             self.assertEqual((list(row["sources"]), row["sources"]), ([plan.IMAGES], trained["sources"]))
         best = max(rows, key=lambda row: row["value"])
         self.assertIn(f"trial {best['trial']}, seed={best['point']['seed']}.\n", (folder / "search.md").read_text())
