@@ -18,11 +18,11 @@ import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from atalaia import plan, runs, search, trials
+from atalaia import plan, runs, search
 from atalaia import space as spaces
 from atalaia.errors import UserError
 from atalaia.space import choice, integers, uniform
-from atalaia.trials import Search
+from atalaia.trials import Search, make_check, train_trial, validate
 from configs import digits
 from experiments import search_replay
 
@@ -264,8 +264,8 @@ class BestTest(absltest.TestCase):
 class ValidateTest(parameterized.TestCase):
     def _validate(self, space, trials=2, parallel=1, config=None, **changed):
         asked = Search(str(ROOT / RECIPE), space)._replace(**changed)
-        check = trials.make_check(asked.config, {}, Path(flags.FLAGS.test_tmpdir))
-        trials.validate(asked, config or digits.get_config(), check, trials, parallel)
+        check = make_check(asked.config, {}, Path(flags.FLAGS.test_tmpdir))
+        validate(asked, config or digits.get_config(), check, trials, parallel)
 
     @parameterized.parameters(
         ({"dense.learning_rat": uniform(0.1, 1)}, "no field 'dense.learning_rat'; did you mean 'dense.learning_rate'?"),
@@ -328,7 +328,7 @@ class TrialTest(absltest.TestCase):
 
     def _train(self, program, asked=Search(RECIPE, GRID), check=lambda point: None):  # noqa: B008, it never changes
         with mock.patch.object(runs, "command", lambda *a: [sys.executable, "-c", program, *map(str, a[1:2])]):
-            return trials.train_trial(asked, check, [], self.lock, {"seed": 3}, self.folder, self.stop)
+            return train_trial(asked, check, [], self.lock, {"seed": 3}, self.folder, self.stop)
 
     def _finished(self, val_loss=0.25):
         self.folder.mkdir()
@@ -356,9 +356,9 @@ class TrialTest(absltest.TestCase):
 
     def test_a_combination_that_cannot_be_trained_is_a_result(self):
         """Else the search would stop at it again and again; each value by itself is refused before the first trial."""
-        check = trials.make_check(RECIPE, {"batch_size": 64}, Path(flags.FLAGS.test_tmpdir))
+        check = make_check(RECIPE, {"batch_size": 64}, Path(flags.FLAGS.test_tmpdir))
         check({"data.train_per_class": 10})
-        check = trials.make_check(RECIPE, {"batch_size": 128}, Path(flags.FLAGS.test_tmpdir))
+        check = make_check(RECIPE, {"batch_size": 128}, Path(flags.FLAGS.test_tmpdir))
         found = self._train("raise SystemExit(1)", check=lambda point: check({"data.train_per_class": 10}))
         self.assertIsNone(found["value"])
         self.assertRegex(found["refused"], "batch_size 128")
