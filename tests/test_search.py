@@ -296,7 +296,7 @@ class ValidateTest(parameterized.TestCase):
         (dict(trials=0), "--trials must be at least 1, not 0"),
         (dict(parallel=0), "--parallel must be at least 1, not 0"),
         (dict(trials=13), "--trials=13, but the space has 12 points"),
-        (dict(metric="accuracy"), "no metric 'accuracy': a search of task classify looks at val_score or val_loss or val_accuracy"),
+        (dict(metric="accuracy"), "no metric 'accuracy': a search of task classify looks at val_score or val_loss or"),
         (dict(limits=dict(arena=0)), "--max_arena must be above 0, not 0"),
         (dict(limits=dict(ms=float("nan"))), "--max_ms must be above 0, not nan"),
     )
