@@ -218,7 +218,8 @@ def refuse_other_run(config: ConfigDict, workdir: Path, stages: Sequence[str] | 
     path = Path(workdir) / "config.json"
     if not path.exists():
         return
-    ours, theirs = flat(config), flat(base()) | _flat(_read(path))
+    # A user's own parts are compared as the run folder has them: paths to the same file may differ.
+    ours, theirs = flat(own.opened(config.copy_and_resolve_references(), workdir)), flat(load(workdir))
     unused = set(STAGES) - set(config.stages if stages is None else stages)
     differ = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
     fields = [k for k in differ if k not in _FREE and k.partition(".")[0] not in unused]

@@ -238,7 +238,7 @@ def balanced_order(key: jax.Array, labels: jax.Array, n: int) -> jax.Array:
 
 def _display_name(config: ConfigDict, source: Source, train: Split) -> str:
     """What is shown as the data set's name; `train` is before it is resized, validation taken off."""
-    name = Path(config.name).name if own.is_own(config.name) else TITLES.get(config.name, config.name)
+    name = TITLES.get(config.name, own.title(config.name))
     native, size, how = train.images.shape[1:3], size_of(config), pictures.FITTED[config.fit]
     if source.fitted and (size[0] != size[1] or config.fit != "crop"):
         name += f" at {size[0]}x{size[1]}, {how}"

@@ -154,9 +154,7 @@ def evaluate(
         peak_memory_bytes=max(peak, _peak_memory(images)),
     )
     write_json(workdir / f"evaluation{suffix}_details.json", details)
-    text = report.evaluation_table(details)
-    write_whole(workdir / f"evaluation{suffix}.md", text)
-    print(text)
+    write_whole(workdir / f"evaluation{suffix}.md", report.evaluation_table(details))
     write_json(workdir / f"evaluation{suffix}.json", scores)  # the last one: what there is of it is whole
     for path in kept.values():
         path.unlink(missing_ok=True)
@@ -297,6 +295,12 @@ def main() -> None:
         compare_layers(config, dataset, names, workdir, tflite_bytes, images)
     else:
         evaluate(config, dataset, names, workdir, tflite_bytes, flags.FLAGS.split)
+        print("\n" + table(workdir, flags.FLAGS.split))
+
+
+def table(workdir: Path, split: str = "test") -> str:
+    """What `evaluate` wrote for people, in Markdown."""
+    return (Path(workdir) / ("evaluation.md" if split == "test" else f"evaluation_{split}.md")).read_text()
 
 
 def _outside(file):

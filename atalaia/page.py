@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atalaia import config as configs
-from atalaia import ledger, markup, metrics, pictures, report, tflite
+from atalaia import ledger, markup, metrics, own, pictures, report, tflite
 from atalaia.codegen import __main__ as codegen
 from atalaia.codegen import kernels, lowering
 from atalaia.errors import UserError
@@ -134,7 +134,9 @@ def html(run: Run) -> str:
         "Settings": settings,
     }
     body = [heading(run), tiles(run), *(markup.section(title, part(run)) for title, part in sections.items())]
-    return markup.document(f"{run.config.model} on {run.train['dataset']}", STYLE.read_text(), "\n".join(body))
+    return markup.document(
+        f"{own.title(run.config.model)} on {run.train['dataset']}", STYLE.read_text(), "\n".join(body)
+    )
 
 
 def heading(run: Run) -> str:
@@ -147,7 +149,7 @@ def heading(run: Run) -> str:
         f"trained by jax {run.train['jax']} on {run.train['device']}",
     ]
     facts = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
-    title = f"{escape(run.config.model)} <small>on {escape(run.train['dataset'])}</small>"
+    title = f"{escape(own.title(run.config.model))} <small>on {escape(run.train['dataset'])}</small>"
     return f"<header><h1>{title}</h1><ul class=facts>{facts}</ul></header>"
 
 
