@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FieldReference
 
-from atalaia import data, distill, models, optimizers, own, pretrained, pruning, qat, tasks
+from atalaia import augment, data, distill, models, optimizers, own, pretrained, pruning, qat, tasks
 from atalaia.errors import UserError, choice
 from atalaia.files import write_json
 from atalaia.rules import compile_pattern
@@ -57,6 +57,11 @@ def base() -> ConfigDict:
     c.augment.contrast = 0.0  # largest relative change
     c.augment.noise = 0.0  # standard deviation of Gaussian noise
     c.augment.rotate = 0.0  # largest angle in degrees
+    c.augment.scale = 0.0  # largest relative change of size, larger or smaller, at a random place
+    c.augment.translate = 0.0  # largest shift, as a part of the height and width
+    c.augment.blur = 0.0  # largest standard deviation of a Gaussian blur, in pixels
+    c.augment.grey = 0.0  # largest part of the colour that is taken away, up to 1
+    c.augment.gamma = 0.0  # largest relative change of the exponent of each value
     c.augment.own = ""  # "path/to/file.py:function" of (key, images, targets) to (images, targets), after the others
 
     c.loss = ConfigDict()
@@ -66,6 +71,15 @@ def base() -> ConfigDict:
 
     c.regress = ConfigDict()  # of task "regress"
     c.regress.kind = "numbers"  # what the numbers are, so that augmentation moves them: or "direction", "point"
+
+    c.detect = ConfigDict()  # of task "detect"
+    c.detect.stride = 8  # pixels between two cells of the network's maps
+    c.detect.ignore_below = 0.0  # boxes narrower than so many pixels neither count nor are a mistake
+    c.detect.visible = 0.4  # nor does one of which augmentation leaves less than this part in the picture
+    c.detect.box_weight = 1.0  # of the boxes' loss beside that of the centres
+    c.detect.threshold = 0.3  # least probability of a box that is found
+    c.detect.overlap = 0.5  # intersection over union above which the lesser of two boxes is no other thing
+    c.detect.most = 20  # boxes of an image at the most
 
     c.distillation = ConfigDict()  # of every stage that has a teacher
     c.distillation.loss = "kd"  # of the task's SOFT_LOSSES
@@ -140,8 +154,11 @@ def validate(config: ConfigDict) -> None:
     _range("checkpoint_seconds", config.checkpoint_seconds, 0)
     if not 0 < config.eval_epochs < math.inf:
         raise UserError(f"eval_epochs must be above 0, not {config.eval_epochs}")
-    for name in ("pad_crop", "cutout", "brightness", "contrast", "noise", "rotate"):
+    for name, _ in augment.OPERATIONS:
         _range(f"augment.{name}", config.augment[name], 0)
+    _range("augment.translate", config.augment.translate, 0, 1)
+    if config.augment.grey > 1:
+        raise UserError(f"augment.grey is a part of the colour, at most 1, not {config.augment.grey}")
     if not config.stages or len(set(config.stages)) < len(config.stages):
         raise UserError(f"stages must name each stage once, not {tuple(config.stages)}")
     distill.validate(config.distillation)
