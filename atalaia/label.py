@@ -23,6 +23,7 @@ def main() -> None:
         raise UserError("no photos: give --images=FOLDER")
     centerface.check_settings(given.side, given.min_score)
     folder = Path(given.images).expanduser()
+    paths = pictures.below(folder, "--images")
     out = Path(given.out).expanduser() if given.out else folder / "annotations.json"
     if out.suffix != ".json":
         raise UserError(f"--out={given.out}: the name of a .json file is needed")
@@ -30,7 +31,6 @@ def main() -> None:
         raise UserError(f"{out} exists: remove it, or give another file by --out")
     if not out.parent.is_dir():
         raise UserError(f"--out: {out.parent} is not a folder: make it first")
-    paths = pictures.below(folder, "--images")
     session = centerface.load(data.cache_dir(given.data_dir))
     named = [(Path(os.path.relpath(path, out.parent)).as_posix(), path) for path in paths]
     coco = pseudolabels.label(session, named, out, given.side, given.min_score)

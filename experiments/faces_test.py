@@ -36,6 +36,4 @@ def load(folder: Path, grey: bool = False) -> Split:
 def counts(split: Split) -> dict[str, int]:
     """How many photos, faces and faces that count there are."""
     classes = split.targets["classes"]
-    return dict(
-        photos=len(split.images), faces=int((classes != boxes.NO_BOX).sum()), counted=int((classes >= 0).sum())
-    )
+    return dict(photos=len(split.images), faces=int((classes != boxes.NO_BOX).sum()), counted=int((classes >= 0).sum()))
