@@ -100,7 +100,7 @@ def _cloth(skin, random):
             else (columns // step + np.arange(height)[:, None, None] // step) % 2
         )
         cloth = np.where(stripes == 1, other, cloth)
-    light = np.asarray(skin.convert("L").filter(ImageFilter.GaussianBlur(max(1, width / 12))), float)[..., None]
+    light = np.asarray(skin.convert("L").filter(ImageFilter.GaussianBlur(float(max(1, width / 12)))), float)[..., None]
     light = light / max(light.mean(), 1)
     strength = random.uniform(0.3, 0.9)
     dim = min(1.0, np.asarray(skin.convert("L")).mean() / 110) * random.uniform(0.8, 1.1)  # dark photos, dark masks

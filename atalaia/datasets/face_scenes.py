@@ -8,19 +8,22 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from atalaia.datasets import face_masks
+from atalaia.datasets.boxes import IGNORED
 from atalaia.datasets.face_photos import Labelled
 
 MASKED = 0.5  # part of the faces that get a mask
-LARGEST = 110  # pixels of the largest face's width to which a photo is reduced, for speed
+LEVELS = (110, 45)  # pixels of the largest face's width in two copies of each photo: the small one is for speed
 WIDTHS = (8.0, 100.0)  # pixels of faces in pictures 160 wide
 COVERED = 0.3  # part of a face that what comes in front of it may cover; a place with less is looked for
 TRIES = 12  # places that are tried for it
 FACELESS = 0.15  # part of the pictures without faces
+HALF = 0.5  # the part of a face inside the picture from which on it must be found; with less it is ignored
+GLIMPSE = 0.1  # and from which on it is there at all
 ENLARGED = 1.3  # the most that a face is enlarged
 
 
 class Person(NamedTuple):
-    """A reduced photo and its faces, in its pixels."""
+    """A photo reduced to one of LEVELS, and its faces in its pixels."""
 
     photo: Image.Image  # RGB
     boxes: np.ndarray  # float [n, 4]
@@ -30,7 +33,7 @@ class Person(NamedTuple):
 class Share(NamedTuple):
     """What pictures of one share are made of."""
 
-    people: dict[str, list[Person]]  # by album
+    people: dict[str, list[tuple[Person, ...]]]  # by album, each at all LEVELS
     backgrounds: list[Image.Image]  # photos without faces
     tiles: np.ndarray  # uint8 [n, 32, 32, 3], of CIFAR-10
 
@@ -47,15 +50,18 @@ def share_of(photos: Sequence[Labelled], tiles: np.ndarray) -> Share:
             continue
         if labelled.album in ("flowers", "places"):
             continue
-        scale = min(1.0, LARGEST / (labelled.boxes[:, 2] - labelled.boxes[:, 0]).max())
-        size = [max(1, round(side * scale)) for side in photo.size]
         backgrounds.extend(_faceless_parts(photo, labelled.boxes) if labelled.album == "clutter" else ())
-        reduced = photo.resize(size, Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)
-        ratio = np.array(size) / photo.size
-        people.setdefault(labelled.album, []).append(
-            Person(reduced, labelled.boxes * np.tile(ratio, 2), labelled.points * ratio)
-        )
+        levels = tuple(_reduced(photo, labelled, level) for level in LEVELS)
+        people.setdefault(labelled.album, []).append(levels)
     return Share(people, backgrounds, tiles)
+
+
+def _reduced(photo, labelled, level):
+    scale = min(1.0, level / (labelled.boxes[:, 2] - labelled.boxes[:, 0]).max())
+    size = [max(1, round(side * scale)) for side in photo.size]
+    ratio = np.array(size) / photo.size
+    small = photo.resize(size, Image.Resampling.BILINEAR)
+    return Person(small, labelled.boxes * np.tile(ratio, 2), labelled.points * ratio)
 
 
 def _faceless_parts(photo, boxes):
@@ -86,7 +92,7 @@ class _Scene:
         self.boxes += list(boxes + np.tile(corner, 2))
 
 
-def make(share: Share, size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make(share: Share, size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One picture.
 
     Args:
@@ -95,8 +101,8 @@ def make(share: Share, size: tuple[int, int], seed: int) -> tuple[np.ndarray, np
       seed: what it depends on besides.
 
     Returns:
-      uint8 [height, width, 3], and boxes float [n, 4] of its faces, x0, y0, x1, y1 in pixels; at least half of each is
-      in the picture.
+      uint8 [height, width, 3]; boxes float32 [n, 4] of its faces, x0, y0, x1, y1 in pixels; and their classes, int32
+      [n]: 0, or IGNORED for those of which less than half is in the picture.
     """
     random = np.random.RandomState(seed)
     height, width = size
@@ -124,7 +130,9 @@ def make(share: Share, size: tuple[int, int], seed: int) -> tuple[np.ndarray, np
     boxes = np.array(scene.boxes).reshape(-1, 4)
     inside = np.clip(boxes, 0, [width, height] * 2)
     area, left = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes, inside))
-    return np.asarray(picture), inside[left >= 0.5 * area]
+    classes = np.where(left >= HALF * area, 0, IGNORED).astype(np.int32)
+    seen = left >= GLIMPSE * area
+    return np.asarray(picture), inside[seen].astype(np.float32), classes[seen]
 
 
 def _log_uniform(random, low, high):
@@ -177,7 +185,8 @@ def _person(share, random):
 
 def _paste(scene, share, random, face, whole):
     """Pastes a photo (`whole`), or one person's head or upper body, whose first face is `face` pixels wide."""
-    person = _person(share, random)
+    large, small = _person(share, random)
+    person = small if face <= LEVELS[1] / 1.5 else large
     photo, boxes = person.photo.copy(), person.boxes
     for box, points in zip(boxes, person.points, strict=True):
         if random.rand() < MASKED:
@@ -185,11 +194,10 @@ def _paste(scene, share, random, face, whole):
     alpha = None
     if not whole and len(boxes) == 1:  # others' faces could be in the part, and nobody would know
         photo, boxes, alpha = _cut(photo, boxes, random)
-    photo = _tinted(photo, random)
     scale = min(face / (boxes[0, 2] - boxes[0, 0]), ENLARGED)
     size = tuple(max(2, round(side * scale)) for side in photo.size)
     ratio = np.tile(np.array(size) / photo.size, 2)
-    photo, boxes = photo.resize(size, Image.Resampling.BILINEAR), boxes * ratio
+    photo, boxes = _tinted(photo.resize(size, Image.Resampling.BILINEAR), random), boxes * ratio
     alpha = alpha and alpha.resize(size, Image.Resampling.BILINEAR)
     if random.rand() < 0.5:
         photo, alpha = ImageOps.mirror(photo), alpha and ImageOps.mirror(alpha)
@@ -215,12 +223,16 @@ def _cut(photo, boxes, random):
     Returns:
       The part, its box [1, 4], and alpha: None for a rectangle, or a head, or a head with shoulders.
     """
-    x0, y0, x1, y1 = box = boxes[random.randint(len(boxes))]
-    width, height, middle = x1 - x0, y1 - y0, np.array([x0 + x1, y0 + y1]) / 2
+    x0, y0, x1, y1 = boxes[random.randint(len(boxes))].tolist()
+    width, height = x1 - x0, y1 - y0
     up, side, down = random.uniform([0.25, 0.3, 0.1], [0.6, 1.0, 1.4])
     low = np.maximum([x0 - side * width, y0 - up * height], 0).astype(int)
     high = np.minimum([x1 + side * width, y1 + down * height], photo.size).astype(int)
-    window = (*low, *high)
+    room = round(0.4 * max(width, height))  # around the part, for the turn
+    origin = np.maximum(low - room, 0)
+    photo = photo.crop((*origin, *np.minimum(high + room, photo.size)))
+    box, window = np.array([x0, y0, x1, y1]) - np.tile(origin, 2), (*(low - origin), *(high - origin))
+    middle, chin = (box[:2] + box[2:]) / 2, box[3]
     kind = random.rand()
     shape = None
     if kind > 0.35:
@@ -230,8 +242,8 @@ def _cut(photo, boxes, random):
         brush.ellipse((middle[0] - a, middle[1] - 1.1 * b, middle[0] + a, middle[1] + b), fill=255)
         if kind > 0.55:
             shoulders, neck = random.uniform(1.0, 1.6) * width, 0.45 * width
-            right = [(neck, y1 - 0.2 * height), (neck, y1 + 0.1 * height), (shoulders, y1 + 0.35 * height)]
-            right.append((shoulders, y1 + 3 * height))
+            right = [(neck, chin - 0.2 * height), (neck, chin + 0.1 * height), (shoulders, chin + 0.35 * height)]
+            right.append((shoulders, chin + 3 * height))
             left = [(-x, y) for x, y in reversed(right)]
             brush.polygon([(middle[0] + x, y) for x, y in right + left], fill=255)
         shape = shape.filter(ImageFilter.GaussianBlur(width * random.uniform(0.01, 0.05)))
@@ -248,7 +260,7 @@ def _cut(photo, boxes, random):
 
 def _paste_body(scene, share, random, unit):
     """Pastes what is below a person's chin, which is no face."""
-    person = _person(share, random)
+    _, person = _person(share, random)
     top = int(person.boxes[:, 3].max() + 0.15 * (person.boxes[:, 3] - person.boxes[:, 1]).max())
     if person.photo.height - top < 12:
         return

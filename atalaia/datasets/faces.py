@@ -69,10 +69,10 @@ def _make(photos, size, grey, cache, path):
         for number in range(SHARES):
             share = face_scenes.share_of([photo for photo in photos if photo.share == number], tiles[number::SHARES])
             for _ in range(PICTURES):
-                pixels, found = face_scenes.make(share, size, seed=len(rows))
+                pixels, *found = face_scenes.make(share, size, seed=len(rows))
                 pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None] if grey else pixels
                 images[len(rows)] = pixels
-                rows.append((found.astype(np.float32), np.zeros(len(found), np.int32)))
+                rows.append(found)
                 progress.update()
     made = dict(images=images) | boxes.padded(rows)
     files.write_arrays(path, made)
