@@ -162,12 +162,16 @@ class FacesTest(absltest.TestCase):
 
     def test_loads(self):
         loaded = self._load()
-        self.assertEqual(loaded.names, ("face",))
+        self.assertEqual((loaded.name, loaded.names), ("faces", ("face",)))
         self.assertEqual([len(split.images) for split in loaded[1:4]], [27, 3, 3])
         self.assertEqual(loaded.train.images.shape[1:], (24, 32, 3))
         self.assertLen(self.looked, 11 * 6)
         most = loaded.train.targets["classes"].shape[1]
         self.assertEqual(loaded.test.targets["boxes"].shape, (3, most, 4))
+
+    def test_default_size(self):
+        with mock.patch.object(faces, "PICTURES", 1):
+            self.assertEqual(self._load(size=0).train.images.shape[1:], (120, 160, 3))
 
     def test_made_once_for_each_recipe(self):
         first = self._load()

@@ -39,7 +39,7 @@ def load(config: ConfigDict, cache: Path) -> Source:
         Split(made["images"][of], dict(boxes=made["boxes"][of], classes=made["classes"][of]))
         for of in (np.s_[:-PICTURES], np.s_[-PICTURES:])
     ]
-    return Source(*splits, NAMES, groups=share[:-PICTURES], fitted=True)
+    return Source(*splits, NAMES, groups=share[:-PICTURES])
 
 
 def _recipe(cache: Path) -> str:
