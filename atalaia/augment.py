@@ -6,6 +6,7 @@ point (x, y) of the old image to its place in the new one, in pixels, with y dow
 pixel. A task moves its targets by them.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -84,6 +85,67 @@ def noise(key: Array, images: Array, stddev: float) -> Array:
     return jnp.clip(images + stddev * jax.random.normal(key, images.shape, images.dtype), 0.0, 1.0)
 
 
+def scale(key: Array, images: Array, most: float) -> tuple[Array, Array]:
+    """Makes what is in each image larger or smaller, by a factor up to 1 + most; gives moves too.
+
+    The factor's logarithm is uniform. A larger image is cropped, a smaller one framed with black, at a random place.
+    """
+    batch, height, width, _ = images.shape
+    key_factor, key_place = jax.random.split(key)
+    reach = jnp.log1p(most)
+    factor = jnp.exp(jax.random.uniform(key_factor, (batch,), images.dtype, -reach, reach))
+    place = jax.random.uniform(key_place, (batch, 2), images.dtype)
+    shift = place * (1 - factor[:, None]) * jnp.array([height, width], images.dtype)
+
+    def one(image, factor, shift):
+        factors = jnp.stack([factor, factor])
+        return jax.image.scale_and_translate(image, image.shape, (0, 1), factors, shift, "linear", precision="highest")
+
+    # From the border of the first pixel, where the library measures, to its middle.
+    down, across = (shift + (factor[:, None] - 1) / 2).T
+    return jax.vmap(one)(images, factor, shift), _moves(xx=factor, x=across, yy=factor, y=down)
+
+
+def translate(key: Array, images: Array, part: float) -> tuple[Array, Array]:
+    """Shifts each image by whole pixels, up to a part of its height and width; gives moves too.
+
+    What comes in is black.
+    """
+    batch, *shape = images.shape
+    pad = (round(part * shape[0]), round(part * shape[1]))
+    padded = jnp.pad(images, ((0, 0), *((side, side) for side in pad), (0, 0)))
+    corners = jax.random.randint(key, (batch, 2), 0, 2 * jnp.array(pad) + 1)
+    moved = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))(padded, corners)
+    down, across = (jnp.array(pad) - corners.astype(jnp.float32)).T
+    return moved, _moves(x=across, y=down)
+
+
+def blur(key: Array, images: Array, stddev: float) -> Array:
+    """Blurs each image by a Gaussian with a standard deviation from [0, stddev) pixels; the border's pixels go on."""
+    deviation = jax.random.uniform(key, _one_each(images), images.dtype, 0, stddev)
+    reach = math.ceil(2 * stddev)
+    weights = [jnp.exp(-jnp.square(i / jnp.maximum(deviation, 1e-3)) / 2) for i in range(-reach, reach + 1)]
+    for axis in (1, 2):
+        ends = [(reach, reach) if a == axis else (0, 0) for a in range(4)]
+        padded = jnp.pad(images, ends, "edge")
+        shifted = (jax.lax.slice_in_dim(padded, i, i + images.shape[axis], axis=axis) for i in range(len(weights)))
+        images = sum(w * x for w, x in zip(weights, shifted, strict=True)) / sum(weights)
+    return images
+
+
+def grey(key: Array, images: Array, part: float) -> Array:
+    """Takes a part from [0, part) of the colour away from each image, and leaves its luminance (ITU-R BT.601)."""
+    if images.shape[-1] == 1:
+        return images
+    luminance = (images @ jnp.array([0.299, 0.587, 0.114], images.dtype))[..., None]
+    return images + jax.random.uniform(key, _one_each(images), images.dtype, 0, part) * (luminance - images)
+
+
+def gamma(key: Array, images: Array, most: float) -> Array:
+    """Raises the values of each image to a power from 1 / (1 + most) to 1 + most, whose logarithm is uniform."""
+    return images ** jnp.exp(_uniform(key, images, jnp.log1p(most)))
+
+
 # An operation's place is its random stream: append only, so that old runs can be repeated. Each is
 # f(key, images, amount) to images, or to images and moves.
 OPERATIONS: tuple[tuple[str, Callable[..., Array | tuple[Array, Array]]], ...] = (
@@ -94,6 +156,11 @@ OPERATIONS: tuple[tuple[str, Callable[..., Array | tuple[Array, Array]]], ...] =
     ("contrast", contrast),
     ("noise", noise),
     ("rotate", rotate),
+    ("scale", scale),
+    ("translate", translate),
+    ("blur", blur),
+    ("grey", grey),
+    ("gamma", gamma),
 )
 
 

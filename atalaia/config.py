@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FieldReference
 
-from atalaia import data, distill, models, optimizers, own, pretrained, pruning, qat, tasks
+from atalaia import augment, data, distill, models, optimizers, own, pretrained, pruning, qat, tasks
 from atalaia.errors import UserError, choice
 from atalaia.files import write_json
 from atalaia.rules import compile_pattern
@@ -36,9 +36,11 @@ def base() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.name = "digits"  # a name of atalaia.datasets.LOADERS, or "path/to/data.py:load", a function of your own
-    c.data.path = ""  # of image_folder: the folder of train/ and perhaps test/, or of the classes; of arrays: the .npz
+    c.data.path = (
+        ""  # of image_folder and boxes: the folder of train/ and perhaps test/, or of all; of arrays: the .npz
+    )
     c.data.size = FieldReference(0, field_type=object)  # side to resize to, or "height,width"; 0: as they are
-    c.data.fit = "crop"  # where the sides' ratio changes: "crop" the rest, "pad" with black, or "stretch"
+    c.data.fit = "crop"  # where the sides' ratio changes: "crop" the rest, "pad" or "letterbox" with black, "stretch"
     c.data.grey = False  # one channel instead of three
     c.data.validation = 0.1  # part of the training images that is held out
     c.data.split_seed = 0
@@ -47,6 +49,8 @@ def base() -> ConfigDict:
     c.data.balance = (
         ""  # classes of unlike size count alike: by "weights" in the loss or by "sampling"; "": they do not
     )
+    c.data.classes = ""  # of boxes: those that count, merged by "face=with_mask,without_mask; plate"; "": all
+    c.data.ignore_below = 0.0  # pixels of the resized image: narrower boxes are ignored
     c.data.unlabelled = ""  # images without labels: a folder of them, or of stl10 its "official" ones; "": none
 
     c.augment = ConfigDict()  # 0 or False: off
@@ -57,6 +61,11 @@ def base() -> ConfigDict:
     c.augment.contrast = 0.0  # largest relative change
     c.augment.noise = 0.0  # standard deviation of Gaussian noise
     c.augment.rotate = 0.0  # largest angle in degrees
+    c.augment.scale = 0.0  # largest relative change of size, larger or smaller, at a random place
+    c.augment.translate = 0.0  # largest shift, as a part of the height and width
+    c.augment.blur = 0.0  # largest standard deviation of a Gaussian blur, in pixels
+    c.augment.grey = 0.0  # largest part of the colour that is taken away, up to 1
+    c.augment.gamma = 0.0  # largest relative change of the exponent of each value
     c.augment.own = ""  # "path/to/file.py:function" of (key, images, targets) to (images, targets), after the others
 
     c.loss = ConfigDict()
@@ -66,6 +75,15 @@ def base() -> ConfigDict:
 
     c.regress = ConfigDict()  # of task "regress"
     c.regress.kind = "numbers"  # what the numbers are, so that augmentation moves them: or "direction", "point"
+
+    c.detect = ConfigDict()  # of task "detect"
+    c.detect.stride = 8  # pixels between two cells of the network's maps
+    c.detect.ignore_below = 0.0  # boxes narrower than so many pixels neither count nor are a mistake
+    c.detect.visible = 0.4  # nor does one of which augmentation leaves less than this part in the picture
+    c.detect.box_weight = 1.0  # of the boxes' loss beside that of the centres
+    c.detect.threshold = 0.3  # least probability of a box that is found
+    c.detect.overlap = 0.5  # intersection over union above which the lesser of two boxes is no other thing
+    c.detect.most = 20  # boxes of an image at the most
 
     c.distillation = ConfigDict()  # of every stage that has a teacher
     c.distillation.loss = "kd"  # of the task's SOFT_LOSSES
@@ -140,8 +158,11 @@ def validate(config: ConfigDict) -> None:
     _range("checkpoint_seconds", config.checkpoint_seconds, 0)
     if not 0 < config.eval_epochs < math.inf:
         raise UserError(f"eval_epochs must be above 0, not {config.eval_epochs}")
-    for name in ("pad_crop", "cutout", "brightness", "contrast", "noise", "rotate"):
+    for name, _ in augment.OPERATIONS:
         _range(f"augment.{name}", config.augment[name], 0)
+    _range("augment.translate", config.augment.translate, 0, 1)
+    if config.augment.grey > 1:
+        raise UserError(f"augment.grey is a part of the colour, at most 1, not {config.augment.grey}")
     if not config.stages or len(set(config.stages)) < len(config.stages):
         raise UserError(f"stages must name each stage once, not {tuple(config.stages)}")
     distill.validate(config.distillation)

@@ -71,7 +71,8 @@ def marked_network(model: nn.Module, network: dict[str, QLayer | QParams]):
 
     def apply(x):
         given = _Value(_mark(x, *quantize.INPUT), quantize.INPUT)
-        return layers.interpret(model, rule, given).x
+        last = layers.interpret(model, rule, given)
+        return jax.tree.map(lambda head: head.x, last, is_leaf=lambda head: isinstance(head, _Value))
 
     return apply
 
@@ -158,7 +159,19 @@ def _convert(model, network, input_shape):
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter._experimental_strict_qdq = True
         converter.inference_input_type = converter.inference_output_type = tf.int8
-        return converter.convert()
+        return _outputs_by_name(converter.convert())
+
+
+def _outputs_by_name(data: bytes) -> bytes:
+    """The file with its outputs in the order of their names, of which the converter knows none; one output stays."""
+    content = bytearray(data)
+    model = schema.Model.GetRootAsModel(content, 0)
+    if model.Subgraphs(0).OutputsLength() > 1:
+        signature = model.SignatureDefs(0)
+        heads = [signature.Outputs(i) for i in range(signature.OutputsLength())]
+        tensors = [head.TensorIndex() for head in sorted(heads, key=lambda head: head.Name())]
+        model.Subgraphs(0).OutputsAsNumpy()[:] = tensors  # a view of `content`: nothing else moves
+    return bytes(content)
 
 
 def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -> dict[str, int]:
@@ -212,8 +225,8 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
 
     first = graph.inputs[0]
     _same("input", "the scale and zero point", quantize.INPUT, _qparams(graph.tensors[first]))
-    last = layers.interpret(model, rule, first)
-    _same("output", "the tensor", (last,), graph.outputs)
+    # A network of several heads gives a dict: jax and `convert` have them in the order of their names.
+    _same("output", "the tensor", jax.tree.leaves(layers.interpret(model, rule, first)), graph.outputs)
     if unseen:
         raise UserError(f"export: the file has a {unseen[0].kind} that the network does not have")
     return places

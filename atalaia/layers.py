@@ -68,6 +68,7 @@ class Conv(Layer):
       depthwise: each input channel is filtered by itself.
       norm: where BatchNorm stands: "" (none), "before" or "after" the activation.
       relu: whether a ReLU follows.
+      bias: what each bias begins with.
     """
 
     features: int
@@ -76,6 +77,7 @@ class Conv(Layer):
     depthwise: bool = False
     norm: str = ""
     relu: bool = True
+    bias: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -83,7 +85,7 @@ class Conv(Layer):
         groups = channels if self.depthwise else 1
         shape = (self.kernel, self.kernel, channels // groups, self.features)
         y = ops.conv2d(x, self.param("kernel", _KERNEL_INIT, shape), (self.strides, self.strides), "SAME", groups)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
         if self.norm == "after":
             return BatchNorm(self.relu, name="norm")(y, bias, train)
         y = BatchNorm(name="norm")(y, bias, train) if self.norm else normalization.add_bias(y, bias)

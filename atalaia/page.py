@@ -25,7 +25,7 @@ STYLE = Path(__file__).with_name("page.css")
 KIB, MIB = 2**10, 2**20
 CHIP = "esp32"  # of codegen.CHIPS
 FLASH_BYTES, RAM_BYTES, DATA_BYTES = 4 * MIB, 520 * KIB, 320 * KIB  # an ESP32's; data: about what programs can use
-NO_CURVES = ("step", "stage", "epoch", "images_per_s")
+NO_CURVES = ("step", "stage", "epoch", "images_per_s", "val_score")  # the score is one of the others
 FILES = {
     "model.tflite": "the int8 network, for TFLite Micro and other engines",
     "model.atl": "the smallest download, from which model.tflite is restored",

@@ -12,6 +12,7 @@ from atalaia.files import write_whole
 RIGHT, WRONG = "#2e9e5b", "#d64545"
 COLORS = ("#3b82c4", "#e08a2e", "#2e9e5b", "#a05cc0")  # readable on white and on near-black
 INK = "#010203"  # drawn in this colour, replaced by that of the page's text
+BOXES_COLUMNS = 4  # of a picture of boxes
 SAMPLE_COLUMNS, SAMPLE_PIXELS = 5, 100  # images below this size are enlarged without smoothing
 
 
@@ -100,6 +101,62 @@ def samples_picture(path: Path, images: np.ndarray, captions: Sequence[str], rig
     for panel in panels[len(images) :]:
         panel.set_axis_off()
     figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def boxes_picture(
+    path: Path,
+    images: np.ndarray,
+    true: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+    right: Sequence[bool],
+    title: str,
+) -> None:
+    """A grid of images with boxes: true ones dashed, found ones solid; framed as `samples_picture` does.
+
+    Args:
+      path: the PNG to write.
+      images: uint8 `[n, height, width, channels]`, of one channel or three.
+      true, found: of each image its boxes `[m, 4]`: x0, y0, x1, y1 in pixels.
+      right: whether all boxes of an image are found, and no other.
+      title: above the grid.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    columns = min(BOXES_COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    tall = images.shape[1] / images.shape[2]
+    figure = Figure(figsize=(2.2 * columns, 2.2 * tall * rows + 0.35), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    smoothing = "nearest" if max(images.shape[1:3]) < SAMPLE_PIXELS else "antialiased"
+    for panel, image, here, seen, good in zip(panels, images, true, found, right, strict=False):
+        shown = image[..., 0] if image.shape[-1] == 1 else image
+        panel.imshow(shown, "gray", vmin=0, vmax=255, interpolation=smoothing)
+        for boxes, color, line in ((here, RIGHT, "--"), (seen, COLORS[1], "-")):
+            for x0, y0, x1, y1 in np.asarray(boxes) - 0.5:  # matplotlib's first pixel begins at -1/2
+                style = dict(fill=False, edgecolor=color, linestyle=line, linewidth=1.2)
+                panel.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set(color=RIGHT if good else WRONG, linewidth=2.5)
+    for panel in panels[len(images) :]:
+        panel.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def precision_picture(path: Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> None:
+    """Precision against recall: name of a class to (recall, precision), each `[k]`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, (recall, precision) in curves.items():
+        axes.plot(recall, precision, label=name, linewidth=1.8)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8.5)
+    axes.set_title(title, fontsize=10)
     save_figure(figure, path)
 
 

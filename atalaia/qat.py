@@ -109,7 +109,7 @@ def _first_scale(kernel, qmax):
 
 
 def make_forward(model: nn.Module, config: ConfigDict, steps: int) -> Callable:
-    """`forward(variables, images, key=None)` to (logits, batch_stats): with a key as in training, else in inference.
+    """`forward(variables, images, key=None)` to (outputs, batch_stats): with a key as in training, else in inference.
 
     Args:
       model: the network's code; config: fields of config.quantize; steps: of the stage.
@@ -130,16 +130,16 @@ def make_forward(model: nn.Module, config: ConfigDict, steps: int) -> Callable:
                     new[f"{path}/{name}"] = keep * old + (1 - keep) * jax.lax.stop_gradient(seen)
             return quantize.qparams_of(new[f"{path}/low"], new[f"{path}/high"])
 
-        logits = run(model, variables, images, config, grid, key)
+        outputs = run(model, variables, images, config, grid, key)
         if key is not None:
             new["steps"] = new["steps"] + 1
-        return logits, unflatten_dict(new, sep="/")
+        return outputs, unflatten_dict(new, sep="/")
 
     return forward
 
 
 def run(model, variables, images, config, grid=None, key=None, see=lambda path, codes: None):
-    """Logits of the fake-quantised network, float32 `[batch, classes]`.
+    """Outputs of the fake-quantised network, float32 `[batch, ...]` a head.
 
     Args:
       model, variables, config: the network, its params and batch_stats in this stage, fields of config.quantize.
@@ -171,7 +171,8 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
         return (y, *q)
 
     given = jax.lax.optimization_barrier([jnp.float32(v) for v in quantize.INPUT])  # see quantize._divisor
-    return layers.interpret(model, rule, (quantize.fake_quant(images, *given), *given))[0]
+    last = layers.interpret(model, rule, (quantize.fake_quant(images, *given), *given))
+    return jax.tree.map(lambda head: head[0], last, is_leaf=lambda head: isinstance(head, tuple))
 
 
 def _fake_weights(layer, variables, path, input_scale, bits):

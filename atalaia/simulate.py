@@ -5,8 +5,9 @@ point of gemmlowp): int32 accumulators, then a rescaling by a 31-bit mantissa an
 file is never read here, so that equality with what runs from it means something.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -79,21 +80,27 @@ def real_ranges(network: dict[str, QLayer | QParams]) -> dict[str, tuple[float, 
     return {path: tuple(float((q - g.zero_point) * g.scale) for q in ends) for path, g in grids.items()}
 
 
-def run(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> tuple[np.ndarray, QParams]:
-    """int8 outputs `[n, ...]` of uint8 images `[n, height, width, channels]`, and their grid."""
+def run(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> tuple[Any, Any]:
+    """int8 outputs `[n, ...]` of uint8 images `[n, height, width, channels]`, and their QParams, both by head."""
     found, grids = [], []
 
     def answer(x):
         last, _ = outputs(model, network, x)
-        grids[:] = [last.grid]
-        return last.q
+        grids[:] = [heads(last, lambda head: head.grid)]
+        return heads(last, lambda head: head.q)
 
     with jax.enable_x64(True), Progress("evaluate jax_int", len(images), "images") as progress:
         compiled = jax.jit(answer)
         for start in range(0, len(images), BATCH):
-            found.append(np.asarray(compiled(images[start : start + BATCH])))
-            progress.update(len(found[-1]))
-    return np.concatenate(found), grids[0]
+            batch = images[start : start + BATCH]
+            found.append(jax.device_get(compiled(batch)))
+            progress.update(len(batch))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found), grids[0]
+
+
+def heads(last: Any, part: Callable[[Integers], Any]) -> Any:
+    """What `part` gives of each head of a network's output, which is one Integers or a dict of them."""
+    return jax.tree.map(part, last, is_leaf=lambda head: isinstance(head, Integers))
 
 
 def layer_outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,8 +117,8 @@ def layer_outputs(model: nn.Module, network: dict[str, QLayer | QParams], images
     return {path: found[path] for path in order}  # jit sorts a dict by its keys
 
 
-def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.Array) -> tuple[Integers, dict]:
-    """The network's output, and every layer's int8 output by path; to be traced with 64-bit types enabled."""
+def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.Array) -> tuple[Any, dict]:
+    """The network's Integers by head, and every layer's int8 output by path; to be traced with 64-bit types enabled."""
     seen = {}
 
     def rule(path, layer, *values):  # Integers flow through the network's code here

@@ -63,6 +63,8 @@ class ValidateTest(parameterized.TestCase):
         ("loss.label_smoothing", 1.0),
         ("augment.pad_crop", -1),
         ("augment.noise", -0.1),
+        ("augment.translate", 1.0),
+        ("augment.grey", 1.1),
         ("data.validation", 1.0),
         ("data.size", -8),
         ("data.train_per_class", -1),
@@ -84,14 +86,20 @@ class ValidateTest(parameterized.TestCase):
         self._refuses(f"{field.replace('.', '.*')}.*{value}", {field: value})
 
     def test_no_number_may_be_nan(self):
-        accepted = []
-        for field in _numbers(_config(), float):
-            try:
-                configs.validate(_config({field: math.nan}))
-                accepted.append(field)
-            except UserError as error:
-                self.assertIn(field.split(".")[-1], str(error))
-        self.assertEqual(accepted, [])
+        """The fields of a task are refused by that task."""
+        losses = {"classify": ("cross_entropy", "kd"), "regress": ("mse", "mse"), "detect": ("centre", "heads")}
+        accepted = dict.fromkeys(_numbers(_config(), float), 0)
+        for field in accepted:
+            for task, (hard, soft) in losses.items():
+                fields = {"task": task, "loss.name": hard, "distillation.loss": soft}
+                try:
+                    configs.validate(_config(fields | {field: math.nan}))
+                    accepted[field] += 1
+                except UserError as error:
+                    self.assertIn(field.split(".")[-1], str(error))
+        of_one = {f for f in accepted if f.startswith("detect.")} | {"loss.huber_delta"}
+        expected = {field: 2 if field in of_one else 0 for field in accepted}
+        self.assertEqual(accepted, expected)
 
     @parameterized.parameters("dense", "prune")
     def test_exactly_one_of_epochs_and_steps(self, stage):

@@ -79,7 +79,7 @@ def pixels(name, n=24):
 def tflm(name):
     """Outputs of TFLite Micro for `pixels(name)`."""
     invoke = engines.ENGINES["tflm"](converted(name))
-    return np.concatenate([invoke(image[None]) for image in engines.quantize_input(converted(name), pixels(name))])
+    return np.concatenate([invoke(image[None])[0] for image in engines.quantize_input(converted(name), pixels(name))])
 
 
 # The integer network as TFLite Micro's reference kernels compute it, written from their definition (Jacob et al., 2018,

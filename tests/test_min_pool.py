@@ -99,9 +99,9 @@ class IntegersTest(absltest.TestCase):
 
     def test_equals_tflm(self):
         integers, content = network()
-        found = simulate.logits(Least(), integers, pixels())
+        found = simulate.run(Least(), integers, pixels())[0]
         self.assertGreater(len(np.unique(found)), 20)
-        np.testing.assert_array_equal(found, engines.run("tflm", content, pixels()))
+        np.testing.assert_array_equal(found, engines.run("tflm", content, pixels())[0])
 
     def test_alone_it_equals_every_engine(self):
         """TFLite's own convolutions round in other ways than TFLite Micro's, but here are none."""
@@ -109,7 +109,9 @@ class IntegersTest(absltest.TestCase):
         content = export.convert(Alone(), {}, SHAPE)
         expected = codes[:, :9].reshape(24, 3, 3, 3, 3, 2).min((2, 4)).reshape(24, -1).astype(int) - 128
         for engine in ("jax_int", "tflm", "tflite", "xnnpack"):
-            found = simulate.logits(Alone(), {}, codes) if engine == "jax_int" else engines.run(engine, content, codes)
+            found = (
+                simulate.run(Alone(), {}, codes)[0] if engine == "jax_int" else engines.run(engine, content, codes)[0]
+            )
             np.testing.assert_array_equal(found, expected, engine)
 
     def test_equals_the_forward_pass_of_training(self):
@@ -196,9 +198,9 @@ class CodeTest(parameterized.TestCase):
         shape, given = (24, 24, 2), np.random.default_rng(0).integers(0, 256, (8, 24, 24, 2)).astype(np.uint8)
         integers = {"add": quantize.choose_qparams(0.0, 0.4)}
         content = export.convert(Shared(), integers, shape)
-        found = simulate.logits(Shared(), integers, given)
+        found = simulate.run(Shared(), integers, given)[0]
         self.assertGreater(len(np.unique(found)), 4)
-        np.testing.assert_array_equal(found, engines.run("tflm", content, given))
+        np.testing.assert_array_equal(found, engines.run("tflm", content, given)[0])
         kinds = [step.kind for step in lowering.lower(tflite.read(content)).steps]
         self.assertEqual([kinds.count(kind) for kind in ("min_pool", "max_pool")], [2, 2])
         codegen.generate(content, self.folder, given, samples=8)
@@ -220,8 +222,8 @@ class PipelineTest(absltest.TestCase):
             integers = simulate.load(config, workdir, dataset).network
         self.assertEqual([row["stage"] for row in ledger.read(workdir)], ["prune", "quantize", "int8"])
         self.assertGreaterEqual(np.mean(integers["conv1"].kernel == 0), 0.4)
-        found = simulate.logits(Least(10), integers, dataset.test.images[:40])
-        np.testing.assert_array_equal(found, engines.run("tflm", content, dataset.test.images[:40]))
+        found = simulate.run(Least(10), integers, dataset.test.images[:40])[0]
+        np.testing.assert_array_equal(found, engines.run("tflm", content, dataset.test.images[:40])[0])
         codegen.generate(content, workdir / "least", dataset.test.images, samples=10)
         self.assertEqual(test_codegen.run(workdir / "least"), "")
 

@@ -1,7 +1,7 @@
 """Networks by name. A new one: a file here with a Linen module of atalaia.layers, and a line in `MODELS`.
 
-Every network maps `[batch, height, width, channels]` float32 in [0, 1] (pixel / 255) to outputs `[batch, n]`; n is its
-first field. A user's own is named "path/to/net.py:Net".
+Every network maps `[batch, height, width, channels]` float32 in [0, 1] (pixel / 255) to outputs `[batch, n]`, or to a
+dict of maps if it is a detector; n is its first field. A user's own is named "path/to/net.py:Net".
 """
 
 import difflib
@@ -11,13 +11,16 @@ import flax.linen as nn
 
 from atalaia import own
 from atalaia.errors import UserError
-from atalaia.models import mobilenet, rafael, resnet, resnet50, thesis
+from atalaia.models import detector, mobilenet, rafael, resnet, resnet50, thesis
 
 MODELS = {
     "thesis": thesis.Thesis,
     "student": thesis.Thesis,  # Code 2 and Code 3 of the thesis are one body; the input's size makes the difference
     "resnet8": resnet.ResNet8,
     "mobilenetv1": mobilenet.MobileNetV1,
+    "detector": detector.Detector,
+    "detector_small": partial(detector.Detector, widths=(8, 16, 48), depths=(0, 0, 4)),
+    "detector_large": partial(detector.Detector, widths=(32, 64, 128), depths=(1, 2, 6)),
     "rafael_base": rafael.Rafael,
     "rafael_base_32": partial(rafael.Rafael, stem=(3, 1)),  # for images of 32x32
     "rafael_1": partial(rafael.Rafael, extra=(9,)),

@@ -1,6 +1,6 @@
 """What a network is trained for. The pipeline knows the interface `Task` alone; a task is one file here.
 
-A new task: a module with the names of `Task`, and a line in `TASKS`.
+A new task: a module with the names of `Task`, or a class with them that is made with the config, and a line in `TASKS`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from atalaia import own
 from atalaia.errors import UserError, choice
 from atalaia.tasks import classify, regress
+from atalaia.tasks.detect import Detect
 from atalaia.tasks.metric import Metric
 
 Tree = Any  # a pytree of arrays
@@ -21,6 +22,7 @@ Tree = Any  # a pytree of arrays
 class Task(Protocol):
     """The names that a task's module has. Batches are `[batch, ...]`; targets and outputs are pytrees of arrays."""
 
+    HEADS: tuple[str, ...]  # names of the outputs, that with Task.outputs channels first; () where they are one array
     LOSSES: Mapping[str, Callable]  # name in config.loss.name to f(outputs, targets, config.loss) to `[]`
     SOFT_LOSSES: Mapping[str, Callable]  # in config.distillation.loss: f(outputs, taught, targets, config) to `[batch]`
     METRICS: Mapping[str, Metric]  # of `metrics`; the first is the score, by which models are chosen
@@ -46,8 +48,11 @@ class Task(Protocol):
     def agree(self, a: Tree, b: Tree) -> float | None:
         """Part of the images of which two engines' outputs are one answer; None where an answer is not a choice."""
 
-    def decode(self, outputs: Tree, scale: float, zero_point: int) -> np.ndarray:
-        """int8 outputs to the answers, int32 `[n, answers]`; the generated C gives the same."""
+    def decode(self, outputs: Tree, scale: Tree, zero_point: Tree) -> np.ndarray:
+        """int8 outputs to the answers, int32 `[n, answers]`; the generated C gives the same.
+
+        `scale` and `zero_point` are numbers, or as the outputs dicts of a number for each head.
+        """
 
     def details(self, outputs: Tree, targets: Tree, names: Sequence[str]) -> list[dict]:
         """Rows of a table that says more than the metrics, such as one a class."""
@@ -58,7 +63,7 @@ class Task(Protocol):
         """Draws what a person wants to see: writes `path("NAME.png")` and returns rows of file and title."""
 
 
-TASKS: dict[str, Task] = {"classify": classify, "regress": regress}
+TASKS: dict[str, Task | type[Task]] = {"classify": classify, "regress": regress, "detect": Detect}
 
 
 class Objective(NamedTuple):
@@ -75,7 +80,8 @@ def of(config: ConfigDict) -> Task:
       UserError: there is no such task.
     """
     choice("task", config.task, TASKS)
-    return TASKS[config.task]
+    task = TASKS[config.task]
+    return task(config[config.task]) if isinstance(task, type) else task
 
 
 def validate(config: ConfigDict) -> None:

@@ -15,6 +15,7 @@ from atalaia.codegen import answers
 from atalaia.errors import UserError
 from atalaia.tasks.metric import Metric
 
+HEADS = ()
 LOSSES = {"cross_entropy": losses.cross_entropy}
 SOFT_LOSSES = {
     "kd": lambda student, teacher, labels, config: losses.kd(student, teacher, config.temperature),

@@ -20,6 +20,7 @@ from atalaia.codegen import answers
 from atalaia.errors import UserError, choice
 from atalaia.tasks.metric import Metric
 
+HEADS = ()
 LOSSES = {"mse": losses.mse, "huber": losses.huber}
 SOFT_LOSSES = {"mse": lambda student, teacher, targets, config: losses.soft_mse(student, teacher)}
 METRICS = {"r2": Metric("R2", digits=4), "mae": Metric("mean absolute error", sign=-1, digits=4)}

@@ -1,0 +1,60 @@
+"""Detectors for a board, of images of 96x96 to 160x120: maps of centres and boxes at an eighth of height and width.
+
+Convolutions of strides 2 bring the size down fast, and most layers work at an eighth, where they are cheap. They are
+full ones of 3x3 while channels are few, which a board runs faster than separable ones (Howard et al., 2017,
+arXiv:1704.04861), else separable and residual (He et al., 2015, arXiv:1512.03385). One class in grey images:
+
+| network | channels | bytes of int8 weights and int32 biases | MACs at 96x96 | at 160x120 |
+|---|---|---:|---:|---:|
+| detector_small | 8, 16, 48 | 21,164 | 3,435,264 | 7,156,800 |
+| detector | 16, 24, 64 | 54,564 | 11,381,760 | 23,712,000 |
+| detector_large, to teach the others | 32, 64, 128 | 217,300 | 45,545,472 | 94,886,400 |
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+
+from atalaia import layers
+
+DENSE_BELOW = 32  # channels: with fewer, a full 3x3 convolution runs faster on a board than a separable one
+INITIAL = 0.01  # probability of a centre in a new network, so that the many empty cells do not drown the few centres
+
+
+class Detector(nn.Module):
+    """Three convolutions of strides 2, each with residual layers behind it, and two heads of 1x1.
+
+    The answer is a dict of `centre`, logits `[batch, height / 8, width / 8, outputs]`, and `box`, `[..., 4]`, distances
+    in cells (atalaia.tasks.detect).
+
+    Attributes:
+      outputs: classes.
+      widths: channels at a half, a quarter and an eighth of the image's height and width.
+      depths: residual layers there.
+    """
+
+    outputs: int
+    widths: tuple[int, int, int] = (16, 24, 64)
+    depths: tuple[int, int, int] = (0, 1, 6)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        for i, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+            x = layers.Conv(width, strides=2, norm="before", name=f"stage{i}")(x, train)
+            for j in range(depth):
+                y = _mixed(x, width, f"stage{i}_{j}", train)
+                x = layers.Add(relu=True, name=f"stage{i}_{j}")(x, y)
+        rare = math.log(INITIAL / (1 - INITIAL))
+        return dict(
+            centre=layers.Conv(self.outputs, kernel=1, relu=False, bias=rare, name="centre")(x, train),
+            box=layers.Conv(4, kernel=1, relu=False, bias=1.0, name="box")(x, train),
+        )
+
+
+def _mixed(x, width, name, train):
+    """A convolution of 3x3 that keeps the width: full where channels are few, separable where they are many."""
+    if width < DENSE_BELOW:
+        return layers.Conv(width, norm="before", relu=False, name=f"{name}_conv")(x, train)
+    y = layers.Conv(width, depthwise=True, norm="before", name=f"{name}_depthwise")(x, train)
+    return layers.Conv(width, kernel=1, norm="before", relu=False, name=f"{name}_pointwise")(y, train)
