@@ -97,7 +97,7 @@ def code_report(tflite_bytes: bytes) -> dict:
     """
     found = codegen.report(tflite_bytes)
     model = tflite.read(tflite_bytes)
-    board = codegen.CHIPS[CHIP]["board"]
+    board = codegen.CHIPS[CHIP].board
     for layer, step in zip(found["layers"], lowering.lower(model).steps, strict=True):
         part = layer["instructions"][board] / found["estimated_instructions"][board]
         layer |= dict(
