@@ -167,8 +167,13 @@ def pickled(field: str, part: Any, workdir: Path) -> str:
             raise UserError(f"{field}: the run in {workdir} was begun with another source ({text}): choose another one")
         return str(path)
     module = inspect.getmodule(part)
-    by_value = isinstance(module, ModuleType) and getattr(module, "__file__", None) and module.__name__ != "__main__"
-    if by_value and not _installed(Path(module.__file__).resolve()):
+    file = getattr(module, "__file__", None)
+    if (
+        isinstance(module, ModuleType)
+        and file
+        and module.__name__ != "__main__"
+        and not _installed(Path(file).resolve())
+    ):
         cloudpickle.register_pickle_by_value(module)
     try:
         content = cloudpickle.dumps(part)

@@ -119,7 +119,7 @@ def _grid(tensor):
     return float(tensor.scale[0]), int(tensor.zero_point[0])
 
 
-def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", flash: int | None = None) -> dict:
+def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None) -> dict:
     """What report.json would hold that needs no engine and no compiler, without writing anything.
 
     Args:
