@@ -21,7 +21,7 @@ usage: ./run.sh WORD [--config.FIELD=VALUE ...]
   sweep FILE --config.FIELD=A,B ...   every combination, one run folder each, one table (on the validation split)
   search --config=FILE --space=FILE --trials=N ...   Bayesian optimisation over any fields (on the validation split)
   test      the test suite
-  lint      ruff: format and lint
+  lint      ruff: format and lint; mypy: types
   docs      the documentation, into site/; a broken link fails
   setup     only the set-up: .venv with the pinned packages
 
@@ -138,8 +138,8 @@ case $word in
     .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
     ;;
   lint)
-    setup requirements-dev.txt
-    .venv/bin/ruff format --check . && .venv/bin/ruff check .
+    setup requirements.txt requirements-dev.txt # mypy reads the types of what we use
+    .venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
     ;;
   docs)
     setup requirements-dev.txt

@@ -280,4 +280,4 @@ def make_callable(name: str) -> None:
     module = sys.modules[name]
     if name != "__main__":
         module.__class__ = _Callable
-        module.__signature__ = inspect.signature(globals()[name.rpartition(".")[2]])
+        vars(module)["__signature__"] = inspect.signature(globals()[name.rpartition(".")[2]])

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from atalaia.errors import UserError, quiet_stderr
 
-Manager = ocp.CheckpointManager
+Manager: TypeAlias = ocp.CheckpointManager
 HASHED = 1 << 26  # bytes of an array that are hashed at a time, about
 
 
@@ -133,7 +133,7 @@ def digest(state: Any) -> str:
         sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
         for part in np.array_split(leaf, max(1, leaf.nbytes // HASHED)) if leaf.ndim else [leaf]:
             # In parts, since a copy of it all may not fit: it may lie on the disk in another order.
-            sha.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+            sha.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 

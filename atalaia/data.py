@@ -88,15 +88,15 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
     def moved(split):
         return jax.tree.map(_in_32_bits, _moved(split, config, source.fitted))
 
-    splits = [Split(convert(s.images), moved(s)) for s in (train, validation, test)]
-    shape = splits[0].images.shape[1:]
+    train, validation, test = (Split(convert(s.images), moved(s)) for s in (train, validation, test))
+    shape = train.images.shape[1:]
     unlabelled = np.empty((0, *shape), np.uint8)
     if source.unlabelled is not None:
         unlabelled = convert(source.unlabelled)
     elif config.unlabelled:
         found = pictures.below(Path(config.unlabelled).expanduser(), "data.unlabelled")
         unlabelled = pictures.read(found, shape[:2], shape[2], config.fit)
-    return Dataset(name, *splits, source.names, unlabelled)
+    return Dataset(name, train, validation, test, source.names, unlabelled)
 
 
 def validate(config: ConfigDict) -> None:
@@ -202,7 +202,7 @@ def _check_balance(config: ConfigDict, targets: Any, names: Sequence[str]) -> No
             raise UserError(f'data.balance = {config.balance}: {config.name} has no classes to balance: give ""')
         return
     counts = np.bincount(targets, minlength=len(names))
-    most, least = counts.argmax(), counts.argmin()
+    most, least = int(counts.argmax()), int(counts.argmin())
     if not config.balance and counts[most] > UNEVEN * counts[least]:
         print(
             f"warning: class {names[most]!r} has {counts[most]} images to learn from, {names[least]!r} "
@@ -248,7 +248,7 @@ def _display_name(config: ConfigDict, source: Source, train: Split) -> str:
     """What is shown as the data set's name; `train` is before it is resized, validation taken off."""
     name = TITLES.get(config.name, own.title(config.name))
     native, size, how = train.images.shape[1:3], size_of(config), pictures.FITTED[config.fit]
-    if source.fitted and (size[0] != size[1] or config.fit != "crop"):
+    if size and source.fitted and (size[0] != size[1] or config.fit != "crop"):
         name += f" at {size[0]}x{size[1]}, {how}"
     elif size and size != native:
         name += f" {'upsampled' if _enlarges(native, size) else 'reduced'} to {size[0]}x{size[1]}"
@@ -273,7 +273,7 @@ def _moved(split: Split, config: ConfigDict, fitted: bool) -> Any:
     return boxes.without_narrow(targets, config.ignore_below)
 
 
-def _enlarges(native: tuple[int, int], size: tuple[int, int]) -> bool:
+def _enlarges(native: Sequence[int], size: Sequence[int]) -> bool:
     return size[0] * size[1] > native[0] * native[1]
 
 

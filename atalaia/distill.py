@@ -55,7 +55,9 @@ def mix(hard: jax.Array, soft: jax.Array, config: ConfigDict) -> jax.Array:
     return config.alpha * hard + (1 - config.alpha) * soft
 
 
-def fixed_view(images: jax.Array, index: jax.Array, view: jax.Array, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
+def fixed_view(
+    images: jax.Array, index: jax.Array | np.ndarray, view: jax.Array | int, config: ConfigDict
+) -> tuple[jax.Array, jax.Array]:
     """The augmented view number `view` of each image: it depends on nothing else, neither the batch nor the seed.
 
     Args:

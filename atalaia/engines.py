@@ -68,7 +68,8 @@ def run_tensors(engine: str, data: bytes, images: np.ndarray, tensors: list[int]
     Raises:
       UserError: the engine cannot run this model.
     """
-    given, found = quantize_input(data, images), [[] for _ in tensors]
+    given = quantize_input(data, images)
+    found: list[list[np.ndarray]] = [[] for _ in tensors]
     try:
         invoke = TENSORS[engine](data)
         for image in given:
@@ -145,7 +146,7 @@ def output_grids(data: bytes) -> list[tuple[np.float32, int]]:
 
 def process_count(images: int, processes: int | None = None) -> int:
     """How many processes share so many images: those that are wanted, by default one a core; fewer for few images."""
-    return min(processes or os.cpu_count(), max(1, images // REPORT_EVERY))
+    return min(processes or os.cpu_count() or 1, max(1, images // REPORT_EVERY))
 
 
 def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = None) -> list[np.ndarray]:
@@ -162,8 +163,8 @@ def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = No
     """
     processes = process_count(len(images), processes)
     bounds = np.linspace(0, len(images), processes + 1).astype(int)
-    with tempfile.TemporaryDirectory() as folder, Progress(f"evaluate {engine}", len(images), "images") as progress:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as temporary, Progress(f"evaluate {engine}", len(images), "images") as progress:
+        folder = Path(temporary)
         np.save(folder / "images.npy", quantize_input(data, images))
         (folder / "model.tflite").write_bytes(data)
         workers = [_start(engine, folder, i, first, end) for i, (first, end) in enumerate(itertools.pairwise(bounds))]
@@ -201,9 +202,9 @@ def _count(worker, progress):
             progress.update(int(line))
 
 
-def _work(engine: str, folder: str, number: str, first: str, end: str) -> None:
+def _work(engine: str, place: str, number: str, first: str, end: str) -> None:
     """One process: runs images first to end and tells how many it has done."""
-    folder = Path(folder)
+    folder = Path(place)
     invoke = ENGINES[engine]((folder / "model.tflite").read_bytes())
     images = np.load(folder / "images.npy", mmap_mode="r")[int(first) : int(end)]
     outputs = []

@@ -129,6 +129,7 @@ def evaluate(
             outputs[name] = JAX[name](config, workdir, dataset, images, *file)
             seconds[name] = time.monotonic() - begin
         else:
+            assert tflite_bytes is not None, f"{name} runs a file"
             kept[name] = _kept_path(workdir, name, tflite_bytes, images)
             raw, seconds[name], most = _engine_outputs(name, tflite_bytes, images, kept[name])
             grids = engines.output_grids(tflite_bytes)
@@ -220,12 +221,14 @@ def compare_layers(
     model = simulate.load(config, workdir, dataset)
     places = export.check(tflite_bytes, model.code, model.network)
     exact = simulate.layer_outputs(model.code, model.network, images)
-    found = {name: engines.run_tensors(name, tflite_bytes, images, [places[path] for path in exact]) for name in names}
-    found = {name: dict(zip(exact, tensors, strict=True)) for name, tensors in found.items()}
+    found: dict[str, dict[str, np.ndarray]] = {}
     if model.trained:
-        training = qat.forward_codes(model.code, model.run.variables, data.to_float(images), config.quantize)
-        found = {"training": training} | found
-    rows = [
+        variables = model.run.variables
+        found["training"] = qat.forward_codes(model.code, variables, data.to_float(images), config.quantize)
+    for name in names:
+        tensors = engines.run_tensors(name, tflite_bytes, images, [places[path] for path in exact])
+        found[name] = dict(zip(exact, tensors, strict=True))
+    rows: list[dict[str, Any]] = [
         dict(layer=path) | {name: float(np.mean(codes[path].reshape(q.shape) == q)) for name, codes in found.items()}
         for path, q in exact.items()
     ]
@@ -291,6 +294,7 @@ def main() -> None:
     dataset = data.load(config.data, cli.cache())
     workdir.mkdir(parents=True, exist_ok=True)
     if flags.FLAGS.layers:
+        assert tflite_bytes is not None, "--layers reads the file"
         images = images_of(dataset, flags.FLAGS.split).images[:LAYER_IMAGES]
         compare_layers(config, dataset, names, workdir, tflite_bytes, images)
     else:

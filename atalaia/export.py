@@ -195,7 +195,8 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
                 return op
         raise UserError(f"export: the file has no {kind} with the inputs and weights of layer {path!r}")
 
-    places, negations = {}, {}
+    places: dict[str, int] = {}
+    negations: dict[int, tflite.Operator] = {}
 
     def rule(path, layer, *given):  # indices of tensors flow through the network's code here
         places[path] = place(path, layer, *given)

@@ -8,13 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 
 from atalaia.errors import UserError
 from atalaia.files import shipped
@@ -90,7 +91,7 @@ def fetch_any(names: Sequence[str], cache: Path) -> Path:
     """
     artefacts = manifest()
     names = sorted(names, key=lambda name: not (cache / artefacts[name].file).exists())
-    causes = []
+    causes: list[str] = []
     for name in names:
         if causes:
             print(f"{causes[-1]}; going on to {name}", file=sys.stderr)
@@ -99,6 +100,19 @@ def fetch_any(names: Sequence[str], cache: Path) -> Path:
         except UserError as error:
             causes.append(f"{name}: {error}")
     raise UserError("; ".join(causes))
+
+
+def members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """The files in a .tar archive, in its order: name without folders, bytes, and contents, to be read before the next.
+
+    Raises:
+      tarfile.TarError, OSError, EOFError: the archive is damaged.
+    """
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            contents = tar.extractfile(member) if member.isfile() else None
+            if contents is not None:
+                yield PurePosixPath(member.name).name, member.size, contents
 
 
 def _found(path: Path) -> tuple[int, str]:

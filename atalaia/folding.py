@@ -62,13 +62,11 @@ def _fold_one(layer, params, stats):
 
 def apply_layer(layer: layers.Layer, weights: Folded | None, *inputs: jax.Array) -> jax.Array:
     """A layer of the folded network on real values; `weights` are those of a Conv or Dense, else None."""
-    match layer:
-        case layers.Conv() | layers.Dense():
-            y = linear(layer, inputs[0], weights.kernel) + weights.bias
-        case layers.Dropout():
-            return inputs[0]
-        case _:
-            return layer.clone(parent=None)(*inputs)
+    if isinstance(layer, layers.Dropout):
+        return inputs[0]
+    if weights is None or not isinstance(layer, layers.Conv | layers.Dense):
+        return layer.clone(parent=None)(*inputs)
+    y = linear(layer, inputs[0], jnp.asarray(weights.kernel)) + weights.bias
     if weights.relu:
         y = nn.relu(y)
     if weights.lower is not None:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Pads = tuple[tuple[int, int], ...]  # before and after, of height and width
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _PATCH_BYTES = 3 << 20  # patches of one step of the weight gradient's scan: 4 to 8 images of 32x32x32; stays in cache
@@ -71,7 +71,7 @@ def conv2d(x: Array, kernel: Array, strides: Sequence[int] = (1, 1), padding: st
     return _conv(x, kernel, strides, pads, groups)
 
 
-def _xla_conv(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads, groups: int = 1) -> Array:
+def _xla_conv(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads, groups: int = 1) -> Array:
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_NHWC, feature_group_count=groups)
 
 

@@ -97,7 +97,7 @@ def code_report(tflite_bytes: bytes) -> dict:
     """
     found = codegen.report(tflite_bytes)
     model = tflite.read(tflite_bytes)
-    board = codegen.CHIPS[CHIP]["board"]
+    board = codegen.CHIPS[CHIP].board
     for layer, step in zip(found["layers"], lowering.lower(model).steps, strict=True):
         part = layer["instructions"][board] / found["estimated_instructions"][board]
         layer |= dict(
@@ -148,9 +148,9 @@ def heading(run: Run) -> str:
         f"seed {run.train['seed']}",
         f"trained by jax {run.train['jax']} on {run.train['device']}",
     ]
-    facts = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
+    items = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     title = f"{escape(own.title(run.config.model))} <small>on {escape(run.train['dataset'])}</small>"
-    return f"<header><h1>{title}</h1><ul class=facts>{facts}</ul></header>"
+    return f"<header><h1>{title}</h1><ul class=facts>{items}</ul></header>"
 
 
 def tiles(run: Run) -> str:
@@ -190,7 +190,8 @@ def curves(run: Run) -> str:
     """Each figure of metrics.jsonl over the steps, that of training and that of validation in one picture."""
     if not run.curves:
         return markup.note("No metrics.jsonl.")
-    starts, last = {}, 0
+    starts: dict[str, int] = {}
+    last = 0
     for row in run.curves:
         starts.setdefault(row["stage"], last)
         last = row["step"]
@@ -201,7 +202,8 @@ def curves(run: Run) -> str:
         lines = {}
         for key, label in ((name, "training"), (f"val_{name}", "validation")):
             if points := [(row["step"], scale * row[key]) for row in run.curves if row.get(key) is not None]:
-                lines[label] = tuple(zip(*points, strict=True))
+                at, values = zip(*points, strict=True)
+                lines[label] = at, values
         drawings.append(pictures.curves_picture(lines, starts, markup.words(name) + unit))
     return f"<div class=curves>{''.join(f'<figure>{drawing}</figure>' for drawing in drawings)}</div>"
 

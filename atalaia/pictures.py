@@ -180,8 +180,17 @@ def curves_picture(curves: Mapping[str, tuple[Sequence, Sequence]], stages: Mapp
             axes.plot(steps, values, color=color, label=label, linewidth=1.8, marker=mark)
         for name, start in stages.items():
             axes.axvline(start, color=INK, alpha=0.35, linewidth=1, linestyle=":")
-            place = dict(xycoords=("data", "axes fraction"), xytext=(3, -3), textcoords="offset points")
-            axes.annotate(name, (start, 1), color=INK, alpha=0.7, fontsize=8, va="top", **place)
+            axes.annotate(
+                name,
+                (start, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -3),
+                textcoords="offset points",
+                color=INK,
+                alpha=0.7,
+                fontsize=8,
+                va="top",
+            )
         axes.set_title(title, color=INK, fontsize=11)
         axes.set_xlabel("step", color=INK, fontsize=9)
         axes.margins(y=0.15)

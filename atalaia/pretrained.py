@@ -118,14 +118,10 @@ def _with_epsilon(arrays, epsilon):
     return arrays | {"epsilon": np.float64(epsilon)} if "gamma" in arrays else arrays
 
 
-def _read_tfjs(path):
+def _read_tfjs(path: Path) -> Weights:
     """model.json names the shards of each group, which hold its arrays one after the other as raw float32."""
-    with tarfile.open(path) as tar:
-        contents = {
-            PurePosixPath(member.name).name: tar.extractfile(member).read()
-            for member in tar
-            if member.isfile() and re.search(r"\.json$|shard|\.bin$", member.name)
-        }
+    wanted = re.compile(r"\.json$|shard|\.bin$")
+    contents = {name: file.read() for name, _, file in fetch.members(path) if wanted.search(name)}
     model = json.loads(contents["model.json"])
     weights: Weights = {}
     for group in model["weightsManifest"]:

@@ -22,7 +22,7 @@ class Progress:
         self._name, self._total, self._unit, self._scale = name, total, unit, scale
         self._done = self._initial = initial
         self._start = self._last = time.monotonic()
-        self._figures = {}
+        self._figures: dict[str, float] = {}
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total * scale, initial=initial * scale, desc=name, unit=unit, unit_scale=True)

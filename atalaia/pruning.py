@@ -24,7 +24,7 @@ Masks = dict[str, jax.Array]  # parameter's path to bool of its shape; False: pr
 class PruneState(NamedTuple):
     """count: steps done, int32 `[]`; masks: of the pruned parameters; inner: the wrapped optimiser's state."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # so optax's states name it too, which hides tuple.count
     masks: Masks
     inner: optax.OptState
 
@@ -33,7 +33,7 @@ class Schedule(NamedTuple):
     """When masks change: `due(count)` bool, and to what: `sparsity(count, final)`, both traced in count."""
 
     due: Callable[[jax.Array], jax.Array]
-    sparsity: Callable[[jax.Array, float], jax.Array]
+    sparsity: Callable[[jax.Array, float], jax.Array | float]
 
 
 def one_shot(config: ConfigDict, steps: int) -> Schedule:

@@ -81,11 +81,12 @@ def enter(folded: dict[str, Folded], ranges: dict[str, tuple[float, float]], con
     Raises:
       UserError: a pattern of config.bits matches no layer.
     """
-    params, stats = {}, {"steps": np.int32(0)}
+    params: dict[str, np.ndarray | np.generic] = {}
+    stats: dict[str, np.ndarray | np.generic] = {"steps": np.int32(0)}
     for path, bits in weight_bits(list(folded), config).items():
         weights = folded[path]
         params |= {f"{path}/kernel": weights.kernel, f"{path}/bias": weights.bias}
-        if weights.lower is not None:
+        if weights.lower is not None and weights.upper is not None:
             capped = np.isfinite(weights.upper)  # the bound is from above
             params[f"{path}/bound"] = np.where(capped, weights.upper, weights.lower)
             stats[f"{path}/capped"] = capped
@@ -298,7 +299,7 @@ def integers(model: nn.Module, variables: dict, config: ConfigDict) -> dict[str,
 
 def forward_codes(model: nn.Module, variables: dict, images: Any, config: ConfigDict) -> dict[str, np.ndarray]:
     """Each layer's output in the forward pass of training as the integers it stands for, int8, by path."""
-    order = []
+    order: list[str] = []
 
     @jax.jit
     def codes(variables, images):  # both arguments, as in training: XLA folds constants by an arithmetic of its own

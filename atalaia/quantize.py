@@ -272,7 +272,8 @@ def calibrate(model: nn.Module, folded: dict[str, Folded], batches: Iterable[Any
         order[:] = seen
         return seen
 
-    ranges, order = {}, []
+    ranges: dict[str, tuple[float, float]] = {}
+    order: list[str] = []
     for batch in batches:
         found = jax.device_get(extremes(batch))
         for path in order:  # jit sorts a dict by its keys

@@ -58,7 +58,8 @@ def layers_table(rows: list[dict], first: dict[str, str | None], changed: dict[s
     lines += [f"| {row['layer']} | " + " | ".join(equal(row[n], 3) for n in names) + " |" for row in rows]
     for name in names:
         where = f"first differs in layer {first[name]}" if first[name] else "equal in every layer"
-        other = "" if changed[name] is None else f"; another answer in {100 * changed[name]:.2f} % of the images"
+        part = changed[name]
+        other = "" if part is None else f"; another answer in {100 * part:.2f} % of the images"
         lines.append(f"\n{name}: {where}{other}")
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
     """
     rows = read(search, workdir)
     Path(workdir).mkdir(parents=True, exist_ok=True)
-    stop, running = threading.Event(), {}
+    stop = threading.Event()
+    running: dict[Future[dict], int] = {}
     done = sum("value" in row for row in rows[:trials])
     with ThreadPoolExecutor(parallel) as pool, Progress("search", trials, "trials", initial=done) as bar:
         try:
@@ -128,7 +129,8 @@ def result(search: Search, row: dict) -> spaces.Result:
 
 def best(search: Search, rows: Sequence[dict]) -> dict | None:
     """The finished trial with the best value of those that meet the limits, the first of equal ones, or None."""
-    return max((r for r in rows if _meets(search, r)), key=lambda row: result(search, row).value, default=None)
+    sign = METRICS[search.metric]
+    return max((r for r in rows if _meets(search, r)), key=lambda row: sign * row["value"], default=None)
 
 
 def nearest(search: Search, rows: Sequence[dict]) -> str | None:

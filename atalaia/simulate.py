@@ -76,13 +76,17 @@ def load(config: ConfigDict, workdir: Path, dataset: data.Dataset, ranges: str =
 def real_ranges(network: dict[str, QLayer | QParams]) -> dict[str, tuple[float, float]]:
     """The smallest and largest real value of each grid."""
     grids = {path: part.output if isinstance(part, QLayer) else part for path, part in network.items()}
-    ends = (quantize.QMIN, quantize.QMAX)
-    return {path: tuple(float((q - g.zero_point) * g.scale) for q in ends) for path, g in grids.items()}
+
+    def real(q, grid):
+        return float((q - grid.zero_point) * grid.scale)
+
+    return {path: (real(quantize.QMIN, grid), real(quantize.QMAX, grid)) for path, grid in grids.items()}
 
 
 def run(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> tuple[Any, Any]:
     """int8 outputs `[n, ...]` of uint8 images `[n, height, width, channels]`, and their QParams, both by head."""
-    found, grids = [], []
+    found: list[Any] = []
+    grids: list[Any] = []
 
     def answer(x):
         last, _ = outputs(model, network, x)
@@ -105,7 +109,7 @@ def heads(last: Any, part: Callable[[Integers], Any]) -> Any:
 
 def layer_outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> dict[str, np.ndarray]:
     """int8 output of every layer by path, of uint8 images `[n, height, width, channels]`."""
-    order = []
+    order: list[str] = []
 
     def run(x):
         seen = outputs(model, network, x)[1]

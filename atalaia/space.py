@@ -138,7 +138,7 @@ def size(space: Space) -> float:
 
 def every_point(space: Space) -> Iterator[Point]:
     """All points of a finite space, the last field changing fastest."""
-    ranges = [s.values or range(s.low, s.high + 1) for s in space.values()]
+    ranges = [s.values or range(int(s.low), int(s.high) + 1) for s in space.values()]
     return (dict(zip(space, values, strict=True)) for values in itertools.product(*ranges))
 
 

@@ -68,11 +68,11 @@ def epoch_order(key: jax.Array, epoch: int, n: int, balanced: jax.Array | None =
     return jax.random.permutation(key, n) if balanced is None else data.balanced_order(key, balanced, n)
 
 
-def class_weights(dataset: data.Dataset, config: ConfigDict) -> np.ndarray | None:
+def class_weights(dataset: data.Dataset, config: ConfigDict) -> jax.Array | None:
     """What an image of each class counts in the loss, float32 `[classes]`; None where all count 1."""
     if config.data.balance != "weights":
         return None
-    return data.class_weights(dataset.train.targets, len(dataset.names))
+    return jnp.asarray(data.class_weights(dataset.train.targets, len(dataset.names)))
 
 
 def over_devices(*axes: str) -> jax.sharding.NamedSharding:

@@ -197,7 +197,7 @@ def make_check(file: str, overrides: Mapping[str, Any], cache: Path) -> Callable
     Args:
       file: the config's; overrides: its fields that all trials share; cache: where data sets are kept.
     """
-    held = {}  # the data set of the point before, by its fields
+    held: dict[str, data.Dataset] = {}  # the data set of the point before, by its fields
 
     def check(point):
         config = runs.check(file, {**overrides, **point})

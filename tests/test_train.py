@@ -164,6 +164,13 @@ class TrainTest(parameterized.TestCase):
         self.assertTrue(list((self.workdir / "tensorboard").glob("events.out.tfevents.*")))
         self.assertEqual(json.loads((self.workdir / "config.json").read_text())["prune"]["sparsity"], 0.8)
 
+    def test_classes_weighted_in_the_loss_are_learnt(self):
+        config = small_config(**{"data.balance": "weights", "dense.learning_rate": 1e-2})
+        config.stages = ("dense",)
+        self.run_config(config)
+        rows = metrics.rows(self.workdir)
+        self.assertLess(rows[-1]["loss"], rows[0]["loss"])
+
     def test_a_finished_run_is_left_as_it_is(self):
         first = self.run_config(small_config())
         before = {p: p.stat().st_mtime_ns for p in self.workdir.rglob("*") if p.name in ("train.json", "ledger.json")}

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -24,13 +25,24 @@ from atalaia import cli, data, engines, ledger, tflite
 from atalaia import config as configs
 from atalaia.codegen import answers, boards, emit, graph, kernels, lowering, memory
 from atalaia.errors import UserError
-from atalaia.files import write_json, write_whole
+from atalaia.files import write_arrays, write_json, write_whole
 
-# Cycles an instruction, read off Espressif's published times: smallest and largest. Clocks and caches of flash are
-# those of the data sheets.
+
+class Chip(NamedTuple):
+    """A chip whose times are estimated from the instructions of a board; clock and cache are those of its data sheet.
+
+    cpi: cycles an instruction, smallest and largest, read off Espressif's published times; cache_bytes: of flash.
+    """
+
+    board: str
+    hertz: float
+    cpi: tuple[float, float]
+    cache_bytes: int
+
+
 CHIPS = {
-    "esp32": dict(board="lx106", hertz=240e6, cpi=(1.06, 1.96), cache_bytes=32 << 10),
-    "esp32c3": dict(board="rv32", hertz=160e6, cpi=(1.16, 1.41), cache_bytes=16 << 10),
+    "esp32": Chip(board="lx106", hertz=240e6, cpi=(1.06, 1.96), cache_bytes=32 << 10),
+    "esp32c3": Chip(board="rv32", hertz=160e6, cpi=(1.16, 1.41), cache_bytes=16 << 10),
 }
 # Assumed of flash by four lines at 80 MHz: a line of 32 bytes takes 64 clocks, and about 20 of command and address.
 FLASH_HERTZ, FLASH_CLOCKS_PER_BYTE = 80e6, (64 + 20) / 32
@@ -82,7 +94,7 @@ def generate(
     decoded = answers.ANSWERS[task](outputs, *scales[lowered.outputs[0]]) if task else None
     files = {
         "model.c": emit.model_c(name, lowered, calls, plan) + answer,
-        "model.h": emit.model_h(name, lowered, plan, scales, decoded.shape[1] if task else 0),
+        "model.h": emit.model_h(name, lowered, plan, scales, 0 if decoded is None else decoded.shape[1]),
         "golden.h": emit.golden_h(inputs, outputs, decoded),
     }
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -107,7 +119,7 @@ def _grid(tensor):
     return float(tensor.scale[0]), int(tensor.zero_point[0])
 
 
-def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", flash: int | None = None) -> dict:
+def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None) -> dict:
     """What report.json would hold that needs no engine and no compiler, without writing anything.
 
     Args:
@@ -152,7 +164,7 @@ def _report(lowered, calls, plan):
         macs=sum(layer["macs"] for layer in layers),
         estimated_instructions=instructions,
         counted_instructions=None,
-        estimated={chip: estimate(chip, instructions[CHIPS[chip]["board"]], layers) for chip in CHIPS},
+        estimated={chip: estimate(chip, instructions[CHIPS[chip].board], layers) for chip in CHIPS},
         published=list(PUBLISHED),
         notes=lowered.notes,
         layers=layers,
@@ -165,7 +177,7 @@ def estimate(chip: str, instructions: float, layers: list[dict]) -> dict:
     Args:
       chip: of `CHIPS`; instructions: an inference's; layers: of report.json, with weight_bytes and sweeps.
     """
-    board, hertz, cpi, cache = (CHIPS[chip][k] for k in ("board", "hertz", "cpi", "cache_bytes"))
+    board, hertz, cpi, cache = CHIPS[chip]
     per_byte = FLASH_CLOCKS_PER_BYTE * hertz / FLASH_HERTZ
     once = sum(layer["weight_bytes"] for layer in layers)
     fits = [layer["weight_bytes"] <= cache for layer in layers]
@@ -205,7 +217,7 @@ def count(out: Path, samples: int | None = None) -> dict[str, dict]:
     counted = {board: row["instructions"] for board, row in found.items()}
     report["counted_instructions"] = counted
     report["code_bytes"] = {board: row["code_bytes"] for board, row in found.items()}
-    report["estimated"] = {c: estimate(c, counted[CHIPS[c]["board"]], report["layers"]) for c in CHIPS}
+    report["estimated"] = {c: estimate(c, counted[CHIPS[c].board], report["layers"]) for c in CHIPS}
     write_json(Path(out) / "report.json", report)
     return found
 
@@ -272,7 +284,7 @@ def golden_outputs(
         parts[f"input{number}"] = part
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model.tflite").write_bytes(tflite_bytes)
-        np.savez(Path(folder) / "inputs.npz", **parts)
+        write_arrays(Path(folder) / "inputs.npz", parts)
         command = [sys.executable, "-c", _GOLDEN, folder, str(len(lowered.outputs))]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
@@ -323,7 +335,9 @@ def main() -> None:
         configs.validate(values.config)
         dataset = data.load(values.config.data, cli.cache())
         images = dataset.validation.images if len(dataset.validation.targets) else dataset.train.images
-    options = {name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram", "task")}
+    options: dict[str, Any] = {
+        name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram", "task")
+    }
     report = generate(tflite_bytes, Path(values.out), images, **options)
     if values.count:
         count(Path(values.out))

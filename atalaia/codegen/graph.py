@@ -61,8 +61,10 @@ class Walk:
 
     def __init__(self, model: tflite.Model):
         self.model, self.tensors = model, model.tensors
-        self.steps, self.notes, self.alias = [], [], {}
-        self.done = set()
+        self.steps: list[Step] = []
+        self.notes: list[str] = []
+        self.alias: dict[int, int] = {}
+        self.done: set[int] = set()
 
     def dtype(self, i: int) -> str:
         return self.tensors[i].dtype

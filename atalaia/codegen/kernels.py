@@ -61,7 +61,7 @@ class Call(NamedTuple):
         return {b: sum(n * _costs()[b][self.cost][part] for part, n in self.work.items()) for b in BOARDS}
 
 
-def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: int | None = None) -> list[Call]:
+def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None) -> list[Call]:
     """Calls of a graph's steps.
 
     Args:

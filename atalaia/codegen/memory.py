@@ -41,7 +41,7 @@ class _Block(NamedTuple):
 def plan(graph: Graph) -> Plan:
     """The smallest arena that was found; proven smallest where `arena == bound`."""
     uses = _lifetimes(graph)
-    shared = {}  # a tensor to the one in whose bytes it lies
+    shared: dict[int, int] = {}  # a tensor to the one in whose bytes it lies
 
     def home(i):
         while i in shared:
@@ -54,7 +54,7 @@ def plan(graph: Graph) -> Plan:
             if uses[given][1] == at and given not in graph.outputs and step.inputs.count(given) == 1:
                 shared[step.output] = given
     windows = [scratch_bytes(step, step.output in shared) for step in graph.steps]
-    blocks = {}
+    blocks: dict[int, _Block] = {}
     for i, (first, last) in uses.items():
         root = home(i)
         size, begin, end = graph.sizes[i], first, last

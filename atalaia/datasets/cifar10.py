@@ -2,10 +2,9 @@
 
 import json
 import sys
-import tarfile
 from collections.abc import Collection
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -89,6 +88,4 @@ def _checked(train: Split, test: Split, source: Path) -> tuple[Split, Split]:
 
 def _members(archive: Path, names: Collection[str]) -> dict[str, bytes]:
     """Contents of the files with these names, in whatever folder of the archive; nothing is written to the disk."""
-    with tarfile.open(archive) as tar:
-        named = ((PurePosixPath(member.name).name, member) for member in tar if member.isfile())
-        return {name: tar.extractfile(member).read() for name, member in named if name in names}
+    return {name: file.read() for name, _, file in fetch.members(archive) if name in names}

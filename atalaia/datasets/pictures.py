@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -25,8 +26,8 @@ def size_of(config: ConfigDict) -> tuple[int, int] | None:
       UserError: it is none of these.
     """
     given = config.size
-    sides = given.strip("()[] ").split(",") if isinstance(given, str) else given
-    sides = list(sides) if isinstance(sides, list | tuple) else [sides]
+    parts = given.strip("()[] ").split(",") if isinstance(given, str) else given
+    sides: list[Any] = list(parts) if isinstance(parts, list | tuple) else [parts]
     try:
         sides = [int(side) if isinstance(side, str) else side for side in sides]
     except ValueError:

@@ -3,9 +3,8 @@
 import os
 import shutil
 import sys
-import tarfile
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -30,15 +29,14 @@ def load(config: ConfigDict, cache: Path) -> Source:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(prefix=".stl10.", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=".stl10.", dir=folder.parent) as temporary:
         complete = Path(temporary) / folder.name
         complete.mkdir()
-        for member in tar:
-            name = PurePosixPath(member.name).name
-            if member.isfile() and name in FILES:
-                print(f"unpack {name}: {member.size / 1e6:.0f} MB", file=sys.stderr)
+        for name, size, contents in fetch.members(archive):
+            if name in FILES:
+                print(f"unpack {name}: {size / 1e6:.0f} MB", file=sys.stderr)
                 with open(complete / name, "wb") as file:
-                    shutil.copyfileobj(tar.extractfile(member), file)
+                    shutil.copyfileobj(contents, file)
         if not folder.exists():  # another process may have been first
             os.replace(complete, folder)
 

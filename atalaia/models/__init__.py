@@ -5,6 +5,7 @@ dict of maps if it is a detector; n is its first field. A user's own is named "p
 """
 
 import difflib
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from atalaia import own
 from atalaia.errors import UserError
 from atalaia.models import detector, mobilenet, rafael, resnet, resnet50, thesis
 
-MODELS = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "thesis": thesis.Thesis,
     "student": thesis.Thesis,  # Code 2 and Code 3 of the thesis are one body; the input's size makes the difference
     "resnet8": resnet.ResNet8,

@@ -27,38 +27,38 @@ class Task(Protocol):
     SOFT_LOSSES: Mapping[str, Callable]  # in config.distillation.loss: f(outputs, taught, targets, config) to `[batch]`
     METRICS: Mapping[str, Metric]  # of `metrics`; the first is the score, by which models are chosen
 
-    def validate(self, config: ConfigDict) -> None:
+    def validate(self, config: ConfigDict, /) -> None:
         """Refuses fields that this task cannot have, with a UserError."""
 
-    def outputs(self, dataset: Any, config: ConfigDict) -> int:
+    def outputs(self, dataset: Any, config: ConfigDict, /) -> int:
         """How many numbers the network's last layer gives; a UserError where the data's targets do not fit."""
 
-    def absent(self, targets: Tree, count: int) -> Tree:
+    def absent(self, targets: Tree, count: int, /) -> Tree:
         """Targets of `count` images that have none: the hard loss skips them."""
 
-    def move(self, targets: Tree, moves: jax.Array, size: tuple[int, int], config: ConfigDict) -> Tree:
+    def move(self, targets: Tree, moves: jax.Array, size: tuple[int, int], config: ConfigDict, /) -> Tree:
         """The targets of images (height, width) whose pixels were moved (augment.py), `moves` float32 [batch, 2, 3]."""
 
-    def progress(self, outputs: Tree, targets: Tree) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def progress(self, outputs: Tree, targets: Tree, /) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Figures of one training step: name to (sum, how many it is over), for a mean over many steps."""
 
-    def metrics(self, outputs: Tree, targets: Tree) -> dict[str, float]:
+    def metrics(self, outputs: Tree, targets: Tree, /) -> dict[str, float]:
         """Figures over a whole split, from real outputs, in NumPy: those of METRICS."""
 
-    def agree(self, a: Tree, b: Tree) -> float | None:
+    def agree(self, a: Tree, b: Tree, /) -> float | None:
         """Part of the images of which two engines' outputs are one answer; None where an answer is not a choice."""
 
-    def decode(self, outputs: Tree, scale: Tree, zero_point: Tree) -> np.ndarray:
+    def decode(self, outputs: Tree, scale: Tree, zero_point: Tree, /) -> np.ndarray:
         """int8 outputs to the answers, int32 `[n, answers]`; the generated C gives the same.
 
         `scale` and `zero_point` are numbers, or as the outputs dicts of a number for each head.
         """
 
-    def details(self, outputs: Tree, targets: Tree, names: Sequence[str]) -> list[dict]:
+    def details(self, outputs: Tree, targets: Tree, names: Sequence[str], /) -> list[dict]:
         """Rows of a table that says more than the metrics, such as one a class."""
 
     def pictures(
-        self, images: np.ndarray, outputs: Tree, targets: Tree, names: Sequence[str], title: str, path: Callable
+        self, images: np.ndarray, outputs: Tree, targets: Tree, names: Sequence[str], title: str, path: Callable, /
     ) -> list[dict]:
         """Draws what a person wants to see: writes `path("NAME.png")` and returns rows of file and title."""
 

@@ -1,6 +1,6 @@
 """Classification: one label an image, int32 `[n]`, -1 where there is none; outputs are logits `[n, classes]`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from atalaia.codegen import answers
 from atalaia.errors import UserError
 from atalaia.tasks.metric import Metric
 
-HEADS = ()
-LOSSES = {"cross_entropy": losses.cross_entropy}
-SOFT_LOSSES = {
+HEADS: tuple[str, ...] = ()
+LOSSES: Mapping[str, Callable] = {"cross_entropy": losses.cross_entropy}
+SOFT_LOSSES: Mapping[str, Callable] = {
     "kd": lambda student, teacher, labels, config: losses.kd(student, teacher, config.temperature),
     "standardised_kd": lambda student, teacher, labels, config: losses.standardised_kd(
         student, teacher, config.temperature
@@ -26,7 +26,10 @@ SOFT_LOSSES = {
         student, teacher, labels, config.temperature, config.dkd_alpha, config.dkd_beta
     ),
 }
-METRICS = {"accuracy": Metric("accuracy %", scale=100), "f1_macro": Metric("macro F1 %", scale=100)}
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric("accuracy %", scale=100),
+    "f1_macro": Metric("macro F1 %", scale=100),
+}
 SAMPLES = 24  # images of the picture of answers
 
 

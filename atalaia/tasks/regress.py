@@ -6,7 +6,7 @@ What the numbers are, `config.regress.kind` says, since augmentation that moves 
   "point": pairs (x, y) of places, 0 at the left and upper border, 1 at the right and lower one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from atalaia.codegen import answers
 from atalaia.errors import UserError, choice
 from atalaia.tasks.metric import Metric
 
-HEADS = ()
-LOSSES = {"mse": losses.mse, "huber": losses.huber}
-SOFT_LOSSES = {"mse": lambda student, teacher, targets, config: losses.soft_mse(student, teacher)}
-METRICS = {"r2": Metric("R2", digits=4), "mae": Metric("mean absolute error", sign=-1, digits=4)}
+HEADS: tuple[str, ...] = ()
+LOSSES: Mapping[str, Callable] = {"mse": losses.mse, "huber": losses.huber}
+SOFT_LOSSES: Mapping[str, Callable] = {
+    "mse": lambda student, teacher, targets, config: losses.soft_mse(student, teacher)
+}
+METRICS: Mapping[str, Metric] = {"r2": Metric("R2", digits=4), "mae": Metric("mean absolute error", sign=-1, digits=4)}
 KINDS = ("numbers", "direction", "point")
 SAMPLES = 24  # images of the picture of answers
 
