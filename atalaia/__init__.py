@@ -1,8 +1,8 @@
 """AtalaIA: from an image network and a data set to the smallest int8 model for a low-cost board.
 
-`atalaia.train`, `atalaia.export`, `atalaia.evaluate` and `atalaia.compile_c` do the job from a script or a notebook
-(atalaia/api.py); `python -m atalaia.train` and so on, or `atalaia train`, from a shell. Nothing is imported before it
-is needed, TensorFlow not before export.
+`atalaia.train`, `atalaia.export`, `atalaia.evaluate`, `atalaia.report` and `atalaia.compile_c` do the job from a script
+or a notebook (atalaia/api.py); `python -m atalaia.train` and so on, or `atalaia train`, from a shell. Nothing is
+imported before it is needed, TensorFlow not before export.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __version__ = "0.2.0"
-__all__ = ["compile_c", "config", "evaluate", "export", "layers", "train"]
+__all__ = ["compile_c", "config", "evaluate", "export", "layers", "report", "train"]
 
 
 def __getattr__(name: str):

@@ -10,6 +10,7 @@ WORDS = {
     "report": "tables of a run, and report.html",
     "codegen": "an int8 .tflite to C",
     "pack": "model.atl, the smallest download, and back",
+    "label": "faces of a folder of photos to COCO JSON, by a strong detector",
     "search": "Bayesian optimisation over any fields of a config",
     "sweep": "every combination of some fields' values",
 }

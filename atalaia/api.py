@@ -1,10 +1,11 @@
-"""AtalaIA from a script or a notebook: train, export, evaluate, compile_c.
+"""AtalaIA from a script or a notebook: train, export, evaluate, report, compile_c.
 
     import atalaia
 
     run = atalaia.train(Net, (images, labels), "runs/mine", stages=("dense", "prune"), dense=dict(epochs=20.0))
     model = atalaia.export(run)
-    print(atalaia.evaluate(run).table)
+    print(atalaia.evaluate(run))
+    page = atalaia.report(run)
     code = atalaia.compile_c(run)
 
 Each gives back what a person wants to know: figures and the paths of what was written. Everything lies in the run
@@ -15,7 +16,7 @@ the same call is made again.
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from ml_collections import ConfigDict
 
 from atalaia import own
 from atalaia.errors import UserError
-from atalaia.files import write_arrays
+from atalaia.files import write_arrays, write_whole
 
 
 class Run(NamedTuple):
@@ -51,6 +52,12 @@ class Evaluated(NamedTuple):
     table: str
     pictures: list[Path]
 
+    def __str__(self) -> str:
+        return self.table
+
+    def _repr_markdown_(self):  # what a notebook shows
+        return self.table
+
 
 class Compiled(NamedTuple):
     """Generated C: the folder of model.c, model.h and golden.h, and what report.json says (bytes, estimated times)."""
@@ -61,12 +68,12 @@ class Compiled(NamedTuple):
 
 def train(
     model: str | Callable[..., Any],
-    data: str | Sequence[Any],
+    data: str | tuple | Mapping[str, Any],
     workdir: str | Path,
     *,
     task: str = "classify",
-    loss: str | Callable | None = None,
-    augment: Callable | None = None,
+    loss: str | Callable | Mapping[str, Any] | None = None,
+    augment: str | Callable | Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
     **fields: Any,
 ) -> Run:
@@ -78,10 +85,14 @@ def train(
       data: a data set's name, "path/to/data.py:load", or arrays: (images, targets) or ((images, targets),
         (test_images, test_targets)), and names as a last element if you like. Images are uint8 [n, height, width] or
         [n, height, width, channels]; targets int [n] (classes) or float [n, k] (task "regress").
+        Or a dict of fields of config.data, whose name is one of these: dict(name="digits", validation=0.2).
       workdir: the run folder.
       task: of atalaia.tasks.
-      loss: a loss's name, or your function of (outputs, targets) to a number; by default the task's first.
-      augment: your function of (key, images, targets) to (images, targets), float32 in [0, 1], after ours.
+      loss: a loss's name, "path/to/loss.py:loss", or your function of (outputs, targets) to a number; by default the
+        task's first. Or a dict of fields of config.loss: dict(name="cross_entropy", label_smoothing=0.1).
+      augment: your function of (key, images, targets) to (images, targets), float32 in [0, 1], or
+        "path/to/augment.py:augment". Or a dict of fields of config.augment, after which yours runs:
+        dict(flip=True, own=function).
       data_dir: where downloads are kept (else $ATALAIA_DATA, else ~/.cache/atalaia).
       fields: any field of atalaia.config.base(); those of a part as a dict: batch_size=64, dense=dict(epochs=20.0).
 
@@ -93,8 +104,10 @@ def train(
     from atalaia import train as training
 
     workdir, config = Path(workdir), configs.base()
-    _update(config, fields)
-    config.task = task
+    (data, data_fields), (loss, loss_fields) = _part(data, "name"), _part(loss, "name")
+    augment, augment_fields = _part(augment, "own")
+    _update(config, fields | dict(task=task, data=data_fields, loss=loss_fields, augment=augment_fields))
+    _refuse_instance(model)
     config.loss.name = _named("loss.name", loss or next(iter(tasks.of(config).LOSSES)), workdir)
     config.model = _named("model", model, workdir)
     config.augment.own = _named("augment.own", augment or "", workdir)
@@ -143,8 +156,21 @@ def evaluate(
     scores = evaluating.evaluate(config, data.load(config.data, _cache(data_dir)), names, workdir, content, split)
     suffix = "" if split == "test" else f"_{split}"
     details = json.loads((workdir / f"evaluation{suffix}_details.json").read_text())
-    table = (workdir / f"evaluation{suffix}.md").read_text()
-    return Evaluated(scores, table, [workdir / row["file"] for row in details["pictures"]])
+    return Evaluated(scores, evaluating.table(workdir, split), [workdir / row["file"] for row in details["pictures"]])
+
+
+def report(run: Run | str | Path) -> Path:
+    """Writes summary.md and report.html, one page of all that there is of a run, and gives the page's path.
+
+    Raises:
+      UserError: the run is not finished.
+    """
+    from atalaia import page
+    from atalaia import report as reporting
+
+    workdir = _workdir(run)
+    write_whole(workdir / "summary.md", reporting.run_summary(workdir))
+    return page.write(workdir)
 
 
 def compile_c(run: Run | Exported | str | Path, out: str | Path | None = None, **options: Any) -> Compiled:
@@ -161,11 +187,15 @@ def compile_c(run: Run | Exported | str | Path, out: str | Path | None = None, *
     from atalaia import config as configs
     from atalaia import tflite
     from atalaia.codegen import __main__ as codegen
+    from atalaia.codegen import answers
 
-    path = run.path if isinstance(run, Exported) else _workdir(run)
+    path = run.path.parent if isinstance(run, Exported) else _workdir(run)
     if path.is_dir():
-        options.setdefault("task", configs.load(path).task)
+        task = configs.load(path).task
+        options.setdefault("task", task if task in answers.ANSWERS else None)
         out, path = out or path / "c" / path.name, path / "model.tflite"
+    elif not path.exists():
+        raise UserError(f"compile_c: there is no {path}: give a run that was exported, or a .tflite file")
     elif out is None:
         raise UserError("compile_c of a .tflite file needs out, the folder to write")
     return Compiled(Path(out), codegen.generate(tflite.load(path), Path(out), **options))
@@ -193,6 +223,22 @@ def _update(config, fields):
                 config[name] = value
 
 
+def _part(given, name):
+    """What is named, and the other fields, of a part that is given by itself or as a dict of its fields."""
+    if not isinstance(given, Mapping):
+        return given, {}
+    fields = dict(given)
+    return fields.pop(name, None), fields
+
+
+def _refuse_instance(model):
+    import flax.linen as nn
+
+    if isinstance(model, nn.Module):
+        name = type(model).__name__
+        raise UserError(f"model: give the class, {name}, not {name}(...): training gives it the number of outputs")
+
+
 def _named(field, part, workdir):
     """A config's name for a part: as it is given, or that of an object that is kept in the run folder."""
     return part if isinstance(part, str) else own.pickled(field, part, workdir)
@@ -204,7 +250,7 @@ def _data(data, workdir):
         return dict(name=data)
     from atalaia.datasets import arrays
 
-    source = arrays.checked("data", arrays.as_source("data", tuple(data)))
+    source = arrays.checked("data", arrays.as_source("data", data))
     kept = dict(train_images=source.train.images, train_targets=source.train.targets, names=np.array(source.names))
     if source.test is not None:
         kept |= dict(test_images=source.test.images, test_targets=source.test.targets)

@@ -36,9 +36,11 @@ def base() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.name = "digits"  # a name of atalaia.datasets.LOADERS, or "path/to/data.py:load", a function of your own
-    c.data.path = ""  # of image_folder: the folder of train/ and perhaps test/, or of the classes; of arrays: the .npz
+    c.data.path = (
+        ""  # of image_folder and boxes: the folder of train/ and perhaps test/, or of all; of arrays: the .npz
+    )
     c.data.size = FieldReference(0, field_type=object)  # side to resize to, or "height,width"; 0: as they are
-    c.data.fit = "crop"  # where the sides' ratio changes: "crop" the rest, "pad" with black, or "stretch"
+    c.data.fit = "crop"  # where the sides' ratio changes: "crop" the rest, "pad" or "letterbox" with black, "stretch"
     c.data.grey = False  # one channel instead of three
     c.data.validation = 0.1  # part of the training images that is held out
     c.data.split_seed = 0
@@ -47,6 +49,8 @@ def base() -> ConfigDict:
     c.data.balance = (
         ""  # classes of unlike size count alike: by "weights" in the loss or by "sampling"; "": they do not
     )
+    c.data.classes = ""  # of boxes: those that count, merged by "face=with_mask,without_mask; plate"; "": all
+    c.data.ignore_below = 0.0  # pixels of the resized image: narrower boxes are ignored
     c.data.unlabelled = ""  # images without labels: a folder of them, or of stl10 its "official" ones; "": none
 
     c.augment = ConfigDict()  # 0 or False: off
@@ -235,7 +239,8 @@ def refuse_other_run(config: ConfigDict, workdir: Path, stages: Sequence[str] | 
     path = Path(workdir) / "config.json"
     if not path.exists():
         return
-    ours, theirs = flat(config), flat(base()) | _flat(_read(path))
+    # A user's own parts are compared as the run folder has them: paths to the same file may differ.
+    ours, theirs = flat(own.opened(config.copy_and_resolve_references(), workdir)), flat(load(workdir))
     unused = set(STAGES) - set(config.stages if stages is None else stages)
     differ = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
     fields = [k for k in differ if k not in _FREE and k.partition(".")[0] not in unused]

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from atalaia import own
-from atalaia.datasets import LOADERS, TITLES, arrays, pictures
+from atalaia.datasets import LOADERS, TITLES, arrays, boxes, pictures
 from atalaia.datasets.pictures import size_of
 from atalaia.datasets.source import OFFICIAL, TEST_FRACTION, TEST_SEED, Source, Split, has_classes
 from atalaia.errors import UserError
@@ -55,12 +55,13 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
 
     Args:
       config: name, one of `LOADERS` or a function in a user's file, "path/to/data.py:load" (arrays.from_function);
-        path, of image_folder the root and of arrays the .npz; size, to which images are resized (size_of; arrays
-        bicubic to larger and bilinear to smaller, 0 = native), and fit, how where the sides' ratio changes
-        (pictures.fit); grey, whether colours are dropped; train_per_class, how many images of each class are kept
-        (0 = all); validation, the fraction of each class of those set aside; split_seed, which chooses both;
-        test_per_class, of the test set, which depends on none of the others; balance, "" or one of `BALANCES`; and
-        unlabelled, a folder of images without labels, or "official". Targets that are no classes count as one class.
+        path, of image_folder and boxes the root and of arrays the .npz; size, to which images are resized (size_of;
+        arrays bicubic to larger and bilinear to smaller, 0 = native), and fit, how where the sides' ratio changes
+        (pictures.fit); classes and ignore_below, of data sets with boxes (datasets/boxes.py); grey, whether colours
+        are dropped; train_per_class, how many images of each class are kept (0 = all); validation, the fraction of
+        each class of those set aside; split_seed, which chooses both; test_per_class, of the test set, which depends on
+        none of the others; balance, "" or one of `BALANCES`; and unlabelled, a folder of images without labels, or
+        "official". Targets that are no classes count as one class.
       cache: folder for downloads.
 
     Raises:
@@ -84,13 +85,16 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
     def convert(images):
         return _convert(images, config, name)
 
-    splits = [Split(convert(s.images), jax.tree.map(_in_32_bits, s.targets)) for s in (train, validation, test)]
+    def moved(split):
+        return jax.tree.map(_in_32_bits, _moved(split, config, source.fitted))
+
+    splits = [Split(convert(s.images), moved(s)) for s in (train, validation, test)]
     shape = splits[0].images.shape[1:]
     unlabelled = np.empty((0, *shape), np.uint8)
     if source.unlabelled is not None:
         unlabelled = convert(source.unlabelled)
     elif config.unlabelled:
-        found = pictures.below(Path(config.unlabelled).expanduser())
+        found = pictures.below(Path(config.unlabelled).expanduser(), "data.unlabelled")
         unlabelled = pictures.read(found, shape[:2], shape[2], config.fit)
     return Dataset(name, *splits, source.names, unlabelled)
 
@@ -113,6 +117,10 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"data.fit = {config.fit!r}: give one of {', '.join(pictures.FITTED)}")
     if config.balance not in ("", *BALANCES):
         raise UserError(f'data.balance = {config.balance!r}: give one of {", ".join(BALANCES)}, or ""')
+    if boxes.parse_classes(config.classes) and config.name != "boxes":
+        raise UserError(f'data.classes: {config.name} has no classes of boxes to choose from: give ""')
+    if not config.ignore_below >= 0:
+        raise UserError(f"data.ignore_below = {config.ignore_below}: a number of pixels is needed, or 0")
     if not 0 <= config.split_seed < 2**32:
         raise UserError(f"data.split_seed = {config.split_seed}: a number from 0 to 2^32 - 1 is needed")
     for field in ("train_per_class", "test_per_class"):
@@ -124,7 +132,7 @@ def validate(config: ConfigDict) -> None:
         if config.name != "stl10":
             raise UserError(f'data.unlabelled: {config.name} comes without unlabelled images: give a folder, or ""')
     elif config.unlabelled:
-        pictures.below(Path(config.unlabelled).expanduser())
+        pictures.below(Path(config.unlabelled).expanduser(), "data.unlabelled")
 
 
 # --- Which images are in a split ---
@@ -238,7 +246,7 @@ def balanced_order(key: jax.Array, labels: jax.Array, n: int) -> jax.Array:
 
 def _display_name(config: ConfigDict, source: Source, train: Split) -> str:
     """What is shown as the data set's name; `train` is before it is resized, validation taken off."""
-    name = Path(config.name).name if own.is_own(config.name) else TITLES.get(config.name, config.name)
+    name = TITLES.get(config.name, own.title(config.name))
     native, size, how = train.images.shape[1:3], size_of(config), pictures.FITTED[config.fit]
     if source.fitted and (size[0] != size[1] or config.fit != "crop"):
         name += f" at {size[0]}x{size[1]}, {how}"
@@ -253,6 +261,16 @@ def _display_name(config: ConfigDict, source: Source, train: Split) -> str:
     elif config.test_per_class:
         name += f", {config.test_per_class} test images{of_each}"
     return name
+
+
+def _moved(split: Split, config: ConfigDict, fitted: bool) -> Any:
+    """A split's targets after `_convert`: boxes move with the pixels, and narrow ones are ignored."""
+    targets, size, native = split.targets, size_of(config), split.images.shape[1:3]
+    if not boxes.are(targets):
+        return targets
+    if size and size != native and not fitted:
+        targets = boxes.moved_to(targets, native, size, config.fit)
+    return boxes.without_narrow(targets, config.ignore_below)
 
 
 def _enlarges(native: tuple[int, int], size: tuple[int, int]) -> bool:

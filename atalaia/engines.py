@@ -27,12 +27,13 @@ def _litert(data, resolver):
 
     interpreter = Interpreter(model_content=data, experimental_op_resolver_type=OpResolverType[resolver], num_threads=1)
     interpreter.allocate_tensors()
-    given, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    given = interpreter.get_input_details()[0]["index"]
+    results = [detail["index"] for detail in interpreter.get_output_details()]
 
     def invoke(image):
         interpreter.set_tensor(given, image)
         interpreter.invoke()
-        return interpreter.get_tensor(result)
+        return [interpreter.get_tensor(result) for result in results]
 
     return invoke
 
@@ -40,18 +41,18 @@ def _litert(data, resolver):
 def _tflm(data):
     from tflite_micro.python.tflite_micro import runtime
 
-    interpreter = runtime.Interpreter.from_bytes(data)
+    interpreter, count = runtime.Interpreter.from_bytes(data), len(tflite.read(data).outputs)
 
     def invoke(image):
         interpreter.set_input(image, 0)
         interpreter.invoke()
-        return interpreter.get_output(0)
+        return [interpreter.get_output(number) for number in range(count)]
 
     return invoke
 
 
-# Name to `make(tflite_bytes)`, which gives `invoke(input [1, height, width, channels])` to output `[1, classes]`.
-ENGINES: dict[str, Callable[[bytes], Callable[[np.ndarray], np.ndarray]]] = {
+# Name to `make(tflite_bytes)`, which gives `invoke(input [1, height, width, channels])` to outputs, `[1, ...]` each.
+ENGINES: dict[str, Callable[[bytes], Callable[[np.ndarray], list[np.ndarray]]]] = {
     "tflite": lambda data: _litert(data, "BUILTIN_REF"),
     "xnnpack": lambda data: _litert(data, "AUTO"),
     "tflm": _tflm,
@@ -135,11 +136,11 @@ def quantize_input(data: bytes, images: np.ndarray) -> np.ndarray:
     return np.clip(levels, low, high).astype(given.dtype.lower())[images]
 
 
-def output_grid(data: bytes) -> tuple[np.float32, int]:
-    """Scale and zero point of a model's first output; 1 and 0 where it has none."""
+def output_grids(data: bytes) -> list[tuple[np.float32, int]]:
+    """Scale and zero point of each of a model's outputs; 1 and 0 where one has none."""
     graph = tflite.read(data)
-    tensor = graph.tensors[graph.outputs[0]]
-    return (np.float32(tensor.scale[0]), int(tensor.zero_point[0])) if len(tensor.scale) else (np.float32(1), 0)
+    tensors = [graph.tensors[i] for i in graph.outputs]
+    return [(np.float32(t.scale[0]), int(t.zero_point[0])) if len(t.scale) else (np.float32(1), 0) for t in tensors]
 
 
 def process_count(images: int, processes: int | None = None) -> int:
@@ -147,8 +148,8 @@ def process_count(images: int, processes: int | None = None) -> int:
     return min(processes or os.cpu_count(), max(1, images // REPORT_EVERY))
 
 
-def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = None) -> np.ndarray:
-    """Outputs `[n, classes]` of a .tflite file in its own type, for uint8 images `[n, h, w, c]`.
+def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = None) -> list[np.ndarray]:
+    """Each output `[n, ...]` of a .tflite file in its own type and order, for uint8 images `[n, h, w, c]`.
 
     Args:
       engine: a name of `ENGINES`.
@@ -179,7 +180,8 @@ def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = No
         finally:
             for worker in workers:
                 worker.kill()
-        return np.concatenate([np.load(folder / f"{i}.npy") for i in range(processes)])
+        parts = [np.load(folder / f"{i}.npz") for i in range(processes)]
+        return [np.concatenate([part[name] for part in parts]) for name in parts[0].files]
 
 
 def _start(engine, folder, number, first, end):
@@ -207,9 +209,9 @@ def _work(engine: str, folder: str, number: str, first: str, end: str) -> None:
     outputs = []
     for start in range(0, len(images), REPORT_EVERY):
         batch = images[start : start + REPORT_EVERY]
-        outputs += [invoke(image[None]) for image in batch]
+        outputs += [[np.array(head) for head in invoke(image[None])] for image in batch]
         print(len(batch), flush=True)
-    np.save(folder / f"{number}.npy", np.concatenate(outputs))
+    np.savez(folder / f"{number}.npz", *map(np.concatenate, zip(*outputs, strict=True)))
 
 
 if __name__ == "__main__":

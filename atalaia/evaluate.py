@@ -20,7 +20,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,10 +37,10 @@ LAYER_IMAGES = 100  # images of --layers
 
 
 class Outputs(NamedTuple):
-    """What an engine gave: its own integers or floats `[n, ...]`, and the real values that they stand for."""
+    """What an engine gave, `[n, ...]` by head: its own integers or floats, and the real values that they stand for."""
 
-    raw: np.ndarray
-    real: np.ndarray
+    raw: Any
+    real: Any
 
 
 def jax_outputs(config: ConfigDict, workdir: Path, dataset: data.Dataset, images: np.ndarray) -> Outputs:
@@ -48,7 +48,9 @@ def jax_outputs(config: ConfigDict, workdir: Path, dataset: data.Dataset, images
     run = finished.load_trained(config, workdir, dataset)
     apply = jax.jit(lambda variables, images: run.forward(variables, data.to_float(images))[0])
     batches = [images[i : i + EVAL_BATCH] for i in range(0, len(images), EVAL_BATCH)]
-    found = np.concatenate([np.asarray(apply(run.variables, batch)) for batch in batches])
+    found = jax.tree.map(
+        lambda *parts: np.concatenate(parts), *(jax.device_get(apply(run.variables, batch)) for batch in batches)
+    )
     return Outputs(found, found)
 
 
@@ -71,11 +73,14 @@ def jax_int_outputs(
     return _outputs(*simulate.run(model.code, model.network, images))
 
 
-def _outputs(raw, grid):
-    """Outputs of an engine on a grid; those that are real already as they are."""
-    scale, zero_point = grid
-    real = raw if np.issubdtype(raw.dtype, np.floating) else (raw.astype(np.float32) - zero_point) * scale
-    return Outputs(raw, real)
+def _outputs(raw, grids):
+    """Outputs of an engine by head, on their grids; those that are real already as they are."""
+
+    def real(head, grid):
+        scale, zero_point = grid
+        return head if np.issubdtype(head.dtype, np.floating) else (head.astype(np.float32) - zero_point) * scale
+
+    return Outputs(raw, jax.tree.map(real, raw, grids))
 
 
 # Engines that compute from the checkpoint; those of engines.ENGINES run the .tflite file.
@@ -126,8 +131,9 @@ def evaluate(
         else:
             kept[name] = _kept_path(workdir, name, tflite_bytes, images)
             raw, seconds[name], most = _engine_outputs(name, tflite_bytes, images, kept[name])
-            outputs[name], peak = _outputs(raw, engines.output_grid(tflite_bytes)), max(peak, most)
-        found = outputs[name].raw.shape[1]
+            grids = engines.output_grids(tflite_bytes)
+            outputs[name], peak = _outputs(*(_by_head(task, part) for part in (raw, grids))), max(peak, most)
+        found = (outputs[name].raw[task.HEADS[0]] if task.HEADS else outputs[name].raw).shape[-1]
         if found != expected:
             raise UserError(f"the model has {found} outputs, data set {dataset.name} needs {expected}")
     scores = {name: task.metrics(out.real, targets) | dict(images=len(images)) for name, out in outputs.items()}
@@ -148,14 +154,19 @@ def evaluate(
         peak_memory_bytes=max(peak, _peak_memory(images)),
     )
     write_json(workdir / f"evaluation{suffix}_details.json", details)
-    text = report.evaluation_table(details)
-    write_whole(workdir / f"evaluation{suffix}.md", text)
-    print(text)
+    write_whole(workdir / f"evaluation{suffix}.md", report.evaluation_table(details))
     write_json(workdir / f"evaluation{suffix}.json", scores)  # the last one: what there is of it is whole
     for path in kept.values():
         path.unlink(missing_ok=True)
     print(f"written: {workdir}/evaluation{suffix}.json, .md, {', '.join(row['file'] for row in pictures)}")
     return scores
+
+
+def _by_head(task, parts):
+    """What there is of each of a file's outputs, which are in the order of their names, as the task has its heads."""
+    if len(parts) != max(1, len(task.HEADS)):
+        raise UserError(f"the model has {len(parts)} outputs, this task needs {', '.join(task.HEADS) or 'one'}")
+    return dict(zip(sorted(task.HEADS), parts, strict=True)) if task.HEADS else parts[0]
 
 
 def _with_suffix(path, suffix):
@@ -173,7 +184,8 @@ def _engine_outputs(name, tflite_bytes, images, path):
     """(outputs, seconds, peak bytes) of an engine: of a call that was stopped after it, or of now."""
     try:
         with np.load(path) as kept:
-            found = kept["outputs"], float(kept["seconds"]), int(kept["peak_bytes"])
+            heads = sorted((name for name in kept.files if name.startswith("output")), key=lambda name: int(name[6:]))
+            found = [kept[name] for name in heads], float(kept["seconds"]), int(kept["peak_bytes"])
         print(f"{name}: ran already, before the evaluation was stopped", flush=True)
         return found
     except FileNotFoundError:
@@ -182,9 +194,10 @@ def _engine_outputs(name, tflite_bytes, images, path):
         print(f"{path} is damaged: {name} runs again", flush=True)
     begin = time.monotonic()
     outputs = engines.run(name, tflite_bytes, images)
-    found = outputs, time.monotonic() - begin, _peak_memory(images)
-    write_arrays(path, {k: np.asarray(v) for k, v in zip(("outputs", "seconds", "peak_bytes"), found, strict=True)})
-    return found
+    seconds, peak = time.monotonic() - begin, _peak_memory(images)
+    heads = {f"output{number}": head for number, head in enumerate(outputs)}
+    write_arrays(path, heads | dict(seconds=np.asarray(seconds), peak_bytes=np.asarray(peak)))
+    return outputs, seconds, peak
 
 
 def _peak_memory(images):
@@ -216,16 +229,17 @@ def compare_layers(
         dict(layer=path) | {name: float(np.mean(codes[path].reshape(q.shape) == q)) for name, codes in found.items()}
         for path, q in exact.items()
     ]
-    last = list(exact)[-1]
-    task, end = tasks.of(config), exact[last]
-    changed = {name: _changed(task.agree(codes[last].reshape(end.shape), end)) for name, codes in found.items()}
+    changed = {name: _changed(tasks.of(config), codes, exact) for name, codes in found.items()}
     first = {name: next((r["layer"] for r in rows if r[name] < 1), None) for name in found}
     write_json(workdir / "layers.json", dict(images=len(images), rows=rows, first=first, predictions_changed=changed))
     print(report.layers_table(rows, first, changed))
     return rows
 
 
-def _changed(agree):
+def _changed(task, codes, exact):
+    """Part of the images whose answer differs, by the last layer; None for several heads or where none is a choice."""
+    last = list(exact)[-1]
+    agree = None if task.HEADS else task.agree(codes[last].reshape(exact[last].shape), exact[last])
     return None if agree is None else 1 - agree
 
 
@@ -233,8 +247,10 @@ def agreement(task: tasks.Task, outputs: dict[str, Outputs]) -> list[dict]:
     """For each two engines: part of the images with one answer, and of the output bytes that are equal (int8)."""
     rows = []
     for (a, first), (b, second) in itertools.combinations(outputs.items(), 2):
-        integer = first.raw.dtype == second.raw.dtype == np.int8
-        same = float(np.mean(first.raw == second.raw)) if integer else None
+        pairs = list(zip(jax.tree.leaves(first.raw), jax.tree.leaves(second.raw), strict=True))
+        integer = all(x.dtype == y.dtype == np.int8 for x, y in pairs)
+        equal = sum(int(np.sum(x == y)) for x, y in pairs) / sum(x.size for x, _ in pairs)
+        same = equal if integer else None
         rows.append(dict(engines=[a, b], predictions=task.agree(first.real, second.real), bytes=same))
     return rows
 
@@ -279,6 +295,12 @@ def main() -> None:
         compare_layers(config, dataset, names, workdir, tflite_bytes, images)
     else:
         evaluate(config, dataset, names, workdir, tflite_bytes, flags.FLAGS.split)
+        print("\n" + table(workdir, flags.FLAGS.split))
+
+
+def table(workdir: Path, split: str = "test") -> str:
+    """What `evaluate` wrote for people, in Markdown."""
+    return (Path(workdir) / ("evaluation.md" if split == "test" else f"evaluation_{split}.md")).read_text()
 
 
 def _outside(file):

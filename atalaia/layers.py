@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from atalaia import ops
+from atalaia import normalization, ops
 
 BATCH_NORM_EPSILON = 1e-3  # Keras's default, as in the thesis
 BATCH_NORM_MOMENTUM = 0.9
@@ -49,7 +49,9 @@ class BatchNorm(nn.Module):
         if not train:
             x = ops.relu(x + shift) if self.relu else x + shift
             return (x - mean.value) * (jax.lax.rsqrt(var.value + BATCH_NORM_EPSILON) * scale) + bias
-        y, batch_mean, batch_var = ops.batch_norm(x, scale, bias, BATCH_NORM_EPSILON, shift=shift, relu=self.relu)
+        y, batch_mean, batch_var = normalization.batch_norm(
+            x, scale, bias, BATCH_NORM_EPSILON, shift=shift, relu=self.relu
+        )
         if not self.is_initializing():
             for average, value in ((mean, batch_mean), (var, batch_var)):
                 average.value = BATCH_NORM_MOMENTUM * average.value + (1 - BATCH_NORM_MOMENTUM) * value
@@ -86,7 +88,7 @@ class Conv(Layer):
         bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
         if self.norm == "after":
             return BatchNorm(self.relu, name="norm")(y, bias, train)
-        y = BatchNorm(name="norm")(y, bias, train) if self.norm else ops.add_bias(y, bias)
+        y = BatchNorm(name="norm")(y, bias, train) if self.norm else normalization.add_bias(y, bias)
         return ops.relu(y) if self.relu else y
 
     def macs(self, shapes, out):
@@ -127,6 +129,15 @@ class MaxPool(Layer):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return ops.max_pool(x, self.window)
+
+
+class MinPool(Layer):
+    """Minimum of each `window` x `window` square, as MaxPool; where several are the smallest, the first is learned."""
+
+    window: int = 2
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return -ops.max_pool(-x, self.window)
 
 
 class GlobalAvgPool(Layer):

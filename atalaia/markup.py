@@ -4,9 +4,10 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from atalaia import report
+from atalaia import report, tasks
 
-FRACTIONS = ("accuracy", "f1_macro")  # figures that are shown in %
+# Figures that are shown in %.
+FRACTIONS = {name for task in tasks.TASKS.values() for name, metric in task.METRICS.items() if metric.scale == 100}
 
 
 def section(title: str, body: str) -> str:

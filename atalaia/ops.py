@@ -1,4 +1,4 @@
-"""Convolution, pooling and normalisation whose gradients are fast on a CPU too.
+"""Convolution, ReLU and pooling whose gradients are fast on a CPU too (normalization.py has bias and BatchNorm).
 
 Models call these and know nothing of what is behind them. On a GPU that is XLA's own operation and gradient, but for
 depthwise convolution (on an H200, beside other work, a small network's training made 12,000 images a second with XLA's
@@ -14,8 +14,7 @@ the same machine. Shapes are static; reverse-mode derivatives only (jax.custom_v
 import contextlib
 import contextvars
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,6 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _PATCH_BYTES = 3 << 20  # patches of one step of the weight gradient's scan: 4 to 8 images of 32x32x32; stays in cache
-_LANE_BYTES = 4 << 10  # _channel_sums adds vectors of this size
-_BLOCK_BYTES = 48 << 10  # and reads blocks of this size: above 64 KiB, XLA's loops are 3 to 5 times slower
 
 _plain = contextvars.ContextVar("plain_xla", default=False)
 
@@ -46,7 +43,7 @@ def plain_xla() -> Iterator[None]:
         _plain.reset(token)
 
 
-def _use_own(gpu: bool = False) -> bool:
+def use_own(gpu: bool = False) -> bool:
     """Whether an operation of ours is the faster one: on a CPU, and with `gpu` elsewhere too."""
     # Over several devices XLA shares out its own operations, but gathers the batch for our scans over it.
     return (gpu or jax.default_backend() == "cpu") and jax.device_count() == 1 and not _plain.get()
@@ -67,9 +64,9 @@ def conv2d(x: Array, kernel: Array, strides: Sequence[int] = (1, 1), padding: st
     """
     strides = tuple(strides)
     pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
-    if groups == x.shape[-1] == kernel.shape[-1] and _use_own(gpu=True):
+    if groups == x.shape[-1] == kernel.shape[-1] and use_own(gpu=True):
         return _depthwise(x, kernel, strides, pads)
-    if not _use_own():
+    if not use_own():
         return _xla_conv(x, kernel, strides, pads, groups)
     return _conv(x, kernel, strides, pads, groups)
 
@@ -142,7 +139,7 @@ def _kernel_grad(x, g, shape, strides, pads):
     n, ho, wo, _ = g.shape
     sh, sw = strides
     of_three = kh == 3 and sh == 1 and ho % 2 == 0 and cin >= 8
-    images = _divisor(n, _PATCH_BYTES // (4 * ho * wo * kw * cin))
+    images = largest_divisor(n, _PATCH_BYTES // (4 * ho * wo * kw * cin))
 
     def row(x, first, step, count):
         return lax.slice_in_dim(x, first, first + (count - 1) * step + 1, step, axis=1)
@@ -247,21 +244,7 @@ def _depthwise_kernel_grad(x, g, shape, strides, pads):
     return total.sum(1).reshape(shape)
 
 
-# Bias and ReLU.
-
-
-@jax.custom_vjp
-def add_bias(x: Array, bias: Array) -> Array:
-    """x + bias, [batch, height, width, channels] and [channels]; the bias's gradient is one fast pass."""
-    return x + bias
-
-
-def _add_bias_bwd(_, g):
-    (dbias,) = _channel_sums(lambda g: (g,), g)
-    return g, dbias
-
-
-add_bias.defvjp(lambda x, bias: (x + bias, None), _add_bias_bwd)
+# ReLU and max-pooling.
 
 
 @jax.custom_vjp
@@ -278,16 +261,13 @@ def _relu_fwd(x):
 relu.defvjp(_relu_fwd, lambda y, g: (jnp.where(y > 0, g, 0),))
 
 
-# Max-pooling.
-
-
 def max_pool(x: Array, window: int = 2) -> Array:
     """Largest of each non-overlapping window x window square of [batch, height, width, channels].
 
     Rows and columns that do not fill a window are dropped ('VALID'); such shapes use XLA's reduce_window. Where several
     elements of a window are the largest, the first of them, row by row, gets the whole gradient, as in XLA.
     """
-    if _use_own() and x.shape[1] % window == 0 and x.shape[2] % window == 0:
+    if use_own() and x.shape[1] % window == 0 and x.shape[2] % window == 0:
         return _tiled_max_pool(x, window)
     square = (1, window, window, 1)
     return lax.reduce_window(x, -jnp.inf, lax.max, square, square, "VALID")
@@ -324,105 +304,6 @@ def _tiled_max_pool_bwd(k, which, g):
 _tiled_max_pool.defvjp(_tiled_max_pool_fwd, _tiled_max_pool_bwd)
 
 
-# Batch normalisation.
-
-
-def batch_norm(
-    x: Array, scale: Array, bias: Array, eps: float = 1e-5, *, shift: Array | None = None, relu: bool = False
-) -> tuple[Array, Array, Array]:
-    """Normalises by the statistics of the batch (Ioffe and Szegedy, 2015), as in training.
-
-    shift and relu put in front what usually stands there, so that it is recomputed in each pass and not stored: with
-    u = max(x + shift, 0), or what of this is asked for, y = (u - mean) / sqrt(var + eps) * scale + bias.
-
-    Args:
-      x: [batch, height, width, channels].
-      scale: [channels].
-      bias: [channels].
-      eps: added to the variance.
-      shift: [channels], the preceding convolution's bias.
-      relu: whether u is rectified.
-
-    Returns:
-      y, and u's mean and variance (biased), [channels], for the running averages.
-    """
-    return _batch_norm(x, shift, scale, bias, eps, relu)
-
-
-def _before_norm(x, shift, relu):
-    x = x if shift is None else x + shift
-    return jnp.maximum(x, 0) if relu else x
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _batch_norm(x, shift, scale, bias, eps, relu):
-    return _batch_norm_fwd(x, shift, scale, bias, eps, relu)[0]
-
-
-def _batch_norm_fwd(x, shift, scale, bias, eps, relu):
-    count = math.prod(x.shape[:-1])
-    # Two passes: E[u^2] - E[u]^2 in one loses all digits where the mean is large, and saves 0.4 ms of 32x32x32.
-    mean = _channel_sums(lambda x: (_before_norm(x, shift, relu),), x)[0] / count
-    var = _channel_sums(lambda x: (jnp.square(_before_norm(x, shift, relu) - mean),), x)[0] / count
-    inv_std = lax.rsqrt(var + eps)
-    y = (_before_norm(x, shift, relu) - mean) * (inv_std * scale) + bias
-    return (y, mean, var), (x, shift, mean, inv_std, scale)
-
-
-def _batch_norm_bwd(eps, relu, saved, grads):
-    x, shift, mean, inv_std, scale = saved
-    dy, dmean, dvar = grads
-    count = math.prod(x.shape[:-1])
-
-    def terms(dy, x):
-        u = _before_norm(x, shift, relu)
-        sums = dy, dy * (u - mean)
-        if relu and shift is not None:
-            sums += jnp.where(u > 0, dy, 0), jnp.where(u > 0, u - mean, 0), jnp.where(u > 0, 1.0, 0.0)
-        return sums
-
-    dbias, dscale, *passed = _channel_sums(terms, dy, x)
-    dscale = dscale * inv_std
-    # du = a dy + d (u - mean) + e: what an element owes to the statistics takes two numbers a channel.
-    a = scale * inv_std
-    d = (2 * dvar - a * inv_std * dscale) / count
-    e = (dmean - a * dbias) / count
-    u = _before_norm(x, shift, relu)
-    dx = a * dy + d * (u - mean) + e
-    if relu:
-        dx = jnp.where(u > 0, dx, 0)
-    # dshift is the sum of dx, which is linear in the sums that are there already; of all du, only dmean remains.
-    dshift = None
-    if shift is not None:
-        dshift = a * passed[0] + d * passed[1] + e * passed[2] if relu else dmean
-    return dx, dshift, dscale, dbias
-
-
-_batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
-
-
-def _channel_sums(terms: Callable[..., tuple[Array, ...]], *arrays: Array) -> list[Array]:
-    """Sums of terms(*arrays) over all but the last axis, in one pass over the arrays.
-
-    terms is elementwise, but for per-channel values that it closes over. XLA sums a plain array well, but a fused
-    expression with a scalar loop (sum and sum of squares of 32x32x32: 8 ms), and on a CPU it drops an
-    optimization_barrier before it fuses. A scan over blocks small enough is compiled to one vectorised loop: 1 ms.
-    """
-    if not _use_own():
-        return [t.sum(tuple(range(t.ndim - 1))) for t in terms(*arrays)]
-    channels, pixels = arrays[0].shape[-1], math.prod(arrays[0].shape[:-1])
-    lanes = _divisor(pixels, _LANE_BYTES // (4 * channels))
-    rows = _divisor(pixels // lanes, _BLOCK_BYTES // (4 * channels * lanes))
-
-    def add(sums, blocks):
-        return [s + t.sum(0) for s, t in zip(sums, terms(*blocks), strict=True)], None
-
-    blocks = [a.reshape(-1, rows, lanes, channels) for a in arrays]
-    like = jax.eval_shape(terms, *[b[0] for b in blocks])
-    sums, _ = lax.scan(add, [jnp.zeros((lanes, channels), t.dtype) for t in like], blocks)
-    return [s.sum(0) for s in sums]
-
-
-def _divisor(n: int, limit: int) -> int:
+def largest_divisor(n: int, limit: int) -> int:
     """The largest divisor of n that is at most limit (1 if there is none)."""
     return next((d for d in range(min(n, limit), 0, -1) if n % d == 0), 1)

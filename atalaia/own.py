@@ -7,10 +7,12 @@ run can be opened later, whatever became of the originals.
 
 import importlib.util
 import inspect
-import shutil
 import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,32 +23,40 @@ from atalaia.files import write_whole
 FOLDER = "source"  # of a run folder
 FIELDS = ("model", "loss.name", "augment.own", "data.name")  # of a config, that may name a user's own part
 PICKLE = ".pkl"
+_BESIDE = "_atalaia_beside"  # attribute of a user's file's module: the files below its folder that it imports
+_LIBRARIES = tuple(f"{f}/" for f in (Path(__file__).parent, *map(sysconfig.get_path, ("stdlib", "platstdlib"))))
 
 
 def is_own(name: str) -> bool:
     """Whether a name of a config is of a part of a user's own, not of one of ours."""
-    return ".py:" in name or name.endswith(PICKLE)
+    return ".py:" in name or name.endswith((".py", PICKLE))
 
 
-def resolve(field: str, name: str) -> Any:
-    """What a config's field names: a part of a file, or a pickled object.
+def title(name: str) -> str:
+    """A part's name to be shown, without its folders."""
+    return Path(name).name.removesuffix(PICKLE) if is_own(name) else name
 
-    A file is run once a process; its folder is where its imports are found.
+
+def resolve(field: str, name: str) -> Callable:
+    """What a config's field names: a class or function of a file, or one that was pickled.
+
+    A file is run once a process; its folder is where the imports at its top are found.
 
     Args:
       field: of the config, to be named in errors.
       name: "path/to/file.py:Name", relative to where the program was started; or the path of a pickle.
 
     Raises:
-      UserError: there is no such file or name, or the file cannot be run.
+      UserError: there is no such file or name, the file cannot be run, or the name is of no class or function.
     """
     if name.endswith(PICKLE):
         return _unpickled(field, Path(name))
-    file, _, attribute = name.rpartition(":")
+    file, _, attribute = (name, "", "") if name.endswith(".py") else name.rpartition(":")
     module = _module(field, Path(file).expanduser().resolve())
-    if not hasattr(module, attribute):
+    if not callable(getattr(module, attribute, None)):
         names = [n for n, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise UserError(f"{field}: {file} has no {attribute!r}; it defines {', '.join(names) or 'nothing'}")
+        lacks = f"has no class or function {attribute!r}" if attribute else "is a file: name a part of it, FILE.py:NAME"
+        raise UserError(f"{field}: {file} {lacks}; it defines {', '.join(names) or 'nothing'}")
     return getattr(module, attribute)
 
 
@@ -56,6 +66,8 @@ def _module(field, path):
         return sys.modules[key]
     if not path.is_file():
         raise UserError(f"{field}: there is no file {path}")
+    _forget_siblings(path.parent)
+    before = {name for name, _ in _imported_below(path.parent)}
     spec = importlib.util.spec_from_file_location(key, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[key] = module
@@ -64,10 +76,29 @@ def _module(field, path):
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's code raises
         del sys.modules[key]
-        raise UserError(f"{field}: {path} cannot be run: {type(error).__name__}: {error}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}," if lines else f"{path}"
+        raise UserError(f"{field}: {where} cannot be run: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
+    imported = {file for name, file in _imported_below(path.parent) if name not in before}
+    vars(module)[_BESIDE] = sorted(imported - {path})
     return module
+
+
+def _forget_siblings(folder):
+    """Lets a file import what lies beside it, whatever module of the same name was imported before, from anywhere."""
+    beside = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    for name, _ in _imported_below(Path("/")):
+        if name.partition(".")[0] in beside:
+            del sys.modules[name]
+
+
+def _imported_below(folder):
+    """(name, file) of the modules that are imported now from a folder and those below it, but for installed ones."""
+    found = [(name, getattr(module, "__file__", None)) for name, module in sys.modules.items() if name != "__main__"]
+    found = [(name, Path(file).resolve()) for name, file in found if file and not _installed(file)]
+    return [(name, file) for name, file in found if file.is_relative_to(folder)]
 
 
 def _unpickled(field, path):
@@ -102,7 +133,7 @@ def keep(config: ConfigDict, workdir: Path) -> None:
             continue  # it lies in the run folder already
         resolve(field, name)
         path, folder = Path(name.rpartition(":")[0]).expanduser().resolve(), folder_of(workdir, field)
-        for source in (path, *_imported_beside(path)):
+        for source in (path, *vars(_module(field, path))[_BESIDE]):
             copy = folder / source.relative_to(path.parent)
             if begun(workdir) and copy.exists() and copy.read_bytes() != source.read_bytes():
                 raise UserError(
@@ -110,7 +141,7 @@ def keep(config: ConfigDict, workdir: Path) -> None:
                     f"{copy}), or choose another --workdir"
                 )
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
+            write_whole(copy, source.read_bytes())
 
 
 def opened(config: ConfigDict, workdir: Path) -> ConfigDict:
@@ -136,17 +167,8 @@ def _named(config):
             yield field, value
 
 
-def _imported_beside(path):
-    """Files below a file's folder that are imported now, and are no installed packages."""
-    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    found = {Path(file).resolve() for file in files if file}
-    return sorted(
-        f for f in found if f != path and f.suffix == ".py" and f.is_relative_to(path.parent) and not _installed(f)
-    )
-
-
-def _installed(path):
-    return "site-packages" in path.parts or path.is_relative_to(Path(__file__).parent)
+def _installed(file):
+    return file.startswith(_LIBRARIES) or any(name in file for name in ("/site-packages/", "/dist-packages/"))
 
 
 def pickled(field: str, part: Any, workdir: Path) -> str:
@@ -155,34 +177,60 @@ def pickled(field: str, part: Any, workdir: Path) -> str:
     Its source is written beside the pickle where Python knows it. An object that is there already is kept.
 
     Raises:
-      UserError: it cannot be pickled, or the run was begun with another source.
+      UserError: it is no class or function, it cannot be pickled, or the run was begun with another one.
     """
-    import cloudpickle
-
     folder = folder_of(workdir, field)
-    path, text = folder / f"{field.partition('.')[0]}{PICKLE}", folder / "source.py"
+    if not callable(part):
+        raise UserError(f"{field}: a name, a class or a function is needed, not {type(part).__name__}")
+    name = getattr(_definition(part), "__name__", "")
+    path = folder / f"{name if name.isidentifier() else field.partition('.')[0]}{PICKLE}"
+    text = folder / "source.py"
     source = _source(part)
-    if begun(workdir) and path.is_file():
-        if source and text.is_file() and text.read_text() != source:
-            raise UserError(f"{field}: the run in {workdir} was begun with another source ({text}): choose another one")
+    if begun(workdir):
+        known = text.read_text() if text.is_file() else ""
+        if not path.is_file() or (source and known and source != known):
+            at = f" ({text})" if known else ""
+            raise UserError(f"{field}: the run in {workdir} was begun with another one{at}: choose another workdir")
         return str(path)
-    module = inspect.getmodule(part)
-    by_value = isinstance(module, ModuleType) and getattr(module, "__file__", None) and module.__name__ != "__main__"
-    if by_value and not _installed(Path(module.__file__).resolve()):
-        cloudpickle.register_pickle_by_value(module)
     try:
-        content = cloudpickle.dumps(part)
+        content = _dumps(part)
     except Exception as error:  # nearly anything, by what the object holds
         raise UserError(f"{field}: it cannot be kept in the run folder ({error}): define it in a file") from error
     folder.mkdir(parents=True, exist_ok=True)
+    text.unlink(missing_ok=True)
     if source:
         write_whole(text, source)
     write_whole(path, content)
     return str(path)
 
 
+def _dumps(part):
+    """Pickles an object with the user's code that it needs: that of its file, and of files below that one's folder."""
+    import cloudpickle
+
+    # A notebook has no file: its modules lie where it was started.
+    main = Path(getattr(inspect.getmodule(_definition(part)), "__file__", None) or "notebook").resolve()
+    modules = [sys.modules[name] for name, _ in _imported_below(main.parent)]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return cloudpickle.dumps(part)
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _definition(part):
+    """The class or function of which functools.partial made something."""
+    return _definition(part.func) if isinstance(part, partial) else part
+
+
 def _source(part):
+    """The source of a class or function, "" where Python has none; of a notebook's class that of its methods."""
+    if isinstance(part, partial):
+        return f"{_source(part.func)}\n# with {part.args} {part.keywords}\n"
     try:
         return inspect.getsource(part)
-    except (OSError, TypeError):  # of a notebook's class, of a functools.partial
-        return ""
+    except (OSError, TypeError):
+        methods = [value for value in vars(part).values() if inspect.isfunction(value)] if inspect.isclass(part) else []
+        return "\n".join(filter(None, map(_source, methods)))

@@ -15,9 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atalaia import config as configs
-from atalaia import ledger, markup, metrics, pictures, report, tflite
+from atalaia import ledger, markup, metrics, own, pictures, report, tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import graph, kernels
+from atalaia.codegen import kernels, lowering
 from atalaia.errors import UserError
 from atalaia.files import write_whole
 
@@ -25,7 +25,7 @@ STYLE = Path(__file__).with_name("page.css")
 KIB, MIB = 2**10, 2**20
 CHIP = "esp32"  # of codegen.CHIPS
 FLASH_BYTES, RAM_BYTES, DATA_BYTES = 4 * MIB, 520 * KIB, 320 * KIB  # an ESP32's; data: about what programs can use
-NO_CURVES = ("step", "stage", "epoch", "images_per_s")
+NO_CURVES = ("step", "stage", "epoch", "images_per_s", "val_score")  # the score is one of the others
 FILES = {
     "model.tflite": "the int8 network, for TFLite Micro and other engines",
     "model.atl": "the smallest download, from which model.tflite is restored",
@@ -98,7 +98,7 @@ def code_report(tflite_bytes: bytes) -> dict:
     found = codegen.report(tflite_bytes)
     model = tflite.read(tflite_bytes)
     board = codegen.CHIPS[CHIP]["board"]
-    for layer, step in zip(found["layers"], graph.lower(model).steps, strict=True):
+    for layer, step in zip(found["layers"], lowering.lower(model).steps, strict=True):
         part = layer["instructions"][board] / found["estimated_instructions"][board]
         layer |= dict(
             name=layer_name(model.tensors[step.output].name) if step.place >= 0 else "",
@@ -134,7 +134,9 @@ def html(run: Run) -> str:
         "Settings": settings,
     }
     body = [heading(run), tiles(run), *(markup.section(title, part(run)) for title, part in sections.items())]
-    return markup.document(f"{run.config.model} on {run.train['dataset']}", STYLE.read_text(), "\n".join(body))
+    return markup.document(
+        f"{own.title(run.config.model)} on {run.train['dataset']}", STYLE.read_text(), "\n".join(body)
+    )
 
 
 def heading(run: Run) -> str:
@@ -147,7 +149,7 @@ def heading(run: Run) -> str:
         f"trained by jax {run.train['jax']} on {run.train['device']}",
     ]
     facts = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
-    title = f"{escape(run.config.model)} <small>on {escape(run.train['dataset'])}</small>"
+    title = f"{escape(own.title(run.config.model))} <small>on {escape(run.train['dataset'])}</small>"
     return f"<header><h1>{title}</h1><ul class=facts>{facts}</ul></header>"
 
 

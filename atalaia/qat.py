@@ -1,6 +1,6 @@
 """Quantisation-aware training, the stage `quantize`: the folded network learns on the grids that it will ship with.
 
-On entering, BatchNorm is folded once (`quantize.fold`) and the ranges begin with calibrated ones. From then on `params`
+On entering, BatchNorm is folded once (`folding.fold`) and the ranges begin with calibrated ones. From then on `params`
 holds by layer kernel, bias and, where BatchNorm followed ReLU, the channel's bound; learned scales lie beside them as
 logarithms. `batch_stats` holds what is not learned by gradients. Every value passes through `quantize.fake_quant`, and
 accumulators through `quantize.rescale`, so the forward pass computes the integer network's values: exactly while
@@ -24,9 +24,10 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from atalaia import layers, quantize
+from atalaia import folding, layers, quantize
 from atalaia.errors import UserError
-from atalaia.quantize import Folded, QLayer, QParams
+from atalaia.folding import Folded
+from atalaia.quantize import QLayer, QParams
 from atalaia.rules import parse
 
 RANGES = ("ema", "learned")
@@ -108,7 +109,7 @@ def _first_scale(kernel, qmax):
 
 
 def make_forward(model: nn.Module, config: ConfigDict, steps: int) -> Callable:
-    """`forward(variables, images, key=None)` to (logits, batch_stats): with a key as in training, else in inference.
+    """`forward(variables, images, key=None)` to (outputs, batch_stats): with a key as in training, else in inference.
 
     Args:
       model: the network's code; config: fields of config.quantize; steps: of the stage.
@@ -129,16 +130,16 @@ def make_forward(model: nn.Module, config: ConfigDict, steps: int) -> Callable:
                     new[f"{path}/{name}"] = keep * old + (1 - keep) * jax.lax.stop_gradient(seen)
             return quantize.qparams_of(new[f"{path}/low"], new[f"{path}/high"])
 
-        logits = run(model, variables, images, config, grid, key)
+        outputs = run(model, variables, images, config, grid, key)
         if key is not None:
             new["steps"] = new["steps"] + 1
-        return logits, unflatten_dict(new, sep="/")
+        return outputs, unflatten_dict(new, sep="/")
 
     return forward
 
 
 def run(model, variables, images, config, grid=None, key=None, see=lambda path, codes: None):
-    """Logits of the fake-quantised network, float32 `[batch, classes]`.
+    """Outputs of the fake-quantised network, float32 `[batch, ...]` a head.
 
     Args:
       model, variables, config: the network, its params and batch_stats in this stage, fields of config.quantize.
@@ -157,20 +158,21 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
                 return (x, *q)
             return _dropout(key, path, layer.rate, x), q[0] / (1 - layer.rate), q[1]  # the same integers, stretched
         if quantize.keeps_scale(layer):
-            y = quantize.apply_layer(layer, None, x)
+            y = folding.apply_layer(layer, None, x)
             y = _fake_mean(x, y, *q) if isinstance(layer, layers.GlobalAvgPool) else y
         else:
             if path in bits:
                 y, q = _linear(layer, variables, path, x, q[0], bits[path], grid)
             else:
-                y = quantize.apply_layer(layer, None, *(value[0] for value in values))
+                y = folding.apply_layer(layer, None, *(value[0] for value in values))
                 q = grid(path, y)
                 y = quantize.fake_quant(y, *q)
         see(path, (y, *q))
         return (y, *q)
 
     given = jax.lax.optimization_barrier([jnp.float32(v) for v in quantize.INPUT])  # see quantize._divisor
-    return layers.interpret(model, rule, (quantize.fake_quant(images, *given), *given))[0]
+    last = layers.interpret(model, rule, (quantize.fake_quant(images, *given), *given))
+    return jax.tree.map(lambda head: head[0], last, is_leaf=lambda head: isinstance(head, tuple))
 
 
 def _fake_weights(layer, variables, path, input_scale, bits):
@@ -192,7 +194,7 @@ def _linear(layer, variables, path, x, input_scale, bits, grid):
     """
     weights, scales = _fake_weights(layer, variables, path, input_scale, bits)
     step = jax.lax.stop_gradient(input_scale * scales)
-    total = quantize.linear(layer, _codes(x, input_scale), _codes(weights.kernel, scales)) + _codes(weights.bias, step)
+    total = folding.linear(layer, _codes(x, input_scale), _codes(weights.kernel, scales)) + _codes(weights.bias, step)
     y = nn.relu(total * step) if weights.relu else total * step
     seen = y if weights.lower is None else jnp.clip(y, weights.lower, weights.upper)
     scale, zero_point = grid(path, seen)

@@ -1,4 +1,4 @@
-"""From a trained network to its integers: BatchNorm folding, ranges, scales, int8 weights and int32 biases.
+"""From a folded network to its integers: ranges, scales, int8 weights and int32 biases.
 
 Scheme of Jacob et al., 2018 (arXiv:1712.05877), as TFLite runs it: real = scale * (integer - zero_point); weights int8
 in [-127, 127], symmetric, a scale an output channel; activations int8, one scale and zero point a tensor; biases int32
@@ -8,8 +8,6 @@ Each number is defined once, in float32: what training sees as `fake_quant` of a
 `quantize` of it with the same arguments.
 """
 
-import inspect
-import traceback
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atalaia import data, layers, ops
+from atalaia import data, layers
 from atalaia.codegen.fixed_point import quantize_multiplier
 from atalaia.errors import UserError
+from atalaia.folding import Folded, apply_layer
 
 QMIN, QMAX = -128, 127
 BITS = {8: 127, 4: 7, 2: 1}  # of a weight, to its largest code: codes are symmetric, so 2 bits are ternary
@@ -39,18 +38,6 @@ class QParams(NamedTuple):
 
 
 INPUT = QParams(np.float32(1 / 255), -128)
-INT8_LAYERS = (
-    layers.Conv,
-    layers.Dense,
-    layers.Dropout,
-    layers.Add,
-    layers.MaxPool,
-    layers.GlobalAvgPool,
-    layers.Flatten,
-)
-_INSTEAD = (
-    f"build it of atalaia.layers' {', '.join(layer.__name__ for layer in INT8_LAYERS)} alone, ReLU as their option"
-)
 
 
 class QLayer(NamedTuple):
@@ -66,21 +53,6 @@ class QLayer(NamedTuple):
     lower: np.ndarray | None
     upper: np.ndarray | None
     output: QParams
-
-
-class Folded(NamedTuple):
-    """One Conv or Dense without BatchNorm: y = clip(relu?(x * kernel + bias), lower, upper), float32.
-
-    BatchNorm after ReLU is a * relu(z) + t, which is max(a * z + t, t) where a > 0 and min(a * z + t, t) where a < 0:
-    it folds into this convolution without a rounding more, and ReLU becomes the bound. (Folding it into the next SAME
-    convolution would be wrong at the borders.)
-    """
-
-    kernel: np.ndarray
-    bias: np.ndarray
-    relu: bool
-    lower: np.ndarray | None = None
-    upper: np.ndarray | None = None
 
 
 def quantize(
@@ -240,29 +212,6 @@ def weight_scale(kernel: Any, bias: Any, input_scale: Any, qmax: int, chosen: An
     return jax.lax.reduce_precision(jnp.maximum(chosen, floor), exponent_bits=8, mantissa_bits=7)
 
 
-def require_int8(model: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Does nothing for a network that has an int8 form.
-
-    Raises:
-      UserError: it has none; the layer or operation is named, with what to use instead.
-    """
-
-    def rule(path, layer, *inputs):
-        if not isinstance(layer, INT8_LAYERS):
-            raise UserError(f"layer {path!r} is a {type(layer).__name__}, which has no int8 form: {_INSTEAD}")
-        return layers.output_spec(layer, *inputs)
-
-    try:
-        layers.interpret(model, rule, layers.spec((1, *input_shape)))
-    except UserError:
-        raise
-    # Flax and JAX have many errors for an operation on what is no array; the network's own line says which it is.
-    except Exception as error:
-        own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == inspect.getsourcefile(type(model))]
-        where = f"{own[-1].line!r}" if own else " ".join(str(error).split())[:120]
-        raise UserError(f"the network's {where} has no int8 form: {_INSTEAD}") from None
-
-
 def grid_paths(model: nn.Module) -> list[str]:
     """Paths of the layers whose output has a grid of its own."""
     return _paths(model, lambda layer: not keeps_scale(layer))
@@ -284,65 +233,6 @@ def _paths(model, accept):
     return paths
 
 
-def fold(model: nn.Module, variables: dict) -> dict[str, Folded]:
-    """Every Conv and Dense of the network by path, BatchNorm folded in (computed in float64).
-
-    Args:
-      model: the network.
-      variables: its params and batch_stats.
-    """
-    folded = {}
-
-    def rule(path, layer, *inputs):
-        if isinstance(layer, layers.Conv | layers.Dense):
-            params, stats = (layers.subtree(variables.get(k, {}), path) for k in ("params", "batch_stats"))
-            folded[path] = _fold_one(layer, params, stats)
-
-    layers.interpret(model, rule, None)
-    return folded
-
-
-def _fold_one(layer, params, stats):
-    kernel, bias = (np.asarray(params[k], np.float64) for k in ("kernel", "bias"))
-    norm = getattr(layer, "norm", "")
-    lower = upper = None
-    if norm:
-        gamma, beta = (np.asarray(params["norm"][k], np.float64) for k in ("scale", "bias"))
-        mean, var = (np.asarray(stats["norm"][k], np.float64) for k in ("mean", "var"))
-        a = gamma / np.sqrt(var + layers.BATCH_NORM_EPSILON)
-        t = beta - mean * a
-        kernel, bias = kernel * a, bias * a + t
-        if norm == "after" and layer.relu:
-            lower = np.where(a >= 0, t, -np.inf).astype(np.float32)
-            upper = np.where(a < 0, t, np.inf).astype(np.float32)
-    relu = layer.relu and norm != "after"
-    return Folded(kernel.astype(np.float32), bias.astype(np.float32), relu, lower, upper)
-
-
-def apply_layer(layer: layers.Layer, weights: Folded | None, *inputs: jax.Array) -> jax.Array:
-    """A layer of the folded network on real values; `weights` are those of a Conv or Dense, else None."""
-    match layer:
-        case layers.Conv() | layers.Dense():
-            y = linear(layer, inputs[0], weights.kernel) + weights.bias
-        case layers.Dropout():
-            return inputs[0]
-        case _:
-            return layer.clone(parent=None)(*inputs)
-    if weights.relu:
-        y = nn.relu(y)
-    if weights.lower is not None:
-        y = jnp.clip(y, weights.lower, weights.upper)
-    return y
-
-
-def linear(layer: layers.Conv | layers.Dense, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The layer's convolution or matrix product without its bias."""
-    if isinstance(layer, layers.Dense):
-        return x @ kernel
-    groups = x.shape[-1] if layer.depthwise else 1
-    return ops.conv2d(x, kernel, (layer.strides, layer.strides), "SAME", groups)
-
-
 def calibration_batches(images: np.ndarray, count: int, seed: int, size: int = 256) -> Iterable[jax.Array]:
     """`count` of the uint8 training images, drawn by the run's seed, as float32 batches without augmentation."""
     chosen = np.random.RandomState(seed).permutation(len(images))[:count]
@@ -352,7 +242,13 @@ def calibration_batches(images: np.ndarray, count: int, seed: int, size: int = 2
 
 def keeps_scale(layer: layers.Layer) -> bool:
     """Whether the int8 output has the input's scale and zero point, as TFLite demands of these."""
-    return isinstance(layer, layers.MaxPool | layers.GlobalAvgPool | layers.Flatten | layers.Dropout)
+    kinds = layers.MaxPool | layers.MinPool | layers.GlobalAvgPool | layers.Flatten | layers.Dropout
+    return isinstance(layer, kinds)
+
+
+def negated(grid: QParams) -> QParams:
+    """The grid of -x where x has `grid`: its integers are -1 - q, which int8 holds for every q."""
+    return QParams(grid.scale, -1 - grid.zero_point)
 
 
 def calibrate(model: nn.Module, folded: dict[str, Folded], batches: Iterable[Any]) -> dict[str, tuple[float, float]]:

@@ -8,7 +8,7 @@ Writes summary.md, which is also printed, and report.html (page.py) into the run
 import json
 from pathlib import Path
 
-from atalaia import cli, ledger, tasks
+from atalaia import api, cli, ledger, tasks
 from atalaia.errors import UserError
 from atalaia.files import write_whole
 
@@ -108,6 +108,8 @@ def main() -> None:
     print(text)
     print(f"written: {workdir}/summary.md, report.html")
 
+
+api.make_callable(__name__)
 
 if __name__ == "__main__":
     cli.common_flags()

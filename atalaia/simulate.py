@@ -5,8 +5,9 @@ point of gemmlowp): int32 accumulators, then a rescaling by a 31-bit mantissa an
 file is never read here, so that equality with what runs from it means something.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from atalaia import data, finished, layers, qat, quantize
+from atalaia import data, finished, folding, int8_layers, layers, qat, quantize
 from atalaia.codegen.fixed_point import quantize_multiplier
 from atalaia.errors import UserError
 from atalaia.progress import Progress
@@ -65,8 +66,8 @@ def load(config: ConfigDict, workdir: Path, dataset: data.Dataset, ranges: str =
         return Model(run, network, real_ranges(network))
     if ranges == "trained":
         raise UserError(f"{workdir} has no trained ranges: add the stage quantize, or export with --ranges=calibrated")
-    quantize.require_int8(run.model, dataset.train.images.shape[1:])
-    folded = quantize.fold(run.model, run.variables)
+    int8_layers.require_int8(run.model, dataset.train.images.shape[1:])
+    folded = folding.fold(run.model, run.variables)
     batches = quantize.calibration_batches(dataset.train.images, config.calibration.images, config.seed)
     found = quantize.calibrate(run.model, folded, batches)
     return Model(run, quantize.quantize_network(run.model, folded, quantize.output_grids(found)), found)
@@ -79,21 +80,27 @@ def real_ranges(network: dict[str, QLayer | QParams]) -> dict[str, tuple[float, 
     return {path: tuple(float((q - g.zero_point) * g.scale) for q in ends) for path, g in grids.items()}
 
 
-def run(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> tuple[np.ndarray, QParams]:
-    """int8 outputs `[n, ...]` of uint8 images `[n, height, width, channels]`, and their grid."""
+def run(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> tuple[Any, Any]:
+    """int8 outputs `[n, ...]` of uint8 images `[n, height, width, channels]`, and their QParams, both by head."""
     found, grids = [], []
 
     def answer(x):
         last, _ = outputs(model, network, x)
-        grids[:] = [last.grid]
-        return last.q
+        grids[:] = [heads(last, lambda head: head.grid)]
+        return heads(last, lambda head: head.q)
 
     with jax.enable_x64(True), Progress("evaluate jax_int", len(images), "images") as progress:
         compiled = jax.jit(answer)
         for start in range(0, len(images), BATCH):
-            found.append(np.asarray(compiled(images[start : start + BATCH])))
-            progress.update(len(found[-1]))
-    return np.concatenate(found), grids[0]
+            batch = images[start : start + BATCH]
+            found.append(jax.device_get(compiled(batch)))
+            progress.update(len(batch))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found), grids[0]
+
+
+def heads(last: Any, part: Callable[[Integers], Any]) -> Any:
+    """What `part` gives of each head of a network's output, which is one Integers or a dict of them."""
+    return jax.tree.map(part, last, is_leaf=lambda head: isinstance(head, Integers))
 
 
 def layer_outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,8 +117,8 @@ def layer_outputs(model: nn.Module, network: dict[str, QLayer | QParams], images
     return {path: found[path] for path in order}  # jit sorts a dict by its keys
 
 
-def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.Array) -> tuple[Integers, dict]:
-    """The network's output, and every layer's int8 output by path; to be traced with 64-bit types enabled."""
+def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.Array) -> tuple[Any, dict]:
+    """The network's Integers by head, and every layer's int8 output by path; to be traced with 64-bit types enabled."""
     seen = {}
 
     def rule(path, layer, *values):  # Integers flow through the network's code here
@@ -122,7 +129,9 @@ def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.
             case layers.Add():
                 y = Integers(_add(values[0], values[1], network[path]), network[path])
             case layers.MaxPool():
-                y = Integers(_max_pool(layer, x), grid)
+                y = Integers(_windows(layer, x).max((2, 4)), grid)
+            case layers.MinPool():
+                y = Integers(_windows(layer, x).min((2, 4)), grid)
             case layers.GlobalAvgPool():
                 y = Integers(_saturate(quantize.mean_codes(x.astype(jnp.int32))), grid)
             case layers.Flatten():
@@ -160,7 +169,7 @@ def _accumulate(layer, kernel, x):
         groups = _groups(per_channel, 2**24)
     total = 0
     for group in groups:
-        part = quantize.linear(layer, x[..., group].astype(jnp.float32), jnp.float32(kernel[..., group, :]))
+        part = folding.linear(layer, x[..., group].astype(jnp.float32), jnp.float32(kernel[..., group, :]))
         total = total + part.astype(jnp.int32)
     return total
 
@@ -205,8 +214,9 @@ def _add(a, b, output):
     return _saturate(_rescale(total, *_multiplier(ratio)) + output.zero_point)
 
 
-def _max_pool(layer, x):
+def _windows(layer, x):
+    """`[batch, rows, window, columns, window, channels]` of a pooling layer's whole squares."""
     n = layer.window
     height, width = (size // n for size in x.shape[1:3])
     x = x[:, : height * n, : width * n]
-    return x.reshape(len(x), height, n, width, n, -1).max((2, 4))
+    return x.reshape(len(x), height, n, width, n, -1)

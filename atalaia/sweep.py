@@ -12,7 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from atalaia import cli, ledger, runs
+from atalaia import cli, ledger, runs, tasks
+from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
@@ -85,11 +86,11 @@ def _figures(workdir, done):
     if not done:
         return dict(finished=False)
     scores = json.loads((workdir / "evaluation_validation.json").read_text())
+    score = next(iter(tasks.of(configs.load(workdir)).METRICS))
     sizes = ledger.read(workdir)[-1]
     return dict(
         finished=True,
-        val_accuracy_jax=scores["jax"]["accuracy"],
-        val_accuracy_tflm=scores["tflm"]["accuracy"],
+        **{f"val_{score}_{engine}": scores[engine][score] for engine in ("jax", "tflm")},
         nonzeros=sizes["nonzeros"],
         tflite_bytes=sizes["tflite_bytes"],
         gzip_bytes=sizes["gzip_bytes"],

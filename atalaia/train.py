@@ -25,15 +25,18 @@ from atalaia import (
     data,
     distill,
     finished,
+    int8_layers,
     layers,
     ledger,
     metrics,
     optimizers,
+    own,
     pretrained,
     pruning,
     qat,
     quantize,
     step,
+    tasks,
     teachers,
 )
 from atalaia import config as configs
@@ -84,8 +87,9 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
     plan = make_plan(config, *image_counts(dataset))
     model, shape = finished.create_model(config, dataset), dataset.train.images.shape[1:]
     if "quantize" in config.stages or not getattr(model, "float_only", False):
-        quantize.require_int8(model, shape)
+        int8_layers.require_int8(model, shape)
     shapes = step.state_shapes(config, model, shape)
+    _refuse_other_outputs(config, model, shapes, dataset)
     if config.start_from and not saved:
         finished.refuse_other_start(config, shapes)
     for stage in plan:
@@ -96,6 +100,18 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
         if teacher and teacher != distill.SELF and saved < stage.end:
             finished.fitting_run(f"{stage.name}.teacher", Path(teacher), dataset, config.data)
     return model, plan
+
+
+def _refuse_other_outputs(config, model, shapes, dataset):
+    """A network whose first field is not its number of outputs would be trained for nothing."""
+    image = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), np.float32)
+    found = jax.eval_shape(model.apply, variables_of(shapes), image)
+    needed = tasks.of(config).outputs(dataset, config)
+    if hasattr(found, "shape") and found.shape[-1] != needed:
+        raise UserError(
+            f"model: {config.model} has {found.shape[-1]} outputs where {needed} are needed: their number must be its "
+            "first field"
+        )
 
 
 def _run_plan(config, workdir, cache, dataset, plan, model, initial):
@@ -215,10 +231,13 @@ def _refuse_broken_weights(run, stage, number, state):
 
 
 def _summary(config, model, state, dataset):
-    _, table = layers.summary(model, variables_of(state), dataset.train.images.shape[1:])
+    if own.is_own(config.model) and getattr(model, "float_only", False):  # it may call what is no layer of ours
+        table = f"{sum(x.size for x in jax.tree.leaves(state.params)):,} parameters; no int8 form"
+    else:
+        _, table = layers.summary(model, variables_of(state), dataset.train.images.shape[1:])
     splits = ("train", "validation", "test")
     counts = ", ".join(f"{len(getattr(dataset, split).images):,} {split}" for split in splits)
-    return f"task {config.task}, model {config.model}, data {dataset.name}: {counts} images\n{table}"
+    return f"task {config.task}, model {own.title(config.model)}, data {dataset.name}: {counts} images\n{table}"
 
 
 def _finish_stage(run, stage, state):

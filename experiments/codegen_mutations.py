@@ -72,12 +72,12 @@ def try_file(data: bytes, counts: collections.Counter) -> None:
 
     from atalaia import tflite
     from atalaia.codegen import __main__ as codegen
-    from atalaia.codegen import graph, kernels, memory
+    from atalaia.codegen import kernels, lowering, memory
     from atalaia.errors import UserError
 
     stage = "refused"
     try:
-        lowered = graph.lower(tflite.read(data))
+        lowered = lowering.lower(tflite.read(data))
         kernels.choose(lowered)
         memory.plan(lowered)
         counts["passed"] += 1

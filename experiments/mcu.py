@@ -124,7 +124,7 @@ def _tflm(content, images):
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part.npy")
-        np.save(part, engines.run("tflm", content, images))
+        np.save(part, engines.run("tflm", content, images)[0])
         part.rename(path)
     return np.load(path)
 

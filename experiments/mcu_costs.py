@@ -111,7 +111,7 @@ def others(pixels):
 
     channels, side = 8, round(pixels**0.5)
     shape, values = (1, side, side, channels), side * side * channels
-    for kind in ("max_pool", "mean_pool"):
+    for kind in ("max_pool", "mean_pool", "min_pool"):
         for size in (2, 3):
             window = dict(in_h=side, in_w=side, channels=channels, out_h=side // 2, out_w=side // 2, kernel_h=size)
             window |= dict(kernel_w=size, stride_h=2, stride_w=2, pad_top=0, pad_left=0, out_low=0, out_high=255)

@@ -1,6 +1,7 @@
 """Runs a built check program, on this computer or in an emulator, and says what was found; the last line is JSON.
 
-Called by the Makefile; needs Python's standard library alone. Exit status 0: every byte equals TFLite Micro's.
+Called by the Makefile; needs Python's standard library alone. Exit status 0: every byte equals TFLite Micro's, and
+every answer Python's where the model makes one.
 """
 
 import argparse
@@ -28,11 +29,12 @@ def main() -> int:
     except subprocess.TimeoutExpired:
         return fail(f"{given.board}: {given.program} did not end within {SECONDS} s")
     text = done.stdout + done.stderr  # an emulator's semihosting prints on either
-    found = re.search(r"result samples=(\d+) equal=(\d+) count=(0x\w+) stack=(\d+) arena=(\d+) macs=(\d+)", text)
+    pattern = r"result samples=(\d+) equal=(\d+) count=(0x\w+) stack=(\d+) arena=(\d+) macs=(\d+) answers=(-?\d+)"
+    found = re.search(pattern, text)
     if not found:
         return fail(f"{given.board}: {given.program} ended with {done.returncode} and no result\n{text[-2000:]}")
     print("\n".join(line for line in text.splitlines() if line.startswith("sample ")), end="")
-    samples, equal, count, stack, arena, macs = (int(value, 0) for value in found.groups())
+    samples, equal, count, stack, arena, macs, answers = (int(value, 0) for value in found.groups())
     counted = count if given.emulator else None
     code, weights = sizes(given.size, given.object)
     result = dict(
@@ -40,6 +42,7 @@ def main() -> int:
         board=given.board,
         samples=samples,
         equal=equal,
+        answers_equal=answers if answers >= 0 else None,  # None: the model makes none
         instructions=counted,
         instructions_per_mac=round(count / macs, 3) if counted and macs else None,
         code_bytes=code,
@@ -48,11 +51,13 @@ def main() -> int:
         stack_bytes=stack if given.emulator else None,
     )
     print(f"{given.model} on {given.board}: {equal} of {samples} samples equal TFLite Micro in every byte")
+    if answers >= 0:
+        print(f"{answers} of {samples} answers equal Python's")
     if counted:
         print(f"{count:,} instructions an inference, {result['instructions_per_mac']} a multiply-accumulate")
     print(f"code {code:,} bytes, constants {weights:,}, arena {arena:,}" + (f", stack {stack:,}" if counted else ""))
     print(json.dumps(result))
-    return 0 if equal == samples and done.returncode == 0 else 1
+    return 0 if equal == samples and answers in (-1, samples) and done.returncode == 0 else 1
 
 
 def sizes(program: str, file: str) -> tuple[int, int]:

@@ -10,7 +10,10 @@ from absl.testing import absltest  # noqa: F401, defines --test_tmpdir
 
 FOLDER = "ATALAIA_TEST_FOLDER"  # the workers of pytest-xdist find it in the environment that they inherit
 
-COMPILE_BOUND = ("test_train", "test_detect", "test_distill", "test_search", "test_rafael", "test_models")
+COMPILE_BOUND = (
+    *("test_train", "test_distill", "test_search", "test_rafael", "test_models"),
+    *("test_own", "test_api", "test_detect"),
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,7 +16,7 @@ from test_export import converted
 
 from atalaia import tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import emit, fixed_point, graph, kernels, memory
+from atalaia.codegen import emit, fixed_point, graph, kernels, lowering, memory
 from atalaia.errors import UserError
 
 # Runs every golden vector in an arena of exactly the size that is stated, so that the sanitizer sees a byte too many.
@@ -166,7 +166,7 @@ def each_kernel(name, folder):
     kernel, size, stride, same, *_ = KERNELS[name]
     content = convolution(kernel(), size, stride, same)
     codegen.generate(content, folder, samples=12)
-    lowered = graph.lower(tflite.read(content))
+    lowered = lowering.lower(tflite.read(content))
     first, linear, last = (kernels.candidates(step) for step in lowered.steps)
     for call in linear:
         calls = [*first, call, *last]
@@ -205,7 +205,7 @@ class ParityTest(parameterized.TestCase):
     def test_every_kernel_of_a_network(self, name):
         """The first, second, ... kernel that can run each layer, or its last."""
         codegen.generate(build(name), self.folder / name, samples=12)
-        lowered = graph.lower(tflite.read(build(name)))
+        lowered = lowering.lower(tflite.read(build(name)))
         choices = [kernels.candidates(step) for step in lowered.steps]
         self.assertGreater(max(map(len, choices)), 1)
         for number in range(max(map(len, choices))):
@@ -260,7 +260,7 @@ class ParityTest(parameterized.TestCase):
             for at in random.integers(0, len(data), random.integers(1, 4)):
                 data[at] = random.integers(256)
             try:
-                lowered = graph.lower(tflite.read(bytes(data)))
+                lowered = lowering.lower(tflite.read(bytes(data)))
                 kernels.choose(lowered)
                 memory.plan(lowered)
                 passed += 1
@@ -280,7 +280,7 @@ def _report(folder):
 class MemoryTest(parameterized.TestCase):
     @parameterized.parameters(*NETWORKS)
     def test_tensors_that_live_at_once_do_not_overlap(self, name):
-        lowered = graph.lower(tflite.read(build(name)))
+        lowered = lowering.lower(tflite.read(build(name)))
         plan = memory.plan(lowered)
         self.assertEqual(plan.arena, plan.bound)
         uses = memory._lifetimes(lowered)
@@ -355,7 +355,7 @@ class PackTest(parameterized.TestCase):
 
     def test_preferences(self):
         """Speed has the fewest instructions, size the fewest bytes, and small codes take fewer of both."""
-        lowered = graph.lower(tflite.read(convolution(random_kernel(-8, 7, 0.5, (16, 3, 3, 16)), (16, 16))))
+        lowered = lowering.lower(tflite.read(convolution(random_kernel(-8, 7, 0.5, (16, 3, 3, 16)), (16, 16))))
         found = {prefer: kernels.choose(lowered, prefer=prefer)[1] for prefer in ("speed", "size", "balanced")}
         calls = kernels.candidates(lowered.steps[1])
         for board in kernels.BOARDS:
@@ -373,7 +373,7 @@ class PackTest(parameterized.TestCase):
             return sum(c.weight_bytes for c in calls), time
 
         parts = [convolution(random_kernel(-90, 90, zeros, (8, 3, 3, 8)), (8, 8)) for zeros in (0.3, 0.4, 0.5, 0.9)]
-        parts = [graph.lower(tflite.read(part)) for part in parts]
+        parts = [lowering.lower(tflite.read(part)) for part in parts]
         lowered = parts[0]._replace(steps=[step for part in parts for step in part.steps])
         every = [kernels.candidates(step) for step in lowered.steps]
         whole = {b: sum(calls[0].instructions[b] for calls in every) for b in kernels.BOARDS}
@@ -390,12 +390,12 @@ class PackTest(parameterized.TestCase):
 
     @parameterized.parameters((0.0, "conv_dense_2"), (0.8, "conv_triplets_8_16"), (0.98, "conv_pairs_8_16"))
     def test_zeros_are_left_out_where_that_pays(self, zeros, kernel):
-        lowered = graph.lower(tflite.read(convolution(random_kernel(-90, 90, zeros, (16, 3, 3, 16)), (16, 16))))
+        lowered = lowering.lower(tflite.read(convolution(random_kernel(-90, 90, zeros, (16, 3, 3, 16)), (16, 16))))
         self.assertEqual(kernels.choose(lowered)[1].kernel, kernel)
 
     def test_codes_of_few_bits_are_packed(self):
         for low, high, kernel in ((-8, 7, "conv_packed_4_4"), (-1, 1, "conv_packed_2_4"), (-9, 7, "conv_dense_2")):
-            lowered = graph.lower(tflite.read(convolution(random_kernel(low, high, 0.0, (16, 3, 3, 16)), (16, 16))))
+            lowered = lowering.lower(tflite.read(convolution(random_kernel(low, high, 0.0, (16, 3, 3, 16)), (16, 16))))
             self.assertEqual(kernels.choose(lowered)[1].kernel, kernel)
 
     def test_columns_are_those_of_the_kernel(self):
@@ -468,7 +468,7 @@ class RefusalTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             UserError, "operator 2 is SVDF, which is not supported: there are CONV_2D, .*SOFTMAX"
         ):
-            graph.lower(model._replace(operators=tuple(operators)))
+            lowering.lower(model._replace(operators=tuple(operators)))
 
     def test_float_and_dynamic_tensors(self):
         model = tflite.read(converted("mini"))
@@ -480,11 +480,11 @@ class RefusalTest(parameterized.TestCase):
             return model._replace(tensors=tuple(tensors))
 
         with self.assertRaisesRegex(UserError, "FLOAT32 tensor: only fully int8"):
-            graph.lower(changed(dtype="FLOAT32"))
+            lowering.lower(changed(dtype="FLOAT32"))
         with self.assertRaisesRegex(UserError, "dynamic shapes are not supported"):
-            graph.lower(changed(shape=(1, -1, 3, 3)))
+            lowering.lower(changed(shape=(1, -1, 3, 3)))
         with self.assertRaisesRegex(UserError, "no scale of its own"):
-            graph.lower(changed(scale=np.zeros(0, np.float32)))
+            lowering.lower(changed(scale=np.zeros(0, np.float32)))
 
     def test_a_model_over_flash_or_ram_says_by_how_much_and_which_step(self):
         for limit, text in (

@@ -140,7 +140,7 @@ class FitTest(parameterized.TestCase):
                 self.assertNotIn(",", loaded.name)
 
     def test_an_unknown_way(self):
-        with self.assertRaisesRegex(UserError, "data.fit = 'fill': give one of crop, pad, stretch"):
+        with self.assertRaisesRegex(UserError, "data.fit = 'fill': give one of crop, pad, letterbox, stretch"):
             data.validate(_fields(fit="fill"))
 
     def test_unlabelled_images_are_fitted_too(self):

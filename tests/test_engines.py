@@ -81,17 +81,17 @@ class RunTest(parameterized.TestCase):
 
     @parameterized.parameters(1, 2)
     def test_tflm(self, processes):
-        found = engines.run("tflm", self.data, self.images, processes)
+        found = engines.run("tflm", self.data, self.images, processes)[0]
         np.testing.assert_array_equal(found, list(self._expected_tflm()))
         self.assertEqual(found.dtype, np.int8)
 
     @parameterized.parameters(1, 2)
     def test_tflites_reference_kernels(self, processes):
-        found = engines.run("tflite", self.data, self.images, processes)
+        found = engines.run("tflite", self.data, self.images, processes)[0]
         np.testing.assert_array_equal(found, list(self._expected_tflite(OpResolverType.BUILTIN_REF)))
 
     def test_xnnpack(self):
-        found = engines.run("xnnpack", self.data, self.images[:3])
+        found = engines.run("xnnpack", self.data, self.images[:3])[0]
         np.testing.assert_array_equal(found, list(self._expected_tflite(OpResolverType.AUTO))[:3])
 
     def test_the_images_matter(self):

@@ -49,13 +49,13 @@ class StoppedTest(absltest.TestCase):
             self.ran.append(name)
             if name == fail:
                 raise KeyboardInterrupt
-            return given.reshape(len(given), -1)[:, :2].astype(np.int8)
+            return [given.reshape(len(given), -1)[:, :2].astype(np.int8)]
 
         split = data.Split(images, np.zeros(len(images), np.int32))
         dataset = data.Dataset("two", split, split, split, ("a", "b"), images[:0])
         with (
             absltest.mock.patch.object(engines, "run", run),
-            absltest.mock.patch.object(engines, "output_grid", return_value=(np.float32(0.5), 0)),
+            absltest.mock.patch.object(engines, "output_grids", return_value=[(np.float32(0.5), 0)]),
         ):
             return evaluate.evaluate(configs.base(), dataset, ["tflite", "tflm"], self.folder, file)
 
@@ -71,8 +71,8 @@ class StoppedTest(absltest.TestCase):
             if damage:
                 kept.write_bytes(kept.read_bytes()[:-60])
             else:
-                outputs = np.load(kept)["outputs"]
-                np.savez(kept, outputs=outputs, seconds=100.0, peak_bytes=2**50)
+                outputs = np.load(kept)["output0"]
+                np.savez(kept, output0=outputs, seconds=100.0, peak_bytes=2**50)
             self.assertEqual(self.evaluate(images), expected)
             self.assertEmpty(list(self.folder.glob("outputs*")))
             details = json.loads((self.folder / "evaluation_details.json").read_text())

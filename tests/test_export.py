@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 from ai_edge_litert import schema_py_generated as schema
 from test_quantize import Mini, apply_folded, drawn, images
 
-from atalaia import engines, export, finished, layers, quantize, tflite
+from atalaia import engines, export, finished, folding, layers, quantize, tflite
 from atalaia.errors import UserError
 from atalaia.models import resnet, thesis
 from atalaia.quantize import INPUT
@@ -50,7 +50,7 @@ def network(name):
     variables = drawn(model, shape)
     if name == "mini":
         variables["params"]["point"]["kernel"][..., PRUNED] = 0
-    folded = quantize.fold(model, variables)
+    folded = folding.fold(model, variables)
     grids = quantize.output_grids(quantize.calibrate(model, folded, [images(shape, 64)]))
     integers = quantize.quantize_network(model, folded, grids)
     if name == "splat":
@@ -79,7 +79,7 @@ def pixels(name, n=24):
 def tflm(name):
     """Outputs of TFLite Micro for `pixels(name)`."""
     invoke = engines.ENGINES["tflm"](converted(name))
-    return np.concatenate([invoke(image[None]) for image in engines.quantize_input(converted(name), pixels(name))])
+    return np.concatenate([invoke(image[None])[0] for image in engines.quantize_input(converted(name), pixels(name))])
 
 
 # The integer network as TFLite Micro's reference kernels compute it, written from their definition (Jacob et al., 2018,
@@ -259,7 +259,7 @@ class ConvertTest(parameterized.TestCase):
         model, shape = Splat(classes=64), (5, 5, 1)
         variables = drawn(model, shape)
         variables["params"]["logits"]["kernel"][:] = 0
-        folded = quantize.fold(model, variables)
+        folded = folding.fold(model, variables)
         ranges = quantize.calibrate(model, folded, [images(shape)])
         export.convert(model, quantize.quantize_network(model, folded, quantize.output_grids(ranges)), shape)
 

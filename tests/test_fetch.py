@@ -53,7 +53,8 @@ class FetchTest(absltest.TestCase):
         common = f'version = "1"\nsize = {len(WHOLE)}\nsha256 = "{self.sha256}"\nlicence = ""\nwhat = ""\n'
         manifest = self.folder / "manifest.toml"
         web = f'[web]\nurl = "{self.url}"\nfile = "file.bin"\n{common}'
-        manifest.write_text(f'{web}[npm]\nnpm = "pack@1"\nfile = "pack-1.tgz"\n{common}')
+        pypi = f'[pypi]\npypi = "pack==1"\nfile = "pack-1.tar.gz"\n{common}'
+        manifest.write_text(f'{web}{pypi}[npm]\nnpm = "pack@1"\nfile = "pack-1.tgz"\n{common}')
         self.enter_context(mock.patch.object(fetch, "MANIFEST", manifest))
         self.stderr = self.enter_context(contextlib.redirect_stderr(io.StringIO()))
 
@@ -157,6 +158,28 @@ class FetchTest(absltest.TestCase):
         ):
             fetch.fetch("npm", self.cache)
 
+    def _pip(self, action: str):
+        """Lets `python -m pip` run `action` instead; its arguments are logged."""
+        python = self.folder / "python"
+        python.write_text(NPM.format(log=self.folder / "pip.log", action=action))
+        python.chmod(0o755)
+        self.enter_context(mock.patch.object(fetch.sys, "executable", str(python)))
+
+    def test_pip_knows_the_digest_before_it_runs_any_code(self):
+        source = self.folder / "source"
+        source.write_bytes(WHOLE)
+        self._pip(f'cat requirements.txt >> "{self.folder / "wanted"}"; cp "{source}" pack-1.tar.gz')
+        self.assertEqual(fetch.fetch("pypi", self.cache).read_bytes(), WHOLE)
+        self.assertEqual(self._cached(), ["pack-1.tar.gz"])
+        self.assertEqual((self.folder / "wanted").read_text(), f"pack==1 --hash=sha256:{self.sha256}\n")
+        arguments = (self.folder / "pip.log").read_text().split()
+        self.assertContainsSubset({"download", "--no-deps", "--require-hashes", "--no-binary=:all:"}, arguments)
+
+    def test_pip_fails(self):
+        self._pip('echo "WARNING: old" >&2; echo "ERROR: No matching distribution" >&2; exit 1')
+        with self.assertRaisesRegex(UserError, r"pip cannot fetch pack==1 \(No matching.*pack-1\.tar\.gz by hand"):
+            fetch.fetch("pypi", self.cache)
+
     def test_any_goes_on_to_the_next(self):
         self._npm('echo "npm error code ENOTFOUND" >&2; exit 1')
         self.server.bodies = [WHOLE]
@@ -178,7 +201,8 @@ class FetchTest(absltest.TestCase):
 class ManifestTest(absltest.TestCase):
     def test_entries_are_complete(self):
         for artefact in fetch.manifest().values():
-            self.assertNotEqual(bool(artefact.url), bool(artefact.npm), artefact.name)
+            sources = [artefact.url, artefact.npm, artefact.pypi]
+            self.assertEqual(sources.count(""), 2, artefact.name)
             self.assertRegex(artefact.sha256, "^[0-9a-f]{64}$")
             self.assertGreater(artefact.size, 0)
             self.assertNotEmpty(artefact.licence)

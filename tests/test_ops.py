@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax import lax
 
-from atalaia import ops
+from atalaia import normalization, ops
 
 
 def _random(*shape, seed=0):
@@ -178,7 +178,7 @@ class NormTest(parameterized.TestCase):
             mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
             return (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias, mean, var
 
-        got = _value_and_grads(lambda *args: ops.batch_norm(*args, 1e-3), grads, x, scale, bias)
+        got = _value_and_grads(lambda *args: normalization.batch_norm(*args, 1e-3), grads, x, scale, bias)
         with jax.enable_x64(True):
             args = [jnp.asarray(np.asarray(a, np.float32), jnp.float64) for a in (x, scale, bias)]
             want, vjp = jax.vjp(reference, *args)
@@ -194,7 +194,7 @@ class NormTest(parameterized.TestCase):
         args = (x, _random(12, seed=1), _random(12, seed=2)) + (shift,) * shifted
 
         def own(x, scale, bias, shift=None):
-            return ops.batch_norm(x, scale, bias, 1e-3, shift=shift, relu=relu)
+            return normalization.batch_norm(x, scale, bias, 1e-3, shift=shift, relu=relu)
 
         def reference(x, scale, bias, shift=0):
             u = jnp.maximum(x + shift, 0) if relu else x + shift
@@ -211,7 +211,7 @@ class NormTest(parameterized.TestCase):
 
     def test_add_bias_and_relu(self):
         x, bias, g = _random(16, 9, 9, 12), _random(12, seed=1), _random(16, 9, 9, 12, seed=2)
-        y, dx, dbias = _value_and_grads(lambda x, b: ops.relu(ops.add_bias(x, b)), g, x, bias)
+        y, dx, dbias = _value_and_grads(lambda x, b: ops.relu(normalization.add_bias(x, b)), g, x, bias)
         z = x.astype(np.float32) + bias.astype(np.float32)
         np.testing.assert_array_equal(y, np.maximum(z, 0))
         np.testing.assert_array_equal(dx, np.where(z > 0, g, 0).astype(np.float32))
@@ -222,7 +222,7 @@ class WholeTest(absltest.TestCase):
     def network(self):
         def loss(params, x):
             k1, b1, k2, k3, k4, scale, bias = params
-            x, mean, var = ops.batch_norm(ops.conv2d(x, k1), scale, bias, 1e-3, shift=b1, relu=True)
+            x, mean, var = normalization.batch_norm(ops.conv2d(x, k1), scale, bias, 1e-3, shift=b1, relu=True)
             x = ops.max_pool(ops.conv2d(x, k2))
             x = ops.conv2d(ops.conv2d(x, k3, groups=16), k4, (2, 2))
             return jnp.square(x).mean() + 0 * (mean + var).sum()

@@ -11,9 +11,9 @@ from test_export import rescale
 from test_quantize import NETWORKS, Mini, Small, drawn, images
 
 from atalaia import config as configs
-from atalaia import data, layers, pruning, qat, quantize, simulate
+from atalaia import data, folding, layers, pruning, qat, quantize, simulate
 from atalaia.errors import UserError
-from atalaia.quantize import Folded
+from atalaia.folding import Folded
 
 
 def settings(**fields):
@@ -24,7 +24,7 @@ def settings(**fields):
 
 def entered(model, shape, config):
     """Variables at the beginning of the stage for a drawn network."""
-    folded = quantize.fold(model, drawn(model, shape))
+    folded = folding.fold(model, drawn(model, shape))
     params, stats = qat.enter(folded, quantize.calibrate(model, folded, [images(shape)]), config)
     return dict(params=params, batch_stats=stats)
 

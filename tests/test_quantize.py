@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from atalaia import layers, quantize
+from atalaia import folding, layers, quantize
 from atalaia.errors import UserError
+from atalaia.folding import Folded
 from atalaia.models import resnet, thesis
-from atalaia.quantize import Folded, QLayer, QParams
+from atalaia.quantize import QLayer, QParams
 
 
 class Mini(nn.Module):
@@ -29,7 +30,7 @@ class Mini(nn.Module):
 
 def apply_folded(model, folded, x):
     """Logits of the folded network in float32."""
-    return layers.interpret(model, lambda path, layer, *xs: quantize.apply_layer(layer, folded.get(path), *xs), x)
+    return layers.interpret(model, lambda path, layer, *xs: folding.apply_layer(layer, folded.get(path), *xs), x)
 
 
 class Small(nn.Module):
@@ -153,7 +154,7 @@ class FoldTest(parameterized.TestCase):
     def test_equals_the_networks_own_inference(self, model, shape):
         variables = drawn(model, shape)
         x = images(shape)
-        folded = quantize.fold(model, variables)
+        folded = folding.fold(model, variables)
         expected, found = jax.jit(lambda x: (model.apply(variables, x), apply_folded(model, folded, x)))(x)
         self.assertGreater(expected.std(), 0.01)  # the images matter
         np.testing.assert_allclose(found, expected, atol=1e-4 * jnp.abs(expected).max())
@@ -167,7 +168,7 @@ class FoldTest(parameterized.TestCase):
             batch_stats=dict(conv=dict(norm=stats)),
         )
         model = Small(norm="after", relu=True)
-        return model, quantize.fold(model, variables)["conv"]
+        return model, folding.fold(model, variables)["conv"]
 
     def test_positive_scale_becomes_a_lower_bound(self):
         _, found = self._small(2.0)  # 2 relu(2x + 1) + 2 = max(4x + 4, 2)
@@ -190,36 +191,6 @@ class FoldTest(parameterized.TestCase):
         dark, light = np.full((1, 2, 2, 1), -1, np.float32), np.full((1, 2, 2, 1), 0.5, np.float32)  # 2x + 1 = -1 and 2
         found = [apply_folded(model, {"conv": folded}, x) for x in (dark, light)]
         np.testing.assert_allclose(found, [[[below] * 2], [[above] * 2]], rtol=1e-6, atol=1e-6)
-
-
-class RequireInt8Test(parameterized.TestCase):
-    @parameterized.named_parameters(*NETWORKS)
-    def test_our_networks_have_an_int8_form(self, model, shape):
-        quantize.require_int8(model, shape)
-
-    def test_what_has_none_is_named_with_what_to_use_instead(self):
-        class Softmax(layers.Layer):
-            def __call__(self, x):
-                return nn.softmax(x)
-
-        class Ending(nn.Module):
-            kind: str
-
-            @nn.compact
-            def __call__(self, x, train=False):
-                x = layers.Flatten(name="flatten")(x)
-                if self.kind == "layer":
-                    return Softmax(name="ending")(x)
-                if self.kind == "module":
-                    return nn.Dense(3, name="foreign")(x)
-                if self.kind == "mean":  # not GlobalAvgPool: the converter leaves a part of it in float
-                    return x.mean(1)
-                return jnp.tanh(x)
-
-        kinds = ("layer", "'ending' is a Softmax"), ("module", "foreign"), ("operation", "tanh"), ("mean", "x.mean")
-        for kind, named in kinds:
-            with self.subTest(kind), self.assertRaisesRegex(UserError, f"{named}.*no int8 form.*atalaia.layers' Conv"):
-                quantize.require_int8(Ending(kind), (4, 4, 1))
 
 
 class QuantizeLayerTest(absltest.TestCase):
@@ -296,7 +267,7 @@ class QuantizeLayerTest(absltest.TestCase):
 
     def test_network_hands_scales_on(self):
         model, shape = Mini(), (11, 9, 2)
-        folded = quantize.fold(model, drawn(model, shape))
+        folded = folding.fold(model, drawn(model, shape))
         ranges = quantize.calibrate(model, folded, [images(shape)])
         network = quantize.quantize_network(model, folded, quantize.output_grids(ranges))
         self.assertEqual(set(network), {"first", "depthwise", "point", "add", "logits"})
@@ -322,7 +293,7 @@ class CalibrateTest(absltest.TestCase):
     def test_broken_weights_name_the_first_broken_layer(self):
         model, shape = resnet.ResNet8(outputs=4, widths=(4, 8, 12)), (16, 16, 3)
         for path in ("conv", "block1s", "logits"):
-            folded = quantize.fold(model, drawn(model, shape))
+            folded = folding.fold(model, drawn(model, shape))
             folded[path].kernel[..., 0] = np.nan
             with self.subTest(path), self.assertRaisesRegex(UserError, f"'{path}'.*train again"):
                 quantize.calibrate(model, folded, [images(shape)])

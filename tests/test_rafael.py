@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from flax.traverse_util import flatten_dict, unflatten_dict
 from test_quantize import drawn, images
 
-from atalaia import export, layers, models, pruning, quantize
+from atalaia import export, folding, int8_layers, layers, models, pruning, quantize
 from atalaia.codegen import __main__ as codegen
 from atalaia.codegen import memory
 from atalaia.codegen.graph import Graph, Step
@@ -81,7 +81,7 @@ class BudgetTest(parameterized.TestCase):
             size = np.abs(flat[name])
             flat[name] = np.where(size <= np.quantile(size, part), 0, flat[name])
         variables = variables | dict(params=unflatten_dict(flat, sep="/"))
-        folded = quantize.fold(model, variables)
+        folded = folding.fold(model, variables)
         grids = quantize.output_grids(quantize.calibrate(model, folded, [images(shape)]))
         made = codegen.report(export.convert(model, quantize.quantize_network(model, folded, grids), shape))
         self.assertLessEqual(made["weight_bytes"], recipe.FLASH)
@@ -129,7 +129,7 @@ class BudgetTest(parameterized.TestCase):
     def test_both_sizes(self, size, name, last):
         """Has an int8 form, and a last map that is more than a point."""
         model = models.create(name, 10)
-        quantize.require_int8(model, (size, size, 3))
+        int8_layers.require_int8(model, (size, size, 3))
         rows, _ = layers.summary(model, {}, (size, size, 3))
         shapes = {row["name"]: row["out"] for row in rows}
         self.assertEqual(shapes["stage2_0"], [last, last, 128])

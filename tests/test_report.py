@@ -8,7 +8,7 @@ from atalaia import report
 class EvaluationTest(absltest.TestCase):
     def test_100_percent_equal_is_said_only_where_all_is(self):
         details = dict(
-            dataset="cats", split="test", engines={}, per_class={"a": []},
+            dataset="cats", task="classify", split="test", engines={}, seconds={}, details={"a": []},
             agreement=[
                 dict(engines=["a", "b"], predictions=1.0, bytes=0.99996),
                 dict(engines=["a", "c"], predictions=0.57, bytes=None),

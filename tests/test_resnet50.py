@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from atalaia import fetch, layers, models, pretrained, quantize
+from atalaia import fetch, int8_layers, layers, models, pretrained
 from atalaia.errors import UserError
 
 FEATURES = 2048
@@ -211,7 +211,7 @@ class NetworkTest(parameterized.TestCase):
     def test_no_part_of_it_is_quantised_and_the_error_names_the_layer(self):
         for name, layer in (("resnet50", "'input' is a ImageNetInput"), ("resnet50_96", "'resize' is a Resize")):
             with self.assertRaisesRegex(UserError, f"layer {layer}, which has no int8 form"):
-                quantize.require_int8(models.create(name, 10), (32, 32, 3))
+                int8_layers.require_int8(models.create(name, 10), (32, 32, 3))
 
     def test_grey_images_are_refused(self):
         with self.assertRaisesRegex(UserError, "3 channels, not 1"):

@@ -18,11 +18,11 @@ import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from atalaia import plan, runs, search, trials
+from atalaia import plan, runs, search
 from atalaia import space as spaces
 from atalaia.errors import UserError
 from atalaia.space import choice, integers, uniform
-from atalaia.trials import Search
+from atalaia.trials import Search, make_check, train_trial, validate
 from configs import digits
 from experiments import search_replay
 
@@ -183,7 +183,7 @@ class RunTest(parameterized.TestCase):
     @parameterized.parameters(
         (dict(space=MIXED), "with space "),
         (dict(seed=1), "seed 0, not 1"),
-        (dict(metric="val_loss"), 'metric "val_accuracy", not "val_loss"'),
+        (dict(metric="val_loss"), 'metric "val_score", not "val_loss"'),
         (dict(limits=dict(bytes=7)), r'limits \{\}, not \{"bytes": 7\}'),
     )
     def test_refuses_the_folder_of_another_search(self, changed, pattern):
@@ -264,8 +264,8 @@ class BestTest(absltest.TestCase):
 class ValidateTest(parameterized.TestCase):
     def _validate(self, space, trials=2, parallel=1, config=None, **changed):
         asked = Search(str(ROOT / RECIPE), space)._replace(**changed)
-        check = trials.make_check(asked.config, {}, Path(flags.FLAGS.test_tmpdir))
-        trials.validate(asked, config or digits.get_config(), check, trials, parallel)
+        check = make_check(asked.config, {}, Path(flags.FLAGS.test_tmpdir))
+        validate(asked, config or digits.get_config(), check, trials, parallel)
 
     @parameterized.parameters(
         ({"dense.learning_rat": uniform(0.1, 1)}, "no field 'dense.learning_rat'; did you mean 'dense.learning_rate'?"),
@@ -296,7 +296,7 @@ class ValidateTest(parameterized.TestCase):
         (dict(trials=0), "--trials must be at least 1, not 0"),
         (dict(parallel=0), "--parallel must be at least 1, not 0"),
         (dict(trials=13), "--trials=13, but the space has 12 points"),
-        (dict(metric="accuracy"), "no metric 'accuracy': a search looks at val_accuracy or val_loss"),
+        (dict(metric="accuracy"), "no metric 'accuracy': a search of task classify looks at val_score or val_loss or"),
         (dict(limits=dict(arena=0)), "--max_arena must be above 0, not 0"),
         (dict(limits=dict(ms=float("nan"))), "--max_ms must be above 0, not nan"),
     )
@@ -328,12 +328,12 @@ class TrialTest(absltest.TestCase):
 
     def _train(self, program, asked=Search(RECIPE, GRID), check=lambda point: None):  # noqa: B008, it never changes
         with mock.patch.object(runs, "command", lambda *a: [sys.executable, "-c", program, *map(str, a[1:2])]):
-            return trials.train_trial(asked, check, [], self.lock, {"seed": 3}, self.folder, self.stop)
+            return train_trial(asked, check, [], self.lock, {"seed": 3}, self.folder, self.stop)
 
     def _finished(self, val_loss=0.25):
         self.folder.mkdir()
         (self.folder / "train.json").write_text(json.dumps(dict(seconds=12.5, dataset="digits")))
-        row = dict(step=1, val_accuracy=0.75, val_loss=val_loss)
+        row = dict(step=1, val_score=0.75, val_loss=val_loss)
         (self.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
     def test_the_metric_is_the_last_of_the_run(self):
@@ -356,9 +356,9 @@ class TrialTest(absltest.TestCase):
 
     def test_a_combination_that_cannot_be_trained_is_a_result(self):
         """Else the search would stop at it again and again; each value by itself is refused before the first trial."""
-        check = trials.make_check(RECIPE, {"batch_size": 64}, Path(flags.FLAGS.test_tmpdir))
+        check = make_check(RECIPE, {"batch_size": 64}, Path(flags.FLAGS.test_tmpdir))
         check({"data.train_per_class": 10})
-        check = trials.make_check(RECIPE, {"batch_size": 128}, Path(flags.FLAGS.test_tmpdir))
+        check = make_check(RECIPE, {"batch_size": 128}, Path(flags.FLAGS.test_tmpdir))
         found = self._train("raise SystemExit(1)", check=lambda point: check({"data.train_per_class": 10}))
         self.assertIsNone(found["value"])
         self.assertRegex(found["refused"], "batch_size 128")
@@ -447,7 +447,7 @@ class CommandTest(absltest.TestCase):
         for row in rows:
             trained = json.loads((search.folder_of(folder, row["trial"]) / "train.json").read_text())
             expected = (row["value"], 20, row["point"]["seed"])
-            self.assertEqual((trained["val_accuracy"], trained["steps"], trained["seed"]), expected)
+            self.assertEqual((trained["val_score"], trained["steps"], trained["seed"]), expected)
             self.assertEqual((list(row["sources"]), row["sources"]), ([plan.IMAGES], trained["sources"]))
         best = max(rows, key=lambda row: row["value"])
         self.assertIn(f"trial {best['trial']}, seed={best['point']['seed']}.\n", (folder / "search.md").read_text())

@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from atalaia import tflite
-from atalaia.codegen import graph
+from atalaia.codegen import lowering
 from atalaia.errors import UserError
 
 
@@ -60,7 +60,7 @@ class ReadTest(absltest.TestCase):
         builder = flatbuffers.Builder()
         builder.Finish(model.Pack(builder), b"TFL3")
         with self.assertRaisesRegex(UserError, "INT4"):
-            graph.lower(tflite.read(bytes(builder.Output())))
+            lowering.lower(tflite.read(bytes(builder.Output())))
 
     def test_operators_in_order(self):
         theirs = [

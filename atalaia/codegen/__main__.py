@@ -2,10 +2,12 @@
 
 python -m atalaia.codegen --tflite=FILE --out=mcu/models/NAME [--sparse=auto|always|never]
     [--prefer=balanced|speed|size] [--samples=16 --config=configs/cifar10.py] [--flash=BYTES --ram=BYTES] [--count]
+    [--task=classify|regress]
 
 Writes model.c, model.h, golden.h, report.json and the file itself as model.tflite. Golden inputs are images of
 the validation split of the config, or random bytes by a fixed seed; golden outputs are TFLite Micro's. --count runs the
-C in the emulators and enters the instructions that they count in report.json.
+C in the emulators and enters the instructions that they count in report.json. --task adds model_answer(), which makes
+of the outputs what the task answers, and golden answers, which are Python's.
 """
 
 import json
@@ -20,7 +22,7 @@ from ml_collections import config_flags
 
 from atalaia import cli, data, engines, ledger, tflite
 from atalaia import config as configs
-from atalaia.codegen import boards, emit, graph, kernels, memory
+from atalaia.codegen import answers, boards, emit, graph, kernels, lowering, memory
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
@@ -50,6 +52,7 @@ def generate(
     prefer: str = "balanced",
     flash: int | None = None,
     ram: int | None = None,
+    task: str | None = None,
 ) -> dict:
     """Writes the C of a model into folder `out` and returns what report.json holds.
 
@@ -60,26 +63,27 @@ def generate(
       samples: golden vectors.
       sparse, prefer, flash: as kernels.choose takes them; the constants must fit `flash`.
       ram: bytes that the arena must fit.
+      task: of answers.ANSWERS, whose answer model_answer() makes of the outputs; None: there is no such function.
 
     Raises:
-      UserError: the file is damaged or not supported, or the model does not fit; nothing is written then.
+      UserError: the file is damaged or not supported, the model does not fit, or its outputs have no such answer;
+        nothing is written then.
     """
     model, *compiled = _compile(tflite_bytes, sparse, prefer, flash)
     lowered, calls, plan = compiled
+    answer = _answer(task, model, lowered) if task else ""
     found = _report(*compiled)
     _refuse_too_large(found, flash, ram)
     inputs = _inputs(tflite_bytes, model, lowered, images, samples)
     outputs, arena = golden_outputs(tflite_bytes, model, lowered, inputs)
     found = dict(model=Path(out).name, **found, tflm=dict(file_bytes=len(tflite_bytes), arena_bytes=arena))
     name = Path(out).name
-    scales = {
-        i: (float(model.tensors[i].scale[0]), int(model.tensors[i].zero_point[0]))
-        for i in (*lowered.inputs, *lowered.outputs)
-    }
+    scales = {i: _grid(model.tensors[i]) for i in (*lowered.inputs, *lowered.outputs)}
+    decoded = answers.ANSWERS[task](outputs, *scales[lowered.outputs[0]]) if task else None
     files = {
-        "model.c": emit.model_c(name, lowered, calls, plan),
-        "model.h": emit.model_h(name, lowered, plan, scales),
-        "golden.h": emit.golden_h(inputs, outputs),
+        "model.c": emit.model_c(name, lowered, calls, plan) + answer,
+        "model.h": emit.model_h(name, lowered, plan, scales, decoded.shape[1] if task else 0),
+        "golden.h": emit.golden_h(inputs, outputs, decoded),
     }
     Path(out).mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
@@ -87,6 +91,20 @@ def generate(
     write_whole(Path(out) / "model.tflite", tflite_bytes)
     write_json(Path(out) / "report.json", found)
     return found
+
+
+def _answer(task, model, lowered):
+    """The C of a task's answer."""
+    if task not in answers.ANSWERS:
+        raise UserError(f"unknown task {task!r}: there are {', '.join(answers.ANSWERS)}")
+    if len(lowered.outputs) != 1:
+        raise UserError(f"the model has {len(lowered.outputs)} outputs: leave --task out, an answer is made of one")
+    (out,) = lowered.outputs
+    return emit.answer_c(task, lowered.sizes[out], *_grid(model.tensors[out]))
+
+
+def _grid(tensor):
+    return float(tensor.scale[0]), int(tensor.zero_point[0])
 
 
 def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", flash: int | None = None) -> dict:
@@ -106,7 +124,7 @@ def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", 
 def _compile(tflite_bytes, sparse, prefer, flash):
     """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
     model = tflite.read(tflite_bytes)
-    lowered = graph.lower(model)
+    lowered = lowering.lower(model)
     return model, lowered, kernels.choose(lowered, sparse, prefer, flash), memory.plan(lowered)
 
 
@@ -181,6 +199,8 @@ def count(out: Path, samples: int | None = None) -> dict[str, dict]:
         if row["equal"] < row["samples"]:
             wrong = row["samples"] - row["equal"]
             raise UserError(f"{out} on {board}: {wrong} of {row['samples']} samples differ from TFLite Micro")
+        if row["answers_equal"] not in (None, row["samples"]):
+            raise UserError(f"{out} on {board}: only {row['answers_equal']} of {row['samples']} answers are Python's")
     report = json.loads((Path(out) / "report.json").read_text())
     counted = {board: row["instructions"] for board, row in found.items()}
     report["counted_instructions"] = counted
@@ -303,7 +323,7 @@ def main() -> None:
         configs.validate(values.config)
         dataset = data.load(values.config.data, cli.cache())
         images = dataset.validation.images if len(dataset.validation.targets) else dataset.train.images
-    options = {name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram")}
+    options = {name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram", "task")}
     report = generate(tflite_bytes, Path(values.out), images, **options)
     if values.count:
         count(Path(values.out))
@@ -318,6 +338,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "The folder to write, such as mcu/models/NAME.")
     flags.DEFINE_enum("sparse", "auto", ["auto", "always", "never"], "When zeros are left out.")
     flags.DEFINE_enum("prefer", "balanced", ["balanced", "speed", "size"], "Of instructions and bytes of flash.")
+    flags.DEFINE_enum("task", None, list(answers.ANSWERS), "Whose answer model_answer() makes of the outputs.")
     flags.DEFINE_bool("count", False, "Run it in the emulators and enter the instructions in report.json.")
     flags.DEFINE_integer("samples", 16, "Golden vectors.", lower_bound=1)
     flags.DEFINE_integer("flash", None, "Bytes that the constants must fit, by slower kernels if need be.")

@@ -24,7 +24,9 @@ BITS = (2, 4)  # of packed weights, which are signed: [-2, 1] and [-8, 7]
 SMALL = 1 << 20  # bound of the sums that rescale_small takes
 # Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs
 # but for the kernels with a struct of their own.
-STRUCT_BYTES = dict(conv=60, depthwise=60, max_pool=20, mean_pool=20, pad=20, mean=24, pair=48, add_tabled=32)
+STRUCT_BYTES = dict(
+    conv=60, depthwise=60, max_pool=20, mean_pool=20, min_pool=20, pad=20, mean=24, pair=48, add_tabled=32
+)
 
 
 class Call(NamedTuple):
@@ -299,7 +301,8 @@ def _pool(step):
     v = step.values
     outputs = v["out_h"] * v["out_w"] * v["channels"]
     work = dict(value=outputs * v["kernel_h"] * v["kernel_w"], output=outputs)
-    yield Call(step, step.kind, ("rescale", "pool"), {}, work, step.kind)
+    file = "min_pool" if step.kind == "min_pool" else "pool"
+    yield Call(step, step.kind, ("rescale", file), {}, work, step.kind)
 
 
 def _lookup(step):
@@ -355,6 +358,7 @@ _CHOICES: dict[str, Any] = {
     "depthwise": _depthwise,
     "max_pool": _pool,
     "mean_pool": _pool,
+    "min_pool": _pool,
     "lookup": _lookup,
     "mean": _mean,
     "softmax": _softmax,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from atalaia.datasets import arrays, bundled, cifar10, folder, stl10
+from atalaia.datasets import arrays, boxes, bundled, cifar10, faces, folder, stl10
 from atalaia.datasets.source import Source
 
 LOADERS: dict[str, Callable[[ConfigDict, Path], Source]] = {  # of the fields config.data and the folder of downloads
@@ -16,5 +16,7 @@ LOADERS: dict[str, Callable[[ConfigDict, Path], Source]] = {  # of the fields co
     "stl10": stl10.load,
     "image_folder": folder.load,
     "arrays": arrays.load,
+    "boxes": boxes.load,
+    "faces": faces.load,
 }
 TITLES = {"cifar10": "CIFAR-10", "stl10": "STL-10"}  # shown instead of the loader's name

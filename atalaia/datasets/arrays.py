@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atalaia import own
+from atalaia.datasets import boxes
 from atalaia.datasets.source import Source, Split, has_classes
 from atalaia.errors import UserError
 
@@ -92,7 +93,7 @@ def checked(where: str, source: Source) -> Source:
 
     Images must be uint8 [n, height, width] or [n, height, width, channels] of 1 or 3 channels, all of one size.
     Targets are integers [n] from 0 (classes), float numbers [n] or [n, k], or a dict of arrays [n, ...], which needs
-    names.
+    names; with keys boxes and classes they must be as datasets/boxes.py says.
 
     Args:
       where: the source's name, for errors.
@@ -108,6 +109,9 @@ def checked(where: str, source: Source) -> Source:
     names = _checked_names(where, source.names, train.targets)
     if has_classes(train.targets):
         _check_classes(where, names, train.targets, None if test is None else test.targets)
+    for part, split in (("train", train), ("test", test)):
+        if split is not None and boxes.are(split.targets):
+            boxes.checked(f"{where}: {part}_targets", split.targets, names, split.images.shape[1:3])
     if source.groups is not None and np.shape(source.groups) != (len(train.images),):
         raise UserError(f"{where}: groups has shape {np.shape(source.groups)}: one for each training image is needed")
     return source._replace(train=train, test=test, names=names)

@@ -11,7 +11,8 @@ from atalaia.errors import UserError
 from atalaia.progress import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-FITTED = {"crop": "cropped", "pad": "padded", "stretch": "stretched"}  # data.fit, and what was then done to an image
+# data.fit, and what was then done to an image
+FITTED = {"crop": "cropped", "pad": "padded", "letterbox": "letterboxed", "stretch": "stretched"}
 
 
 def size_of(config: ConfigDict) -> tuple[int, int] | None:
@@ -46,7 +47,8 @@ def fit(image: Image.Image, size: tuple[int, int], how: str, resampling: Image.R
       image: of any size.
       size: height and width.
       how: "crop" scales it until it covers `size` and cuts off what is over, the same on both sides; "pad" scales it
-        until it is whole inside, on black; "stretch" scales height and width apart. All are one where nothing is over.
+        until it is whole inside, in the middle on black; "letterbox" does so in the upper left corner; "stretch" scales
+        height and width apart. All are one where nothing is over.
       resampling: Pillow's filter.
     """
     height, width = size
@@ -54,21 +56,44 @@ def fit(image: Image.Image, size: tuple[int, int], how: str, resampling: Image.R
         return ImageOps.fit(image, (width, height), resampling)
     if how == "pad":
         return ImageOps.pad(image, (width, height), resampling, color=0)
+    if how == "letterbox":
+        return ImageOps.pad(image, (width, height), resampling, color=0, centering=(0, 0))
     return image.resize((width, height), resampling)
 
 
-def below(folder: Path) -> list[Path]:
-    """Image files in data.unlabelled's folder and in what it holds, sorted; hidden ones are left out.
+def placed(native: tuple[int, int], size: tuple[int, int], how: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where `fit` puts what is at (x, y) in an image of height and width `native`: at (x, y) * scale + shift.
+
+    Returns:
+      scale and shift, float64 [2] each, of x and of y.
+    """
+    (height, width), (out_height, out_width) = native, size
+    inner = np.array([width, height], float)
+    outer = np.array([out_width, out_height], float)
+    if how == "stretch":
+        return outer / inner, np.zeros(2)
+    if how == "crop":
+        scale = max(outer / inner)
+        return np.full(2, scale), (outer - inner * scale) / 2
+    whole = inner * min(outer / inner)  # the side that does not fill the image becomes a whole number of pixels
+    whole = np.where(np.isclose(whole, outer), outer, np.round(whole))
+    left = outer - whole
+    shift = np.array([round(value * 0.5) for value in left]) if how == "pad" else np.zeros(2)
+    return whole / inner, shift
+
+
+def below(folder: Path, field: str) -> list[Path]:
+    """Image files in the folder that `field` names and in what it holds, sorted; hidden ones are left out.
 
     Raises:
       UserError: it is no folder, or has none.
     """
     if not folder.is_dir():
-        raise UserError(f'data.unlabelled: {folder} is not a folder: give one that holds images, or ""')
+        raise UserError(f"{field}: {folder} is not a folder: give one that holds images")
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     paths = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not paths:
-        raise UserError(f'data.unlabelled: {folder} has no images ({" ".join(SUFFIXES)}): fill it, or give ""')
+        raise UserError(f"{field}: {folder} has no images ({' '.join(SUFFIXES)}): fill it, or give another")
     return paths
 
 

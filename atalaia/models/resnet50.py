@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from atalaia import layers, ops
+from atalaia import layers, normalization, ops
 from atalaia.errors import UserError
 
 BLOCKS = (3, 4, 6, 3)  # of each stage
@@ -88,7 +88,7 @@ class Stem(layers.Layer):
         kernel = self.param("kernel", nn.initializers.he_normal(), (7, 7, x.shape[-1], 64))
         bias = self.param("bias", nn.initializers.zeros, (64,))
         y = ops.conv2d(jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0))), kernel, (2, 2), "VALID")
-        return ops.relu(ops.add_bias(y, bias))
+        return ops.relu(normalization.add_bias(y, bias))
 
     def macs(self, shapes, out):
         return out[1] * out[2] * out[3] * 7 * 7 * shapes[0][-1]

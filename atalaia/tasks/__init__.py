@@ -22,6 +22,7 @@ Tree = Any  # a pytree of arrays
 class Task(Protocol):
     """The names that a task's module has. Batches are `[batch, ...]`; targets and outputs are pytrees of arrays."""
 
+    HEADS: tuple[str, ...]  # names of the outputs, that with Task.outputs channels first; () where they are one array
     LOSSES: Mapping[str, Callable]  # name in config.loss.name to f(outputs, targets, config.loss) to `[]`
     SOFT_LOSSES: Mapping[str, Callable]  # in config.distillation.loss: f(outputs, taught, targets, config) to `[batch]`
     METRICS: Mapping[str, Metric]  # of `metrics`; the first is the score, by which models are chosen

@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 from sklearn import metrics as sk
 
 from atalaia import losses
+from atalaia.codegen import answers
 from atalaia.errors import UserError
 from atalaia.tasks.metric import Metric
 
+HEADS = ()
 LOSSES = {"cross_entropy": losses.cross_entropy}
 SOFT_LOSSES = {
     "kd": lambda student, teacher, labels, config: losses.kd(student, teacher, config.temperature),
@@ -73,10 +75,7 @@ def agree(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(a.argmax(1) == b.argmax(1)))
 
 
-def decode(logits: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    """The class, int32 `[n, 1]`, of int8 logits `[n, classes]`: the first of the largest."""
-    del scale, zero_point
-    return logits.argmax(1).astype(np.int32)[:, None]
+decode = answers.classify
 
 
 def details(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict]:

@@ -16,15 +16,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atalaia import augment, losses
+from atalaia.codegen import answers
 from atalaia.errors import UserError, choice
 from atalaia.tasks.metric import Metric
 
+HEADS = ()
 LOSSES = {"mse": losses.mse, "huber": losses.huber}
 SOFT_LOSSES = {"mse": lambda student, teacher, targets, config: losses.soft_mse(student, teacher)}
 METRICS = {"r2": Metric("R2", digits=4), "mae": Metric("mean absolute error", sign=-1, digits=4)}
 KINDS = ("numbers", "direction", "point")
 SAMPLES = 24  # images of the picture of answers
-ANSWER_SCALE = 1 << 16  # an answer is in 1/65536, so that C needs no floating point
 
 
 def validate(config: ConfigDict) -> None:
@@ -99,9 +100,7 @@ def agree(a: np.ndarray, b: np.ndarray) -> None:
     """Numbers are no choice that two engines could share."""
 
 
-def decode(outputs: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    """The numbers in 1/65536, int32 `[n, k]`, of int8 outputs `[n, k]`."""
-    return (outputs.astype(np.int32) - np.int32(zero_point)) * np.int32(round(float(scale) * ANSWER_SCALE))
+decode = answers.regress
 
 
 def details(outputs: np.ndarray, targets: np.ndarray, names: Sequence[str]) -> list[dict]:

@@ -38,6 +38,23 @@ static int compare(int sample) {
   return 1;
 }
 
+// The answer that the model makes of its outputs is the golden one; true where it makes none.
+static int compare_answer(int sample) {
+#ifdef MODEL_ANSWERS
+  int32_t found[MODEL_ANSWERS];
+  for (int i = 0; i < MODEL_ANSWERS; i++) found[i] = ~golden_answers[sample][i];
+  model_answer(answer, found);
+  for (int i = 0; i < MODEL_ANSWERS; i++)
+    if (found[i] != golden_answers[sample][i]) {
+      printf("sample %d: answer %d is %ld, golden is %ld\n", sample, i, (long)found[i], (long)golden_answers[sample][i]);
+      return 0;
+    }
+#else
+  (void)sample;
+#endif
+  return 1;
+}
+
 static void sort(uint64_t *values, int count) {
   for (int i = 1; i < count; i++) {
     uint64_t value = values[i];
@@ -57,7 +74,7 @@ struct check_result check_run(check_invoke *invoke, void *arena, int samples) {
   if (arena) memset(arena, 0x5A, MODEL_ARENA_BYTES);  // the model may not count on zeros
   for (int sample = 0; sample < samples; sample++) {
     const int8_t *input = golden_inputs[sample];
-    int equal = 1;
+    int equal = 1, answered = 1;
     for (int i = 0; i < MODEL_INPUTS; input += input_bytes[i++]) inputs[i] = input;
     for (int repeat = 0; repeat < CHECK_REPEATS; repeat++) {
       uint8_t *end = board_stack_end(), *pointer = end ? board_stack_pointer() : NULL;
@@ -70,9 +87,14 @@ struct check_result check_run(check_invoke *invoke, void *arena, int samples) {
       uint32_t stack = end ? painted_over(end, pointer) : 0;
       if (stack > result.stack) result.stack = stack;
       if (equal) equal = compare(sample);
+      if (answered) answered = compare_answer(sample);
     }
     result.equal += equal;
+    result.answers += answered;
   }
+#ifndef MODEL_ANSWERS
+  result.answers = -1;
+#endif
   sort(counts, runs);
   result.samples = samples;
   result.minimum = counts[0];

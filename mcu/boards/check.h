@@ -14,6 +14,7 @@ typedef void check_invoke(const int8_t *const inputs[], int8_t *const outputs[],
 struct check_result {
   int samples, equal;        // equal: samples whose every output byte is the golden one, in every repeat
   uint64_t minimum, median;  // of board_count() over one inference
+  int answers;               // samples whose answer is the golden one, in every repeat; -1 where the model has none
   uint32_t stack;            // bytes below the caller's stack pointer that the deepest inference wrote to
 };
 

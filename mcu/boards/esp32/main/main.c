@@ -50,12 +50,14 @@ void app_main(void) {
 #endif
   printf("%s with %s: %d samples, %d times each\n", MODEL_NAME, ENGINE, GOLDEN_SAMPLES, CONFIG_ATALAIA_REPEATS);
   struct check_result result = check_run(invoke, arena, GOLDEN_SAMPLES);
-  printf("%s: %d of %d samples equal\n", result.equal == result.samples ? "PASS" : "FAIL", result.equal,
-         result.samples);
-  printf("{\"model\": \"%s\", \"board\": \"%s\", \"engine\": \"%s\", \"samples\": %d, \"equal\": %d, \"us_min\": %lu, "
-         "\"us_median\": %lu, \"arena_bytes\": %u, \"free_heap_bytes\": %u, \"free_stack_bytes\": %u}\n",
-         MODEL_NAME, CONFIG_IDF_TARGET, ENGINE, result.samples, result.equal, (unsigned long)result.minimum,
-         (unsigned long)result.median, (unsigned)arena_bytes,
+  int pass = result.equal == result.samples && (result.answers < 0 || result.answers == result.samples);
+  char answers[12] = "null";  // where the model makes none
+  if (result.answers >= 0) snprintf(answers, sizeof answers, "%d", result.answers);
+  printf("%s: %d of %d samples equal\n", pass ? "PASS" : "FAIL", result.equal, result.samples);
+  printf("{\"model\": \"%s\", \"board\": \"%s\", \"engine\": \"%s\", \"samples\": %d, \"equal\": %d, \"answers_equal\": %s, "
+         "\"us_min\": %lu, \"us_median\": %lu, \"arena_bytes\": %u, \"free_heap_bytes\": %u, \"free_stack_bytes\": %u}\n",
+         MODEL_NAME, CONFIG_IDF_TARGET, ENGINE, result.samples, result.equal, answers,
+         (unsigned long)result.minimum, (unsigned long)result.median, (unsigned)arena_bytes,
          (unsigned)heap_caps_get_free_size(MALLOC_CAP_INTERNAL | MALLOC_CAP_8BIT),
          (unsigned)uxTaskGetStackHighWaterMark(NULL));
 }
