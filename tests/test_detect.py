@@ -119,27 +119,30 @@ class LossTest(parameterized.TestCase):
         found = float(centres.quality_focal(jnp.array([0.0]), jnp.array([0.9]))[0])
         self.assertAlmostEqual(found, 0.4**2 * math.log(2), places=6)
 
-    def test_giou_by_hand(self):
+    def test_box_loss_by_hand(self):
         wanted = jnp.array([1.0, 1.0, 1.0, 1.0])  # 2x2
         found = jnp.array([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 3.0, 1.0], [0.0, 1.0, 2.0, 1.0]])
-        # Equal; 4x2 around it: 4/8; shifted by one: 2/6 less (6 - 6)/6. Boxes with a common point leave holes only
-        # at corners: 2x4 and 4x2 around one middle have 12 of 16.
-        np.testing.assert_allclose(centres.giou_loss(found, wanted), [0, 0.5, 2 / 3], atol=1e-6)
-        cross = centres.giou_loss(jnp.array([1.0, 2.0, 1.0, 2.0]), jnp.array([2.0, 1.0, 2.0, 1.0]))
-        self.assertAlmostEqual(float(cross), 1 - 4 / 12 + 4 / 16, places=6)
+        # Equal; 4x2 around it: 4/8, and an error of 2/4; shifted by one: 2/6, and 2/4.
+        np.testing.assert_allclose(centres.box_loss(found, wanted), [0, 0.5 + 0.5, 2 / 3 + 0.5], atol=1e-6)
+        # 2x4 and 4x2 around one point share 4 of 12; of the 16 around both, 4 are in neither; all errors are 1 of 1.5.
+        cross = centres.box_loss(jnp.array([1.0, 2.0, 1.0, 2.0]), jnp.array([2.0, 1.0, 2.0, 1.0]))
+        self.assertAlmostEqual(float(cross), 1 - 4 / 12 + 4 / 16 + 1 / 1.5, places=6)
 
-    def test_a_distance_below_zero_is_pulled_up(self):
-        gradient = jax.grad(lambda x: centres.giou_loss(x, jnp.ones(4)))(jnp.array([-1.0, 1.0, 1.0, 1.0]))
-        self.assertLess(float(gradient[0]), -0.9)
+    @parameterized.parameters(0.0, -1.0, 7.0)
+    def test_distances_find_their_way_from_anywhere(self, start):
+        found, wanted = jnp.full(4, start), jnp.array([1.0, 2.0, 1.5, 0.5])
+        downhill = jax.jit(lambda i, x: x - 0.02 * jax.grad(centres.box_loss)(x, wanted))
+        found = jax.lax.fori_loop(0, 2000, downhill, found)
+        np.testing.assert_allclose(found, wanted, atol=0.05)
 
     def test_the_loss_by_hand(self):
         config = config_of(box_weight=3.0, stride=8)
         targets = targets_of([(0, 0, 0, 8, 8)])
         outputs = dict(centre=jnp.zeros((1, 1, 2, 1)), box=jnp.ones((1, 1, 2, 4)))
         # Centres: log 2 / 4 in each of the two cells, for the bell is e^-18 in the second; the box of 2x2 cells has
-        # its only weight in the first cell, where it is 1x1: GIoU 1/4.
+        # its only weight in the first cell, which has 0.5 to each side, not 1: an IoU of 1/4, an error of 0.5 of 0.5.
         found = float(tasks.objective(config).hard(outputs, targets))
-        self.assertAlmostEqual(found, 2 * math.log(2) / 4 + 3.0 * 0.75, places=5)
+        self.assertAlmostEqual(found, 2 * math.log(2) / 4 + 3.0 * (0.75 + 1), places=5)
 
     def test_perfect_heads_lose_next_to_nothing(self):
         targets = targets_of([(0, 10, 10, 40, 42), (1, 50, 8, 62, 30)], [])
@@ -584,13 +587,13 @@ class TrainTest(absltest.TestCase):
         (folder / "squares.py").write_text(textwrap.dedent(self.DATA))
         config = config_of(ignore_below=5.0)
         config.model, config.data.name = "tiny_detector", f"{folder}/squares.py:load"
-        config.batch_size, config.data.validation, config.eval_epochs = 64, 0.2, 10.0
+        config.batch_size, config.data.validation, config.eval_epochs = 32, 0.2, 20.0
         config.augment.flip, config.augment.translate, config.augment.noise = True, 0.1, 0.02
-        config.dense.update(dict(epochs=0.0, steps=300, optimizer="adam", learning_rate=0.01, weight_decay=0.0))
+        config.dense.update(dict(epochs=0.0, steps=250, optimizer="adam", learning_rate=0.01, weight_decay=0.0))
         tiny = functools.partial(Detector, widths=(8, 16, 24), depths=(0, 0, 1))
         with absltest.mock.patch.dict(models.MODELS, tiny_detector=tiny):
             found = train.train_and_evaluate(config, folder / "run", folder)["validation"]
-        self.assertGreater(found["ap"], 0.8)
+        self.assertGreater(found["ap"], 0.7)
         self.assertEqual(found["score"], found["ap"])
         self.assertGreater(found["recall_0_1"], 0.6)
 

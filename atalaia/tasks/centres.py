@@ -2,8 +2,8 @@
 
 After Zhou et al., 2019, "Objects as Points" (arXiv:1904.07850): a map of centres, 1 at the cell of a box's middle and
 falling off around it as a Gaussian, and at that cell the box. Here the box is given as the distances from the middle of
-the cell to the box's sides, in cells, so that no second offset is needed, and its loss is that of GIoU (Rezatofighi et
-al., 2019, arXiv:1902.09630).
+the cell to the box's sides, in cells, so that no second offset is needed, and most of its loss is that of GIoU
+(Rezatofighi et al., 2019, arXiv:1902.09630).
 """
 
 from typing import NamedTuple
@@ -103,18 +103,20 @@ def quality_focal(logits: jax.Array, taught: jax.Array) -> jax.Array:
     return off * optax.sigmoid_binary_cross_entropy(logits, taught)
 
 
-def giou_loss(found: jax.Array, wanted: jax.Array) -> jax.Array:
-    """1 - GIoU of boxes `[..., 4]` given as distances from one point to their four sides, `[...]`.
+def box_loss(found: jax.Array, wanted: jax.Array) -> jax.Array:
+    """1 - GIoU, and the mean error of a side as a part of the mean distance, of boxes `[..., 4]`, `[...]`.
 
-    A found distance below 0, which is none, counts as 0 and loses its amount besides, or it would have no gradient.
+    Boxes are given as distances from one point, which lies in both, to their four sides. The second part (as in Carion
+    et al., 2020, arXiv:2005.12872) finds the way back from distances of 0 and below, where GIoU has no gradient.
     """
     around = _area(jnp.maximum(found, wanted))  # a wanted distance is never below 0
     outside = (around - _either(found, wanted)) / jnp.maximum(around, 1e-6)
-    return 1 - iou(found, wanted) + outside + jnp.sum(jnp.maximum(-found, 0), -1)
+    error = jnp.abs(found - wanted).mean(-1) / jnp.maximum(wanted.mean(-1), 0.5)
+    return 1 - iou(found, wanted) + outside + error
 
 
 def iou(found: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Intersection over union of boxes that are given as for `giou_loss`."""
+    """Intersection over union of boxes that are given as for `box_loss`; found distances below 0 count as 0."""
     return _both(found, wanted) / jnp.maximum(_either(found, wanted), 1e-6)
 
 
@@ -132,7 +134,7 @@ def _area(distances):
 
 
 def hard(centre: jax.Array, box: jax.Array, wanted: Cells, box_weight: float) -> jax.Array:
-    """The loss of a batch by its boxes, `[]`: focal loss a box, and `box_weight` times the mean GIoU loss.
+    """The loss of a batch by its boxes, `[]`: focal loss a box, and `box_weight` times the mean of `box_loss`.
 
     Cells in ignored boxes count in neither, but for the centre of a box that does count.
     """
@@ -140,13 +142,13 @@ def hard(centre: jax.Array, box: jax.Array, wanted: Cells, box_weight: float) ->
     counted = positive | ~wanted.ignored[..., None]
     map_loss = jnp.sum(jnp.where(counted, focal(centre, wanted.heat), 0)) / jnp.maximum(jnp.sum(positive), 1)
     weight = jnp.where(positive.any(-1) | ~wanted.ignored, wanted.weight, 0)
-    return map_loss + box_weight * _mean(giou_loss(box, wanted.distances), weight, None)
+    return map_loss + box_weight * _mean(box_loss(box, wanted.distances), weight, None)
 
 
 def soft(
     centre: jax.Array, box: jax.Array, taught_centre: jax.Array, taught_box: jax.Array, sure: float, box_weight: float
 ) -> jax.Array:
-    """The loss of each image by a teacher's heads, `[b]`: quality focal loss, and the GIoU loss where it is sure.
+    """The loss of each image by a teacher's heads, `[b]`: quality focal loss, and `box_loss` where it is sure.
 
     The first is divided by the sum of the teacher's probabilities, the second weighs each cell by them: cells below
     the probability `sure` have no box.
@@ -155,7 +157,7 @@ def soft(
     each = (1, 2, 3)
     map_loss = jnp.sum(quality_focal(centre, taught), each) / jnp.maximum(jnp.sum(taught, each), 1)
     best = taught.max(-1)
-    boxes = giou_loss(box, jnp.maximum(jax.lax.stop_gradient(taught_box), 0))
+    boxes = box_loss(box, jnp.maximum(jax.lax.stop_gradient(taught_box), 0))
     return map_loss + box_weight * _mean(boxes, jnp.where(best >= sure, best, 0), (1, 2))
 
 
