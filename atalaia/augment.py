@@ -129,7 +129,8 @@ def blur(key: Array, images: Array, stddev: float) -> Array:
         ends = [(reach, reach) if a == axis else (0, 0) for a in range(4)]
         padded = jnp.pad(images, ends, "edge")
         shifted = (jax.lax.slice_in_dim(padded, i, i + images.shape[axis], axis=axis) for i in range(len(weights)))
-        images = sum(w * x for w, x in zip(weights, shifted, strict=True)) / sum(weights)
+        nothing = jnp.zeros([], images.dtype)
+        images = sum((w * x for w, x in zip(weights, shifted, strict=True)), nothing) / sum(weights, nothing)
     return images
 
 
@@ -143,7 +144,7 @@ def grey(key: Array, images: Array, part: float) -> Array:
 
 def gamma(key: Array, images: Array, most: float) -> Array:
     """Raises the values of each image to a power from 1 / (1 + most) to 1 + most, whose logarithm is uniform."""
-    return images ** jnp.exp(_uniform(key, images, jnp.log1p(most)))
+    return images ** jnp.exp(_uniform(key, images, math.log1p(most)))
 
 
 # An operation's place is its random stream: append only, so that old runs can be repeated. Each is

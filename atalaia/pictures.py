@@ -135,8 +135,8 @@ def boxes_picture(
         panel.imshow(shown, "gray", vmin=0, vmax=255, interpolation=smoothing)
         for boxes, color, line in ((here, RIGHT, "--"), (seen, COLORS[1], "-")):
             for x0, y0, x1, y1 in np.asarray(boxes) - 0.5:  # matplotlib's first pixel begins at -1/2
-                style = dict(fill=False, edgecolor=color, linestyle=line, linewidth=1.2)
-                panel.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
+                box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linestyle=line, linewidth=1.2)
+                panel.add_patch(box)
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set(color=RIGHT if good else WRONG, linewidth=2.5)
     for panel in panels[len(images) :]:

@@ -6,7 +6,8 @@ What is wrong with a label goes to a list of problems, a line each, that names f
 import json
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,12 +60,14 @@ def read(folder: Path, root: Path, problems: list[str]) -> Labels:
     json_files = sorted(
         {file for name in COCO_NAMES for place in ("", "annotations/") for file in folder.glob(place + name)}
     )
-    found = {file.name: lambda file=file: _coco(file, folder, paths, problems) for file in json_files}
+    found: dict[str, Callable[[], Labels]] = {
+        file.name: partial(_coco, file, folder, paths, problems) for file in json_files
+    }
     texts, xmls = (_beside(paths, suffix) for suffix in (".txt", ".xml"))
     if texts:
-        found[next(iter(texts.values())).name] = lambda: _yolo(paths, texts, _names(folder, root), problems)
+        found[next(iter(texts.values())).name] = partial(_yolo, paths, texts, _names(folder, root), problems)
     if xmls:
-        found[next(iter(xmls.values())).name] = lambda: _voc(paths, xmls, problems)
+        found[next(iter(xmls.values())).name] = partial(_voc, paths, xmls, problems)
     if not found:
         raise UserError(f"{folder} has {len(paths)} images but no boxes: add {FORMATS}")
     if len(found) > 1:
@@ -120,7 +123,8 @@ def _coco(file: Path, folder: Path, paths: Sequence[Path], problems: list[str]) 
         raise UserError(f"{file} is no text in UTF-8 ({error}): write it again") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}: line {error.lineno}: broken JSON ({error.msg}): write it again") from None
-    lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations", "categories")]
+    keys = ("images", "annotations", "categories")
+    lists: list[Any] = [content.get(key) if isinstance(content, dict) else None for key in keys]
     if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists):
         raise UserError(f"{file} is not COCO's JSON: an object of lists images, annotations and categories is needed")
     images, annotations, categories = lists
@@ -284,7 +288,8 @@ def _voc(paths: Sequence[Path], labels: dict[Path, Path], problems: list[str]) -
             continue
         if size is None:
             continue
-        _check_size(size, *(_whole(tree.findtext(f"size/{side}")) for side in ("width", "height")), file, problems)
+        width, height = (_whole(tree.findtext(f"size/{side}")) for side in ("width", "height"))
+        _check_size(size, width, height, file, problems)
         photos.append(Photo(path, size, []))
         for number, thing in enumerate(tree.iter("object"), 1):
             name = (thing.findtext("name") or "").strip()
@@ -296,9 +301,9 @@ def _voc(paths: Sequence[Path], labels: dict[Path, Path], problems: list[str]) -
                 )
                 continue
             names.add(name)
-            photos[-1].boxes.append(
-                Box(name, tuple(corners), (thing.findtext("difficult") or "0").strip() == "1", where)
-            )
+            difficult = (thing.findtext("difficult") or "0").strip() == "1"
+            box = corners[0], corners[1], corners[2], corners[3]
+            photos[-1].boxes.append(Box(name, box, difficult, where))
     _tell_lone(labels, paths, ".xml", problems)
     return Labels(photos, sorted(names), Counter({"without .xml": len(paths) - len(labels)}))
 

@@ -32,9 +32,9 @@ def load(config: ConfigDict, cache: Path) -> Source:
     Raises:
       UserError: the folder is not like that, or labels are wrong; the first ones are named.
     """
-    root = _root(config)
+    root, size = _root(config)
     folders = _folders(root)
-    splits, names = _read(root, folders, config)
+    splits, names = _read(root, folders, size, config)
     if len(folders) == 1:
         lacks = "test/" if folders[0] != root else "train/ and test/"
         print(f"{root} has no {lacks}: {TEST_FRACTION:.0%} of the images are the test set", file=sys.stderr)
@@ -47,23 +47,27 @@ def whole(config: ConfigDict) -> Split:
     Raises:
       UserError: as `load`.
     """
-    root = _root(config)
-    (split,), _ = _read(root, [root], config)
+    root, size = _root(config)
+    (split,), _ = _read(root, [root], size, config)
     return split._replace(targets=without_narrow(split.targets, config.ignore_below))
 
 
-def _root(config: ConfigDict) -> Path:
-    if not config.path or pictures.size_of(config) is None:
+def _root(config: ConfigDict) -> tuple[Path, tuple[int, int]]:
+    """The data set's folder, and the size that its pictures get."""
+    size = pictures.size_of(config)
+    if not config.path or size is None:
         raise UserError("boxes needs data.path, a folder of images with boxes, and data.size, height and width")
     root = Path(config.path).expanduser()
     if not root.is_dir():
         raise UserError(f"data.path: {root} is not a folder: give one of images with {box_files.FORMATS}")
-    return root
+    return root, size
 
 
-def _read(root: Path, folders: Sequence[Path], config: ConfigDict) -> tuple[list[Split], tuple[str, ...]]:
+def _read(
+    root: Path, folders: Sequence[Path], size: tuple[int, int], config: ConfigDict
+) -> tuple[list[Split], tuple[str, ...]]:
     """A split of each folder, and the names of the classes."""
-    problems = []
+    problems: list[str] = []
     parts = [box_files.read(folder, root, problems) for folder in folders]
     clipped = [_clipped(photo, problems) for part in parts for photo in part.photos]
     _refuse(root, problems)
@@ -73,7 +77,6 @@ def _read(root: Path, folders: Sequence[Path], config: ConfigDict) -> tuple[list
     left_out = sum((part.left_out for part in parts), Counter())
     _tell(root, photos, number, left_out, sum(count for _, count in clipped))
 
-    size = pictures.size_of(config)
     images = pictures.read([photo.path for photo in photos], size, 1 if config.grey else 3, config.fit)
     targets = _targets(photos, number, size, config.fit)
     ends = np.cumsum([len(part.photos) for part in parts])[:-1]
@@ -148,7 +151,7 @@ def parse_classes(text: str) -> dict[str, list[str]]:
     Raises:
       UserError: it is not like that.
     """
-    chosen = {}
+    chosen: dict[str, list[str]] = {}
     for rule in filter(None, (part.strip() for part in text.split(";"))):
         name, equals, merged = (part.strip() for part in rule.partition("="))
         members = [member.strip() for member in merged.split(",")] if equals else [name]

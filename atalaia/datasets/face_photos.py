@@ -91,7 +91,8 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
     """Path and contents of each file of a .tar.gz, a .zip or a .whl, and of ZIPs in it."""
     if archive.name.endswith(".tar.gz"):
         with tarfile.open(archive) as tar:
-            found = [(member.name, tar.extractfile(member).read()) for member in tar if member.isfile()]
+            files = ((member.name, tar.extractfile(member)) for member in tar)
+            found = [(name, file.read()) for name, file in files if file is not None]
     else:
         with zipfile.ZipFile(archive) as opened:
             found = [(name, opened.read(name)) for name in opened.namelist() if not name.endswith("/")]
@@ -106,7 +107,7 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
 def _dealt(name: str, folder: Path) -> list[Labelled]:
     """An album's photos as they were labelled, each with its share."""
     coco = json.loads((folder / f"{name}.json").read_text())
-    faces = {image["id"]: [] for image in coco["images"]}
+    faces: dict[int, list[dict]] = {image["id"]: [] for image in coco["images"]}
     for annotation in coco["annotations"]:
         faces[annotation["image_id"]].append(annotation)
     files = [image["file_name"] for image in coco["images"]]

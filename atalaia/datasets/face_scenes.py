@@ -40,7 +40,8 @@ class Share(NamedTuple):
 
 def share_of(photos: Sequence[Labelled], tiles: np.ndarray) -> Share:
     """Reads the photos of a share and reduces them."""
-    people, backgrounds = {}, []
+    people: dict[str, list[tuple[Person, ...]]] = {}
+    backgrounds = []
     for labelled in photos:
         with Image.open(labelled.path) as opened:
             photo = ImageOps.exif_transpose(opened).convert("RGB")

@@ -35,11 +35,11 @@ def load(config: ConfigDict, cache: Path) -> Source:
     path = cache / "faces" / f"made-{size[0]}x{size[1]}{'-grey' * config.grey}-{_recipe(cache)}.npz"
     made = _read(path) or _make(photos, size, config.grey, cache, path)
     share = np.repeat(np.arange(SHARES), PICTURES)
-    splits = [
+    train, test = (
         Split(made["images"][of], dict(boxes=made["boxes"][of], classes=made["classes"][of]))
         for of in (np.s_[:-PICTURES], np.s_[-PICTURES:])
-    ]
-    return Source(*splits, NAMES, groups=share[:-PICTURES])
+    )
+    return Source(train, test, NAMES, groups=share[:-PICTURES])
 
 
 def _recipe(cache: Path) -> str:

@@ -63,7 +63,11 @@ class Task(Protocol):
         """Draws what a person wants to see: writes `path("NAME.png")` and returns rows of file and title."""
 
 
-TASKS: dict[str, Task | type[Task]] = {"classify": classify, "regress": regress, "detect": Detect}
+TASKS: Mapping[str, Any] = {  # a Task, or a class that makes one of its part of the config
+    "classify": classify,
+    "regress": regress,
+    "detect": Detect,
+}
 
 
 class Objective(NamedTuple):

@@ -26,11 +26,11 @@ class Curve(NamedTuple):
     scores: np.ndarray
     right: np.ndarray  # how many are right so far
     wrong: np.ndarray  # and how many are not
-    count: int  # of the true boxes
+    true: int  # how many boxes there are to find
 
     @property
     def recall(self) -> np.ndarray:
-        return self.right / max(self.count, 1)
+        return self.right / max(self.true, 1)
 
     @property
     def precision(self) -> np.ndarray:
@@ -100,7 +100,7 @@ def curve(scores: np.ndarray, right: np.ndarray, ignored: np.ndarray, chosen: np
 def average_precision(curve: Curve) -> float:
     """The mean of 101 precisions, each the best at a recall or a higher one (COCO); 0 where there is no true box."""
     best = np.maximum.accumulate(curve.precision[::-1])[::-1]
-    return float(np.append(best, 0)[np.searchsorted(curve.recall, RECALLS)].mean()) if curve.count else 0.0
+    return float(np.append(best, 0)[np.searchsorted(curve.recall, RECALLS)].mean()) if curve.true else 0.0
 
 
 def recall_at(curve: Curve, wrong: float) -> float:
@@ -111,7 +111,7 @@ def recall_at(curve: Curve, wrong: float) -> float:
 
 def best_f1(curve: Curve) -> tuple[float, float]:
     """The largest F1, of precision and recall, and the least score of the boxes that are taken for it."""
-    f1 = np.where(_at_cuts(curve), 2 * curve.right / np.maximum(curve.right + curve.wrong + curve.count, 1), 0)
+    f1 = np.where(_at_cuts(curve), 2 * curve.right / np.maximum(curve.right + curve.wrong + curve.true, 1), 0)
     if not f1.size:
         return 0.0, np.inf
     return float(f1.max()), float(curve.scores[f1.argmax()])
