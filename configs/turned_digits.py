@@ -2,7 +2,8 @@
 
 ./run.sh run configs/turned_digits.py
 
-Two minutes on 2 CPU cores, and R2 0.93 on the test pictures. Rotation in training turns the targets with the pictures.
+Two to four minutes on 2 CPU cores; R2 0.82 and a mean error of 0.09 on 1,436 test pictures (seed 0). Rotation in
+training turns the targets with the pictures.
 """
 
 from ml_collections import ConfigDict

@@ -65,7 +65,7 @@ def read(folder: Path, root: Path, problems: list[str]) -> Labels:
     }
     texts, xmls = (_beside(paths, suffix) for suffix in (".txt", ".xml"))
     if texts:
-        found[next(iter(texts.values())).name] = partial(_yolo, paths, texts, _names(folder, root), problems)
+        found[next(iter(texts.values())).name] = partial(_yolo, paths, texts, folder, root, problems)
     if xmls:
         found[next(iter(xmls.values())).name] = partial(_voc, paths, xmls, problems)
     if not found:
@@ -183,9 +183,9 @@ def _numbers(values: Any, count: int) -> list[float] | None:
 # --- YOLO ---
 
 
-def _yolo(paths: Sequence[Path], labels: dict[Path, Path], names: list[str], problems: list[str]) -> Labels:
+def _yolo(paths: Sequence[Path], labels: dict[Path, Path], folder: Path, root: Path, problems: list[str]) -> Labels:
     """A line a box: class, x and y of the middle, width and height, as parts of the picture; perhaps a score."""
-    photos = []
+    photos, names = [], _names(folder, root)
     for path in paths:
         size = _size(path, problems)
         if size is None:
