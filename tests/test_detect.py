@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from atalaia import augment, data, layers, models, quantize, tasks, train
+from atalaia import augment, data, int8_layers, layers, models, quantize, tasks, train
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.models.detector import Detector
@@ -547,7 +547,7 @@ class DetectorTest(parameterized.TestCase):
         for shape in ((96, 96, 1), (120, 160, 1)):
             variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
             macs.append(sum(row["macs"] for row in layers.summary(model, variables, shape)[0]))
-            quantize.require_int8(model, shape)
+            int8_layers.require_int8(model, shape)
         linear = [layers.subtree(variables["params"], path) for path in quantize.linear_paths(model)]
         size = sum(math.prod(p["kernel"].shape) + 4 * p["bias"].size for p in linear)
         self.assertEqual((size, *macs), expected)
