@@ -9,9 +9,10 @@ import test_codegen
 from absl import flags
 from absl.testing import absltest
 
-from atalaia import data, evaluate, export, ledger, pack, report, tflite, train
+from atalaia import data, evaluate, export, finished, ledger, pack, page, report, tflite, train
 from atalaia.codegen import __main__ as codegen
-from configs import digits
+from atalaia.codegen import boards
+from configs import digits, turned_digits
 
 
 class PipelineTest(absltest.TestCase):
@@ -93,6 +94,55 @@ class PipelineTest(absltest.TestCase):
 
     def test_no_temporary_file_is_left(self):
         self.assertEqual([p for p in self.workdir.rglob("*.part")], [])
+
+
+class RegressPipelineTest(absltest.TestCase):
+    """The same for numbers: turned digits, guided by itself, down to the C whose answers are Python's."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.workdir = Path(flags.FLAGS.test_tmpdir) / "regress_pipeline"
+        cls.config = config = turned_digits.get_config()
+        config.model = f"{Path(__file__).with_name('small_net.py')}:Net"
+        config.data.train_per_class, config.data.test_per_class, config.batch_size = 1600, 300, 32
+        config.prune.teacher, config.distillation.loss = "self", "mse"
+        for stage, epochs in (("dense", 4.0), ("prune", 2.0), ("quantize", 1.0)):
+            config[stage].epochs = epochs
+        train.train_and_evaluate(config, cls.workdir, cls.workdir)
+        cls.dataset = data.load(config.data, cls.workdir)
+        cls.path = export.export(cls.workdir, cls.workdir)
+        engines = ["jax", "jax_int", "tflm"]
+        cls.scores = evaluate.evaluate(config, cls.dataset, engines, cls.workdir, tflite.load(cls.path))
+
+    def test_learns_and_keeps_it_in_int8(self):
+        self.assertGreater(self.scores["jax"]["r2"], 0.4)
+        self.assertGreater(self.scores["tflm"]["r2"], self.scores["jax"]["r2"] - 0.02)
+        self.assertEqual(self.scores["tflm"]["images"], 300)
+
+    def test_integer_jax_equals_tflm_in_every_byte_of_the_test_set(self):
+        (row,) = (
+            row
+            for row in json.loads((self.workdir / "evaluation_details.json").read_text())["agreement"]
+            if row["engines"] == ["jax_int", "tflm"]
+        )
+        self.assertEqual((row["bytes"], row["predictions"]), (1.0, None))
+
+    def test_the_run_says_how_it_was_judged(self):
+        said = finished.finished(self.workdir)
+        self.assertEqual((said["task"], said["names"]), ("regress", ["cosine", "sine"]))
+        self.assertEqual(said["val_score"], said["validation"]["r2"])
+        text = (self.workdir / "evaluation.md").read_text()
+        self.assertIn(f"| {self.scores['tflm']['r2']:.4f} | {self.scores['tflm']['mae']:.4f} | 300 |", text)
+
+    def test_the_page_shows_the_tasks_pictures(self):
+        self.assertIn("Answers against what is true", page.write(self.workdir).read_text())
+
+    def test_the_c_answers_as_python_does(self):
+        codegen.generate(tflite.load(self.path), self.workdir / "c", self.dataset.test.images, 10, task="regress")
+        found = boards.run(self.workdir / "c", "host")
+        self.assertEqual((found["equal"], found["answers_equal"]), (10, 10))
+        self.assertIn("MODEL_ANSWERS 2", (self.workdir / "c/model.h").read_text())
 
 
 if __name__ == "__main__":
