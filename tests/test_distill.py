@@ -362,7 +362,7 @@ class StageTest(absltest.TestCase):
         self.run_config(self.config("dense", **faces), "faces")
         self.run_config(self.config("dense", **{"dense.steps": 2}), "renamed")
         said = json.loads((self.folder / "renamed" / "train.json").read_text())
-        said["classes"][0] = "ten"
+        said["names"][0] = "ten"
         (self.folder / "renamed" / "train.json").write_text(json.dumps(said))
         self.run_config(self.config("dense", **{"dense.steps": 2, "data.split_seed": 7}), "split")
         self.run_config(self.config("dense", **{"dense.steps": 2}), "larger")
