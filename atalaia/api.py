@@ -191,8 +191,9 @@ def compile_c(run: Run | Exported | str | Path, out: str | Path | None = None, *
 
     path = run.path.parent if isinstance(run, Exported) else _workdir(run)
     if path.is_dir():
-        task = configs.load(path).task
-        options.setdefault("task", task if task in answers.ANSWERS else None)
+        config = configs.load(path)
+        options.setdefault("task", config.task if config.task in answers.TASKS else None)
+        options.setdefault("fields", config.get(config.task))
         out, path = out or path / "c" / path.name, path / "model.tflite"
     elif not path.exists():
         raise UserError(f"compile_c: there is no {path}: give a run that was exported, or a .tflite file")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from atalaia import cli, data, engines, ledger, tflite
 from atalaia import config as configs
@@ -65,6 +65,7 @@ def generate(
     flash: int | None = None,
     ram: int | None = None,
     task: str | None = None,
+    fields: ConfigDict | None = None,
 ) -> dict:
     """Writes the C of a model into folder `out` and returns what report.json holds.
 
@@ -75,7 +76,8 @@ def generate(
       samples: golden vectors.
       sparse, prefer, flash: as kernels.choose takes them; the constants must fit `flash`.
       ram: bytes that the arena must fit.
-      task: of answers.ANSWERS, whose answer model_answer() makes of the outputs; None: there is no such function.
+      task: of answers.TASKS, whose answer model_answer() makes of the outputs; None: there is no such function.
+      fields: the task's part of a config, which detect needs.
 
     Raises:
       UserError: the file is damaged or not supported, the model does not fit, or its outputs have no such answer;
@@ -83,7 +85,8 @@ def generate(
     """
     model, *compiled = _compile(tflite_bytes, sparse, prefer, flash)
     lowered, calls, plan = compiled
-    answer = _answer(task, model, lowered) if task else ""
+    heads = [answers.Head(lowered.shapes[i][1:], *_grid(model.tensors[i])) for i in lowered.outputs]
+    answer = answers.of(task, heads, fields) if task else None
     found = _report(*compiled)
     _refuse_too_large(found, flash, ram)
     inputs = _inputs(tflite_bytes, model, lowered, images, samples)
@@ -91,9 +94,9 @@ def generate(
     found = dict(model=Path(out).name, **found, tflm=dict(file_bytes=len(tflite_bytes), arena_bytes=arena))
     name = Path(out).name
     scales = {i: _grid(model.tensors[i]) for i in (*lowered.inputs, *lowered.outputs)}
-    decoded = answers.ANSWERS[task](outputs, *scales[lowered.outputs[0]]) if task else None
+    decoded = answer.decode(outputs) if answer else None
     files = {
-        "model.c": emit.model_c(name, lowered, calls, plan) + answer,
+        "model.c": emit.model_c(name, lowered, calls, plan) + (emit.answer_c(answer) if answer else ""),
         "model.h": emit.model_h(name, lowered, plan, scales, 0 if decoded is None else decoded.shape[1]),
         "golden.h": emit.golden_h(inputs, outputs, decoded),
     }
@@ -103,16 +106,6 @@ def generate(
     write_whole(Path(out) / "model.tflite", tflite_bytes)
     write_json(Path(out) / "report.json", found)
     return found
-
-
-def _answer(task, model, lowered):
-    """The C of a task's answer."""
-    if task not in answers.ANSWERS:
-        raise UserError(f"unknown task {task!r}: there are {', '.join(answers.ANSWERS)}")
-    if len(lowered.outputs) != 1:
-        raise UserError(f"the model has {len(lowered.outputs)} outputs: leave --task out, an answer is made of one")
-    (out,) = lowered.outputs
-    return emit.answer_c(task, lowered.sizes[out], *_grid(model.tensors[out]))
 
 
 def _grid(tensor):
@@ -338,7 +331,8 @@ def main() -> None:
     options: dict[str, Any] = {
         name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram", "task")
     }
-    report = generate(tflite_bytes, Path(values.out), images, **options)
+    fields = values.config.get(values.task or "") if values.config is not None else None
+    report = generate(tflite_bytes, Path(values.out), images, fields=fields, **options)
     if values.count:
         count(Path(values.out))
         report = json.loads((Path(values.out) / "report.json").read_text())
@@ -352,7 +346,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "The folder to write, such as mcu/models/NAME.")
     flags.DEFINE_enum("sparse", "auto", ["auto", "always", "never"], "When zeros are left out.")
     flags.DEFINE_enum("prefer", "balanced", ["balanced", "speed", "size"], "Of instructions and bytes of flash.")
-    flags.DEFINE_enum("task", None, list(answers.ANSWERS), "Whose answer model_answer() makes of the outputs.")
+    flags.DEFINE_enum("task", None, list(answers.TASKS), "Whose answer model_answer() makes of the outputs.")
     flags.DEFINE_bool("count", False, "Run it in the emulators and enter the instructions in report.json.")
     flags.DEFINE_integer("samples", 16, "Golden vectors.", lower_bound=1)
     flags.DEFINE_integer("flash", None, "Bytes that the constants must fit, by slower kernels if need be.")

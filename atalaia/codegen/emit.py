@@ -74,17 +74,11 @@ def model_c(name: str, graph: Graph, calls: list[Call], plan: Plan) -> str:
     return "\n".join(parts)
 
 
-def answer_c(task: str, outputs: int, scale: float, zero_point: int) -> str:
-    """The end of model.c: the function that makes a task's answer of so many int8 outputs.
-
-    Raises:
-      UserError: as answers.step.
-    """
-    more = f", {zero_point}, {answers.step(scale)}" if task == "regress" else ""
+def answer_c(answer: answers.Answer) -> str:
+    """The end of model.c: the function that makes a task's answer of the int8 outputs, one after the other."""
     return (
-        f"\n{(MCU / f'answers/{task}.c').read_text()}\n"
-        "void model_answer(const int8_t *outputs, int32_t *answer)\n{\n"
-        f"    {task}(outputs, {outputs}{more}, answer);\n}}\n"
+        f"\n{(MCU / f'answers/{answer.file}.c').read_text()}\n"
+        f"void model_answer(const int8_t *outputs, int32_t *answer)\n{{\n    {answer.call};\n}}\n"
     )
 
 
