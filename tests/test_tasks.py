@@ -32,6 +32,15 @@ class ClassifyTest(absltest.TestCase):
         self.assertAlmostEqual(found["f1_macro"], (0.5 + 0.8 + 0) / 3)
         self.assertAlmostEqual(found["accuracy"], 3 / 5)
 
+    def test_metrics_are_scikit_learns(self):
+        random = np.random.RandomState(1)
+        for classes in (3, 7, 12):  # of which some are neither true nor answered
+            labels, predicted = random.randint(0, 7, (2, 9))
+            labels, predicted = labels % classes, predicted % classes
+            found = classify.metrics(logits(predicted, classes), labels)
+            self.assertAlmostEqual(found["f1_macro"], sk.f1_score(labels, predicted, average="macro", zero_division=0))
+            self.assertAlmostEqual(found["accuracy"], sk.accuracy_score(labels, predicted))
+
     def test_all_right_and_all_wrong(self):
         self.assertEqual(classify.metrics(logits(LABELS), LABELS), dict(accuracy=1.0, f1_macro=1.0))
         self.assertEqual(classify.metrics(logits(LABELS), (LABELS + 1) % 3), dict(accuracy=0.0, f1_macro=0.0))
