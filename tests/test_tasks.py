@@ -76,6 +76,16 @@ class ClassifyTest(absltest.TestCase):
         self.assertAlmostEqual(float(found), (0.5 * float(each[0]) + 1.5 * float(each[1])) / 2, places=6)
 
 
+class OwnLossTest(absltest.TestCase):
+    def test_one_number_is_needed(self):
+        folder = self.create_tempdir()
+        folder.create_file("own.py", "def each(outputs, targets):\n    return (outputs - targets) ** 2\n")
+        config = configs.base()
+        config.loss.name = f"{folder.full_path}/own.py:each"
+        with self.assertRaisesRegex(UserError, r"own.py:each gives shape \(3,\): return one number"):
+            jax.jit(tasks.objective(config).hard)(jnp.zeros(3), jnp.zeros(3))
+
+
 class RegressTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()

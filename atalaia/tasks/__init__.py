@@ -110,7 +110,7 @@ def objective(config: ConfigDict, class_weights: jax.Array | None = None) -> Obj
     """The losses of a valid config; `class_weights` as losses.cross_entropy takes them."""
     task, weighted = of(config), {} if class_weights is None else dict(class_weights=class_weights)
     if own.is_own(config.loss.name):
-        hard = own.resolve("loss.name", config.loss.name)
+        hard = _one_number(config.loss.name)
     else:
         loss = task.LOSSES[config.loss.name]
 
@@ -121,3 +121,16 @@ def objective(config: ConfigDict, class_weights: jax.Array | None = None) -> Obj
         return task.SOFT_LOSSES[config.distillation.loss](outputs, taught, targets, config.distillation).mean()
 
     return Objective(hard, soft)
+
+
+def _one_number(name):
+    """A user's own loss, which must give one number."""
+    loss = own.resolve("loss.name", name)
+
+    def hard(outputs, targets):
+        found = loss(outputs, targets)
+        if np.shape(found) != ():
+            raise UserError(f"loss.name: {name} gives shape {np.shape(found)}: return one number, such as the mean")
+        return found
+
+    return hard
