@@ -135,7 +135,7 @@ case $word in
     compilers
     browser
     setup requirements.txt requirements-dev.txt
-    .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
+    .venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder "$@"
     ;;
   lint)
     setup requirements.txt requirements-dev.txt # mypy reads the types of what we use

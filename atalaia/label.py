@@ -42,13 +42,16 @@ def _with_faces(coco):
     return {annotation["image_id"] for annotation in coco["annotations"]}
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_string("images", None, "The folder of photos, and of folders of photos.")
-    flags.DEFINE_string("out", None, "The COCO JSON to write (else annotations.json in the folder of photos).")
-    flags.DEFINE_float("min_score", 0.5, "The least score of a face, between 0 and 1.")
-    flags.DEFINE_integer("side", 640, "Pixels of a photo's longer side when it is looked at: more finds smaller faces.")
-    flags.DEFINE_string("data_dir", None, "Where the detector is kept (else $ATALAIA_DATA, else ~/.cache/atalaia).")
+    where = dict(flag_values=values)
+    flags.DEFINE_string("images", None, "The folder of photos, and of folders of photos.", **where)
+    flags.DEFINE_string("out", None, "The COCO JSON to write (else annotations.json in the folder of photos).", **where)
+    flags.DEFINE_float("min_score", 0.5, "The least score of a face, between 0 and 1.", **where)
+    more = "Pixels of a photo's longer side when it is looked at: more finds smaller faces."
+    flags.DEFINE_integer("side", 640, more, **where)
+    kept = "Where the detector is kept (else $ATALAIA_DATA, else ~/.cache/atalaia)."
+    flags.DEFINE_string("data_dir", None, kept, **where)
 
 
 if __name__ == "__main__":

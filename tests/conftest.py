@@ -16,6 +16,14 @@ COMPILE_BOUND = (
 )
 
 
+# Modules whose tests take longest: first, so that no worker is left with one of them when the others are done.
+LONGEST = ("test_pipeline", "test_train", "test_examples", "test_search", "test_distill", "test_own", "test_detect")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compile_quickly(request):
     """Of modules that run small programs a few steps, XLA optimises none; the others run what users do."""

@@ -1,4 +1,4 @@
-"""A network that compiles fast, named in tests as a user's own."""
+"""Networks that compile fast, named in tests as a user's own."""
 
 import flax.linen as nn
 
@@ -19,3 +19,19 @@ class Net(nn.Module):
         x = layers.Flatten(name="flatten")(x)
         x = layers.Dense(32, relu=True, name="hidden")(x, train)
         return layers.Dense(self.outputs, name="numbers")(x, train)
+
+
+class Residual(nn.Module):
+    """A residual block and a convolution of strides 2, for images of 8x8."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = layers.Conv(16, norm="before", name="conv")(x, train)
+        y = layers.Conv(16, norm="before", name="block0a")(x, train)
+        y = layers.Conv(16, norm="before", relu=False, name="block0b")(y, train)
+        x = layers.Add(relu=True, name="block0")(x, y)
+        x = layers.Conv(32, strides=2, norm="before", name="wide")(x, train)
+        x = layers.Flatten(name="flatten")(x)
+        return layers.Dense(self.outputs, name="logits")(x, train)

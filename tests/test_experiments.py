@@ -517,7 +517,7 @@ class RecipesTest(absltest.TestCase):
             train.train_and_evaluate(config, folder / "run", folder)
         done = json.loads((folder / "run/train.json").read_text())
         self.assertEqual((done["dataset"], done["image_shape"], done["steps"]), ("STL-10", [96, 96, 3], 2))
-        self.assertEqual(done["classes"], names)
+        self.assertEqual(done["names"], names)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest, flagsaver
+from absl import flags
+from absl.testing import absltest
 from PIL import Image
 
 from atalaia import centerface, data, label, pseudolabels
 from atalaia import config as configs
 from atalaia.datasets import boxes
 from atalaia.errors import UserError
-
-if "images" not in absltest.FLAGS:
-    label.define_flags()
 
 SETTINGS = dict(side=64, min_score=0.5)
 
@@ -143,9 +141,12 @@ class LabelTest(absltest.TestCase):
             self._label(_Session())
 
     def _command(self, **given):
-        flags = dict(images=str(self.folder), out=None, min_score=0.5, side=64, data_dir=str(self.folder)) | given
+        wanted = dict(images=str(self.folder), out=None, min_score=0.5, side=64, data_dir=str(self.folder)) | given
+        values = flags.FlagValues()  # its own: other modules of the suite have flags of these names
+        label.define_flags(values)
+        values(["label", *(f"--{name}={value}" for name, value in wanted.items() if value is not None)])
         with (
-            flagsaver.flagsaver(**flags),
+            mock.patch.object(flags, "FLAGS", values),
             mock.patch.object(centerface, "load", return_value=_Session()),
             contextlib.redirect_stdout(io.StringIO()) as stdout,
         ):

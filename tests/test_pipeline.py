@@ -14,6 +14,8 @@ from atalaia.codegen import __main__ as codegen
 from atalaia.codegen import boards
 from configs import digits, turned_digits
 
+SMALL = Path(__file__).with_name("small_net.py")
+
 
 class PipelineTest(absltest.TestCase):
     @classmethod
@@ -21,6 +23,7 @@ class PipelineTest(absltest.TestCase):
         super().setUpClass()
         cls.workdir, teacher = (Path(flags.FLAGS.test_tmpdir) / name for name in ("pipeline", "pipeline_teacher"))
         cls.config = digits.get_config()
+        cls.config.model = f"{SMALL}:Residual"
         cls.config.stages, cls.config.dense.epochs = ("dense",), 6.0
         train.train_and_evaluate(cls.config, teacher, cls.workdir)
         cls.config.stages, cls.config.distillation.views = ("distill", "prune", "quantize"), 2
@@ -104,7 +107,7 @@ class RegressPipelineTest(absltest.TestCase):
         super().setUpClass()
         cls.workdir = Path(flags.FLAGS.test_tmpdir) / "regress_pipeline"
         cls.config = config = turned_digits.get_config()
-        config.model = f"{Path(__file__).with_name('small_net.py')}:Net"
+        config.model = f"{SMALL}:Net"
         config.data.train_per_class, config.data.test_per_class, config.batch_size = 1600, 300, 32
         config.prune.teacher, config.distillation.loss = "self", "mse"
         for stage, epochs in (("dense", 4.0), ("prune", 2.0), ("quantize", 1.0)):
