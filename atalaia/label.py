@@ -44,14 +44,15 @@ def _with_faces(coco):
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the command's flags."""
-    where = dict(flag_values=values)
-    flags.DEFINE_string("images", None, "The folder of photos, and of folders of photos.", **where)
-    flags.DEFINE_string("out", None, "The COCO JSON to write (else annotations.json in the folder of photos).", **where)
-    flags.DEFINE_float("min_score", 0.5, "The least score of a face, between 0 and 1.", **where)
+    flags.DEFINE_string("images", None, "The folder of photos, and of folders of photos.", flag_values=values)
+    flags.DEFINE_string(
+        "out", None, "The COCO JSON to write (else annotations.json in the folder of photos).", flag_values=values
+    )
+    flags.DEFINE_float("min_score", 0.5, "The least score of a face, between 0 and 1.", flag_values=values)
     more = "Pixels of a photo's longer side when it is looked at: more finds smaller faces."
-    flags.DEFINE_integer("side", 640, more, **where)
+    flags.DEFINE_integer("side", 640, more, flag_values=values)
     kept = "Where the detector is kept (else $ATALAIA_DATA, else ~/.cache/atalaia)."
-    flags.DEFINE_string("data_dir", None, kept, **where)
+    flags.DEFINE_string("data_dir", None, kept, flag_values=values)
 
 
 if __name__ == "__main__":
