@@ -66,7 +66,7 @@ def _module(field, path):
         return sys.modules[key]
     if not path.is_file():
         raise UserError(f"{field}: there is no file {path}")
-    _forget_siblings(path.parent)
+    hidden = _hide_siblings(path.parent)
     before = {name for name, _ in _imported_below(path.parent)}
     spec = importlib.util.spec_from_file_location(key, path)
     module = importlib.util.module_from_spec(spec)
@@ -81,17 +81,20 @@ def _module(field, path):
         raise UserError(f"{field}: {where} cannot be run: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
-    imported = {file for name, file in _imported_below(path.parent) if name not in before}
+        imported = {file for name, file in _imported_below(path.parent) if name not in before}
+        sys.modules.update(hidden)
     vars(module)[_BESIDE] = sorted(imported - {path})
     return module
 
 
-def _forget_siblings(folder):
-    """Lets a file import what lies beside it, whatever module of the same name was imported before, from anywhere."""
+def _hide_siblings(folder):
+    """Takes modules away whose names lie in a folder, so that a file there imports what is beside it; gives them back.
+
+    They may be of the same names from elsewhere, or of the program that is running.
+    """
     beside = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
-    for name, _ in _imported_below(Path("/")):
-        if name.partition(".")[0] in beside:
-            del sys.modules[name]
+    names = [name for name, _ in _imported_below(Path("/")) if name.partition(".")[0] in beside]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def _imported_below(folder):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 from absl.testing import absltest, parameterized
@@ -259,6 +260,16 @@ class RefusedTest(parameterized.TestCase):
         config.stages = ("dense", "quantize")
         self.workdir = self.folder / "quantized"
         self._refuses("has no int8 form", model=config.model, stages=("dense", "quantize"))
+
+    def test_the_programs_own_modules_stay(self):
+        folder = self.create_tempdir()
+        folder.create_file("beside.py", "VALUE = 1\n")
+        folder.create_file("mine.py", "import beside\n\n\ndef part():\n    return beside.VALUE\n")
+        here = sys.modules["beside"] = types.ModuleType("beside")
+        here.__file__ = f"{folder.full_path}/beside.py"
+        self.addCleanup(sys.modules.pop, "beside")
+        self.assertEqual(own.resolve("loss.name", f"{folder.full_path}/mine.py:part")(), 1)
+        self.assertIs(sys.modules["beside"], here)
 
     def test_modules_of_packages_are_no_siblings(self):
         """A file at the top of the disk: all of Python lies below its folder."""

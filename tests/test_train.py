@@ -67,17 +67,17 @@ def final_arrays(workdir):
 
 class ResumeTest(absltest.TestCase):
     FLAGS = (
-        "--config.model=thesis",
+        "--config.model=tests/small_net.py:Residual",
         "--config.stages=('dense','prune')",
         "--config.batch_size=32",
         "--config.log_steps=5",
         "--config.checkpoint_seconds=0.3",
         "--config.dense.epochs=0",
-        "--config.dense.steps=40",
+        "--config.dense.steps=400",
         "--config.dense.optimizer=adam",
         "--config.dense.learning_rate=0.001",
         "--config.prune.epochs=0",
-        "--config.prune.steps=40",
+        "--config.prune.steps=400",
         "--config.prune.learning_rate=0.01",
         "--config.prune.every=4",
         "--config.prune.sparsity=0.8",
@@ -103,7 +103,7 @@ class ResumeTest(absltest.TestCase):
         process = self.start(whole)
         self.assertEqual((process.communicate()[1].decode(), process.returncode)[1], 0)
         # System entropy: every run of this test tries other moments; they are in the message if it fails.
-        moments = sorted((random.randint(1, 75), random.random() * 0.4) for _ in range(3))
+        moments = sorted((random.randint(1, 750), random.random() * 0.4) for _ in range(3))
         kills = sum(self.kill_at(killed, step, delay) for step, delay in moments)
         self.assertGreater(kills, 1)
         process = self.start(killed)
