@@ -31,7 +31,7 @@ def evaluation_table(details: dict) -> str:
         first, *columns = row
         if number == 0:
             lines += [f"| {first} ({shown}) | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-        figures = (f"{row[name]:.0f}" if name == "images" else f"{row[name]:.3f}" for name in columns)
+        figures = (f"{row[name]:.0f}" if name in ("images", "boxes") else f"{row[name]:.3f}" for name in columns)
         lines.append(f"| {row[first]} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ FOLDER = "ATALAIA_TEST_FOLDER"  # the workers of pytest-xdist find it in the env
 
 COMPILE_BOUND = (
     *("test_train", "test_distill", "test_search", "test_rafael", "test_models"),
-    *("test_own", "test_api", "test_detect"),
+    *("test_own", "test_api", "test_detect", "test_augment", "test_losses", "test_tasks", "test_pruning"),
 )
 
 
