@@ -258,6 +258,7 @@ def _finish(run):
     """Writes train.json, once."""
     path = Path(run.workdir) / "train.json"
     if not path.exists():
+        looked = _validation(run.workdir)
         summary = dict(
             steps=run.plan[-1].end,
             seconds=round(time.monotonic() - run.clock, 1),
@@ -271,8 +272,8 @@ def _finish(run):
             jax=jax.__version__,
             precision=jax.config.jax_default_matmul_precision,
             sources=run.sources,
-            val_score=metrics.last(run.workdir, "val_score"),
-            validation=_validation(run.workdir),
+            val_score=looked.get("score"),
+            validation=looked,
         )
         write_json(path, summary)
     print(f"trained: {run.workdir} (metrics.jsonl, tensorboard, checkpoints, ledger.json)", flush=True)

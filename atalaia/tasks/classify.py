@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from atalaia import losses
 from atalaia.codegen import answers
+from atalaia.datasets.source import has_classes
 from atalaia.errors import UserError
 from atalaia.tasks.metric import Metric
 
@@ -43,8 +44,7 @@ def outputs(dataset: Any, config: ConfigDict) -> int:
       UserError: its targets are no labels.
     """
     del config
-    labels = dataset.train.targets
-    if not (isinstance(labels, np.ndarray) and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)):
+    if not has_classes(dataset.train.targets):
         raise UserError(f"task classify needs a label an image; data set {dataset.name} has other targets: try regress")
     return len(dataset.names)
 
