@@ -84,9 +84,9 @@ job() {
 # What the tests of generated C need besides Python: installed where that is possible, named elsewhere.
 compilers() {
   local packages="gcc make qemu-system-misc gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf"
-  packages+=" gcc-xtensa-lx106 picolibc-xtensa-lx106-elf"
+  packages+=" gcc-xtensa-lx106 picolibc-xtensa-lx106-elf clang lld nodejs"
   local board missing=""
-  for board in host rv32 lx106; do # asks for compiler, C library and emulator
+  for board in host rv32 lx106 wasm; do # asks for compiler, C library and emulator
     make -n -C mcu build BOARD="$board" > /dev/null 2>&1 || missing+=" $board"
   done
   [ -z "$missing" ] || debian "compilers and emulators for$missing" "$packages"

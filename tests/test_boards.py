@@ -20,7 +20,7 @@ from atalaia.codegen import __main__ as codegen
 from atalaia.codegen import boards
 
 ROOT = Path(__file__).parent.parent
-BOARDS = (boards.HOST, *boards.EMULATORS)
+BOARDS = (boards.HOST, *boards.EMULATORS, boards.WASM)
 LOOP = 2_000_000  # instructions of tests/data/boards_loop
 
 
@@ -63,7 +63,8 @@ class BoardsTest(parameterized.TestCase):
         found = json.loads(done.stdout.splitlines()[-1])
         self.assertEqual((found["samples"], found["equal"]), (4, 4))
         self.assertBetween(found["code_bytes"], 1000, 20_000)
-        if board != "host":
+        self.assertEqual(found["milliseconds"] is not None, board == boards.WASM)
+        if board in boards.EMULATORS:
             self.assertBetween(found["instructions_per_mac"], 1, 100)
             self.assertBetween(found["stack_bytes"], 64, 2000)
 
@@ -147,7 +148,7 @@ class BoardsTest(parameterized.TestCase):
         require(self, "host")
         for model, board, text in (
             ("nothing", "host", "unknown MODEL 'nothing'.*boards_loop boards_sample"),
-            ("boards_sample", "z80", "unknown BOARD 'z80'; there are: host rv32 lx106"),
+            ("boards_sample", "z80", "unknown BOARD 'z80'; there are: host rv32 lx106 wasm"),
         ):
             with self.subTest(model):
                 done = make(model, board)
@@ -156,9 +157,17 @@ class BoardsTest(parameterized.TestCase):
 
     def test_a_missing_compiler_names_its_package(self):
         require(self, "host")
-        done = make("boards_sample", "rv32", CROSS="/nowhere/riscv-")
-        self.assertEqual(done.returncode, 2)
-        self.assertIn("apt install gcc-riscv64-unknown-elf", done.stderr)
+        for board, variable, text in (
+            ("rv32", dict(CROSS="/nowhere/riscv-"), "apt install gcc-riscv64-unknown-elf"),
+            ("wasm", dict(CC="/nowhere/clang"), "/nowhere/clang is missing: apt install clang lld"),
+            ("wasm", dict(CC="true", LINKER="/nowhere/ld"), "/nowhere/ld is missing: apt install clang lld"),
+            ("wasm", dict(CC="true", LINKER="true", RUNNER="/nowhere/node"), "node is missing: apt install nodejs"),
+            ("wasm", dict(CC="echo", LINKER="true", RUNNER="true"), "echo does not compile for WebAssembly: apt"),
+        ):
+            with self.subTest(text):
+                done = make("boards_sample", board, **variable)
+                self.assertEqual(done.returncode, 2)
+                self.assertIn(text, done.stderr)
 
 
 if __name__ == "__main__":
