@@ -20,6 +20,7 @@ usage: ./run.sh WORD [--config.FIELD=VALUE ...]
   run FILE  the same on any config, such as configs/folder.py --config.data.path=FOLDER for your own images
   sweep FILE --config.FIELD=A,B ...   every combination, one run folder each, one table (on the validation split)
   search --config=FILE --space=FILE --trials=N ...   Bayesian optimisation over any fields (on the validation split)
+  page --workdir=RUN [--out=FOLDER]   one page that runs an exported network in a browser, on the camera and on photos
   test      the test suite
   lint      ruff: format and lint; mypy: types
   docs      the documentation, into site/; a broken link fails
@@ -92,7 +93,12 @@ compilers() {
   [ -z "$missing" ] || debian "compilers and emulators for$missing" "$packages"
 }
 
-# What the test of the report's page needs.
+# What compiles C to WebAssembly.
+webassembly() {
+  make -n -C mcu page BOARD=wasm > /dev/null 2>&1 || debian "a compiler for WebAssembly" "make clang lld"
+}
+
+# What the tests of pages need.
 browser() {
   command -v chromium > /dev/null || command -v google-chrome > /dev/null || debian "the browser chromium" chromium
 }
@@ -126,6 +132,11 @@ case $word in
     compilers
     setup requirements.txt
     .venv/bin/python "experiments/$word.py" "$@"
+    ;;
+  page)
+    webassembly
+    setup requirements.txt
+    .venv/bin/python -m atalaia.browser "$@"
     ;;
   sweep | search)
     setup requirements.txt

@@ -9,6 +9,7 @@ WORDS = {
     "evaluate": "the same images through every engine",
     "report": "tables of a run, and report.html",
     "codegen": "an int8 .tflite to C",
+    "browser": "a page that runs the network on the camera and on photos, without a board",
     "pack": "model.atl, the smallest download, and back",
     "label": "faces of a folder of photos to COCO JSON, by a strong detector",
     "search": "Bayesian optimisation over any fields of a config",

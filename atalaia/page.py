@@ -1,5 +1,7 @@
 """report.html: one run to look at, in one file that needs no network and no other file.
 
+The page that runs the network itself is another one: atalaia.browser.
+
 python -m atalaia.report --workdir=runs/digits     # writes it into the run folder; open it in any browser
 
 A run that is not exported or not evaluated yet gets a page too, with a note in the place of what is missing. Every

@@ -79,6 +79,30 @@ def convolution(kernel: np.ndarray, size: tuple[int, int], stride: int = 1, same
     return bytes(builder.Output())
 
 
+def heads(*files: bytes) -> bytes:
+    """One file of several of `convolution`, for images of one size: each is an output, of pixels in [0, 1]."""
+    model, *others = (schema.ModelT.InitFromPackedBuf(file, 0) for file in files)
+    (graph,) = model.subgraphs
+    graph.outputs = [3]
+    for other in others:
+        (part,) = other.subgraphs
+        (op,), first = part.operators, len(graph.tensors)
+        for tensor in part.tensors[1:]:
+            model.buffers.append(other.buffers[tensor.buffer])
+            tensor.buffer = len(model.buffers) - 1
+            graph.tensors.append(tensor)
+        op.inputs, op.outputs = [0, first, first + 1], [first + 2]
+        graph.operators.append(op)
+        graph.outputs.append(first + 2)
+    for i, tensor in enumerate(graph.tensors):
+        if i % 3 != 1:  # all but the weights are smaller by what a pixel is
+            tensor.quantization.scale = [scale / 255 for scale in tensor.quantization.scale]
+    graph.tensors[0].quantization.zeroPoint = [-128]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
 def _convolutions(tf, w, x):
     y = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, w(3, 3, 5, 6), 1, "SAME"), w(6)))
     y = tf.nn.relu6(tf.nn.bias_add(tf.nn.conv2d(y, w(2, 3, 6, 8), 2, "VALID"), w(8)))

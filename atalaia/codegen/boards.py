@@ -74,4 +74,4 @@ def _reason(done):
     """The line of make's that says what is wrong, without where in the Makefile."""
     lines = [line for line in done.stderr.splitlines() if "***" in line or "error" in line]
     line = (lines or done.stderr.splitlines() or ["make failed"])[0]
-    return line.partition("*** ")[2].removesuffix("  Stop.") or line
+    return line.partition("*** ")[2].removesuffix(".  Stop.") or line
