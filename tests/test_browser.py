@@ -63,6 +63,16 @@ def png(pixels) -> bytes:
     return kept.getvalue()
 
 
+def drop(page, image):
+    """Drops a PNG on the page, as a hand does."""
+    page.evaluate(f"""(() => {{
+      const bytes = Uint8Array.from(atob("{base64.b64encode(png(image)).decode()}"), c => c.charCodeAt(0));
+      const dataTransfer = new DataTransfer();
+      dataTransfer.items.add(new File([bytes], "photo.png"));
+      document.body.dispatchEvent(new DragEvent("drop", {{dataTransfer, bubbles: true, cancelable: true}}));
+    }})()""")
+
+
 def in_c(content, folder, config):
     """A function of uint8 pixels to int8 outputs and int32 answers: codegen's C, compiled for this computer."""
     codegen.generate(content, folder, samples=1, task=config.task, fields=config.get(config.task))
@@ -195,12 +205,7 @@ class BrowserTest(parameterized.TestCase):
         page = self.opened(file)
         self.assertIsNone(page.evaluate("window.atalaia.last"))  # there are no samples
         image = photo(np.random.RandomState(2), 60, 120)
-        page.evaluate(f"""(() => {{
-          const bytes = Uint8Array.from(atob("{base64.b64encode(png(image)).decode()}"), c => c.charCodeAt(0));
-          const dataTransfer = new DataTransfer();
-          dataTransfer.items.add(new File([bytes], "photo.png"));
-          document.body.dispatchEvent(new DragEvent("drop", {{dataTransfer, bubbles: true, cancelable: true}}));
-        }})()""")
+        drop(page, image)
         found = self.last(page)
         np.testing.assert_array_equal(found["frame"][..., :3], image)
         self.check(found, c, config, SHAPE)
@@ -210,6 +215,20 @@ class BrowserTest(parameterized.TestCase):
         self.assertEqual(page.console, [])
         page.evaluate("document.ondrop({preventDefault() {}, dataTransfer: {files: [new File(['no'], 'a.txt')]}})")
         self.assertIn("a.txt is no picture", page.evaluate("document.getElementById('message').innerText"))
+
+    def test_numbers_of_a_dropped_photo(self):
+        config, kernel = configs.base(), np.random.RandomState(5).randint(-9, 10, (3, 8, 8, 1)).astype(np.int8)
+        config.task, config.data.fit = "regress", "pad"
+        content = int8_models.heads(int8_models.convolution(kernel, (8, 8), same=False))
+        run = make_run(self.folder / "numbers", config, content, ("a", "b", "c"))
+        page = self.opened(browser.write(run, self.folder, samples=0))
+        drop(page, photo(np.random.RandomState(6), 30, 50))
+        found = self.last(page)
+        self.check(found, in_c(content, self.folder / "numbers_c", config), config, (8, 8, 1))
+        self.assertEqual(found["shown"], ["a", "b", "c"])
+        shown = page.evaluate("[...document.querySelectorAll('#answer .text')].map(text => text.innerText)")
+        self.assertEqual(shown, [f"{value / 65536:.4f}" for value in found["answer"]])
+        self.assertGreater(np.abs(found["answer"]).max(), 6554)
 
     def test_a_detector_on_a_camera(self):
         config, file, c = self.run_of("detector")

@@ -162,7 +162,7 @@ def _samples(names, chosen):
         source = f"data:image/png;base64,{base64.b64encode(kept.getvalue()).decode()}"
         label = "" if chosen.targets is None else escape(names[chosen.targets[i]])
         buttons += f'<button><img alt="picture {i + 1} of the test set" src="{source}">{label}</button>'
-    return f"<div class=samples>{buttons}</div>"
+    return f"<h3 class=all>From the test set</h3><div class=samples>{buttons}</div>"
 
 
 def main() -> None:

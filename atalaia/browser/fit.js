@@ -1,6 +1,6 @@
-// Brings a frame to the network's input as atalaia/datasets/pictures.py does it: by Pillow's bilinear filter, which averages
-// over all pixels that a new one covers, in the same fixed point. Rows come first, then columns. Pillow 13 begins with columns
-// where that is less work; a pixel can then differ by 1.
+// Brings a frame to the network's input as atalaia/datasets/pictures.py does it: by Pillow's bilinear filter, which
+// averages over all pixels that a new one covers, in the same fixed point. Rows come first, then columns. Pillow 13
+// begins with columns in many pictures that are taller than wide; a pixel can then differ by 1.
 "use strict";
 
 const FIT_BITS = 22; // of the weights, behind the point
@@ -11,21 +11,21 @@ function roundEven(value) {
   return value - low === 0.5 ? low + (low % 2) : Math.round(value);
 }
 
-// Which part of a frame of that height and width is seen, `box` of x0, y0, x1, y1; the height and width that it comes to,
-// `size`; and the row and column of the input where that begins, `at`. `how` is config.data.fit.
+// Which part of a frame of that height and width is seen, `box` of x0, y0, x1, y1; the height and width that it comes
+// to, `size`; and the row and column of the input where that begins, `at`. `how` is config.data.fit.
 function placeFrame([height, width], [outHeight, outWidth], how) {
   const ratio = width / height, outRatio = outWidth / outHeight;
   const size = [outHeight, outWidth], at = [0, 0];
   let box = [0, 0, width, height];
   if (how === "crop") {
-    const wide = ratio >= outRatio && ratio !== outRatio ? outRatio * height : width;
+    const wide = ratio > outRatio ? outRatio * height : width;
     const tall = ratio < outRatio ? width / outRatio : height;
     const left = (width - wide) * 0.5, top = (height - tall) * 0.5;
     box = [left, top, left + wide, top + tall];
   } else if (how !== "stretch" && ratio !== outRatio) { // pad, letterbox
     if (ratio > outRatio) size[0] = roundEven((height / width) * outWidth);
     else size[1] = roundEven((width / height) * outHeight);
-    if (how === "pad") for (const side of [0, 1]) at[side] = roundEven(([outHeight, outWidth][side] - size[side]) * 0.5);
+    if (how === "pad") at.splice(0, 2, roundEven((outHeight - size[0]) * 0.5), roundEven((outWidth - size[1]) * 0.5));
   }
   return {box: box.map(Math.fround), size, at};
 }
@@ -69,7 +69,8 @@ function fitSide(pixels, lines, old, values, weights) {
 function frameChannels({data, width, height}, channels) {
   const out = new Uint8Array(width * height * channels);
   for (let from = 0, to = 0; to < out.length; from += 4)
-    if (channels === 1) out[to++] = (data[from] * 19595 + data[from + 1] * 38470 + data[from + 2] * 7471 + 0x8000) >> 16;
+    if (channels === 1)
+      out[to++] = (data[from] * 19595 + data[from + 1] * 38470 + data[from + 2] * 7471 + 0x8000) >> 16;
     else for (let c = 0; c < 3; c++) out[to++] = data[from + c];
   return out;
 }

@@ -1,5 +1,5 @@
-// Runs pictures through the network: a sample, a photo that is chosen or dropped, or the camera. The answers are those of
-// model_answer() in C; here they are shown. What was last seen stands in window.atalaia.last.
+// Runs pictures through the network: a sample, a photo that is chosen or dropped, or the camera. The answers are those
+// of model_answer() in C; here they are shown. What was last seen stands in window.atalaia.last.
 "use strict";
 
 const facts = JSON.parse(document.getElementById("facts").textContent);
@@ -14,7 +14,7 @@ const LONGEST = 960; // side of the view in pixels
 const COLOURS = ["#ff5c5c", "#3fb8ff", "#ffc233", "#5ddb7a", "#d98cff", "#ff9f4a", "#4fe0d2", "#ff7fc0"];
 
 let model, stream = null, facing = "environment", times = [];
-window.atalaia = {last: null, ready: start()};
+window.atalaia = {last: null, ready: start().catch(error => say(`This browser does not run it: ${error.message}.`))};
 
 async function start() {
   const bytes = Uint8Array.from(atob(facts.wasm), c => c.charCodeAt(0));
@@ -75,6 +75,7 @@ async function startCamera() {
     return;
   }
   at("camera").textContent = "Stop the camera";
+  times = [];
   const devices = await navigator.mediaDevices.enumerateDevices();
   at("turn").hidden = devices.filter(device => device.kind === "videoinput").length < 2;
   for (const other of document.querySelectorAll(".samples .chosen")) other.classList.remove("chosen");
@@ -101,9 +102,9 @@ function look(image, width, height, repeat) {
   const frame = source.getImageData(0, 0, width, height);
   const pixels = fitFrame(frame, facts.shape, facts.fit);
   if (repeat.runs > 1) times = [];
-  const begun = performance.now();
-  let found;
-  for (let i = 0; i < repeat.runs && (i === 0 || performance.now() - begun < repeat.milliseconds); i++) found = run(pixels);
+  let found = run(pixels);
+  const end = performance.now() + repeat.milliseconds;
+  for (let i = 1; i < repeat.runs && performance.now() < end; i++) found = run(pixels);
   window.atalaia.last = {frame, pixels, ...found};
   say("");
   drawSeen(pixels);
@@ -160,7 +161,8 @@ function showAnswer(found, frame) {
     row.append(Object.assign(document.createElement("span"), {textContent: name, className: "name"}));
     row.append(Object.assign(document.createElement("span"), {textContent: text, className: "text"}));
     if (part !== undefined) {
-      const bar = Object.assign(document.createElement("span"), {className: "bar"}), filled = document.createElement("i");
+      const bar = Object.assign(document.createElement("span"), {className: "bar"});
+      const filled = document.createElement("i");
       Object.assign(filled.style, {width: `${100 * part}%`, background: colour ?? ""});
       bar.append(filled);
       row.append(bar);
@@ -200,11 +202,15 @@ function boxRows({answer}, frame) {
   return rows.length ? rows : [{name: "nothing found", text: ""}];
 }
 
+// Lines and text have the size that a reader sees, whatever the canvas is scaled by.
 function drawBox(x0, y0, x1, y1, text, colour) {
-  Object.assign(view, {strokeStyle: colour, fillStyle: colour, lineWidth: 5, font: "600 26px system-ui, sans-serif"});
+  const unit = view.canvas.width / (view.canvas.clientWidth || view.canvas.width), high = 20 * unit;
+  Object.assign(view, {strokeStyle: colour, fillStyle: colour, lineWidth: 2.5 * unit});
+  view.font = `600 ${14 * unit}px system-ui, sans-serif`;
   view.strokeRect(x0, y0, x1 - x0, y1 - y0);
-  const wide = view.measureText(text).width + 16, top = y0 < 40 ? Math.max(y0, 0) : y0 - 36;
-  view.fillRect(x0 - 2, top, wide, 36);
+  const wide = view.measureText(text).width + 10 * unit;
+  const left = Math.max(Math.min(x0 - unit, view.canvas.width - wide), 0), top = Math.max(y0 - high, 0);
+  view.fillRect(left, top, wide, high);
   view.fillStyle = "#10151b";
-  view.fillText(text, x0 + 6, top + 27);
+  view.fillText(text, left + 5 * unit, top + 15 * unit);
 }
