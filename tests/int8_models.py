@@ -97,7 +97,10 @@ def heads(parts: Sequence[dict], size: tuple[int, int], grid: tuple, stride: int
         out = [-(-n // stride) if same else (n - k) // stride + 1 for n, k in zip(size, (tall, wide), strict=True)]
         op, (scale, zero_point) = schema.OperatorT(), part["grid"]
         of_bias = [grid[0] * scale for scale in scales]
-        given = tensor("w", kernel.shape, int8, scales, 0, kernel), tensor("b", [out_c], int32, of_bias, 0, part["bias"])
+        given = (
+            tensor("w", kernel.shape, int8, scales, 0, kernel),
+            tensor("b", [out_c], int32, of_bias, 0, part["bias"]),
+        )
         graph.outputs.append(tensor("y", [1, *out, out_c], int8, [float(scale)], zero_point))
         op.builtinOptions = schema.Conv2DOptionsT()
         op.inputs, op.outputs = [graph.inputs[0], *given], graph.outputs[-1:]
