@@ -80,10 +80,12 @@ const char *camera_start(void) {
       .grab_mode = CAMERA_GRAB_WHEN_EMPTY,
   };
   const unsigned bytes = (unsigned)(resolution[SIZE].width * resolution[SIZE].height * (FORMAT + 1));
-  const unsigned free_bytes = (unsigned)heap_caps_get_largest_free_block(psram ? MALLOC_CAP_SPIRAM : MALLOC_CAP_INTERNAL);
-  if (free_bytes < bytes) {
-    snprintf(wrong, sizeof wrong, "no memory for a picture: %u bytes in one piece, the largest free one has %u; choose a "
-             "smaller one", bytes, free_bytes);
+  const uint32_t where = psram ? MALLOC_CAP_SPIRAM : MALLOC_CAP_INTERNAL;
+  const unsigned largest = (unsigned)heap_caps_get_largest_free_block(where);
+  if (largest < bytes) {
+    snprintf(wrong, sizeof wrong,
+             "no memory for a picture: %u bytes in one piece, the largest free one has %u; choose a smaller picture", bytes,
+             largest);
     return wrong;
   }
   free_jtag_pins();

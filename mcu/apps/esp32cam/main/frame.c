@@ -65,7 +65,8 @@ static int32_t weigh(const struct frame_axis *a, int32_t x, int32_t *first, int3
 static const char *lay_out(struct frame_plan *p, const struct frame *like, const struct frame_input *input) {
   int32_t sides[] = {like->width, like->height, input->width, input->height};
   for (int i = 0; i < 4; i++)
-    if (sides[i] < 1 || sides[i] > FRAME_MOST_SIDE) return "a side of the picture or of the input is not of 1 to 2048 pixels";
+    if (sides[i] < 1 || sides[i] > FRAME_MOST_SIDE)
+      return "a side of the picture or of the input is not of 1 to 2048 pixels";
   if (input->channels != 1 && input->channels != 3) return "the network's input has not one channel, and not three";
   if (pixel_bytes(like->format) < 1 || pixel_bytes(like->format) > 3) return "the picture's format is unknown";
   *p = (struct frame_plan){.input = *input, .format = like->format};

@@ -55,8 +55,8 @@ static void *memory(const char *what, size_t bytes) {
   if (found)
     printf("%s: %u bytes lie in PSRAM, which is slow\n", what, (unsigned)bytes);
   else
-    printf("no memory for %s: %u bytes in one piece, the largest free one has %u (PSRAM: %u); the app's README.md says what "
-           "fits\n", what, (unsigned)bytes, (unsigned)heap_caps_get_largest_free_block(internal),
+    printf("no memory for %s: %u bytes in one piece, the largest free one has %u (PSRAM: %u); README.md says what fits\n",
+           what, (unsigned)bytes, (unsigned)heap_caps_get_largest_free_block(internal),
            (unsigned)heap_caps_get_largest_free_block(psram));
   return found;
 }

@@ -9,13 +9,13 @@
 #include "freertos/semphr.h"
 #include "img_converters.h"
 
-#define QUALITY 60                // of the JPEG, 1 to 100
+#define QUALITY 60                 // of the JPEG, 1 to 100
 #define WAIT pdMS_TO_TICKS(10000)  // for a picture
 
 extern const char page[] asm("_binary_page_html_start");
 
-// The last line is shared under `lock`. The JPEG and its line belong to the server, but from `wanted`, which it gives, to
-// `ready`, which the task of the network gives back: requests come one after the other, so there is one owner at a time.
+// The last line is shared under `lock`. The JPEG and its line belong to the server, but from `wanted`, which it gives,
+// to `ready`, which the task of the network gives: requests come one after the other, so there is one owner at a time.
 static SemaphoreHandle_t lock, wanted, ready;
 static char *last, *beside;
 static uint8_t *jpeg;

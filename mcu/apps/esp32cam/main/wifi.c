@@ -11,7 +11,7 @@
 
 static void on_wifi(void *arg, esp_event_base_t base, int32_t id, void *data) {
   (void)arg, (void)base, (void)data;
-  if (id == WIFI_EVENT_STA_DISCONNECTED) printf("Wi-Fi \"%s\" does not answer; trying again\n", CONFIG_ATALAIA_WIFI_NAME);
+  if (id == WIFI_EVENT_STA_DISCONNECTED) printf("Wi-Fi %s does not answer\n", CONFIG_ATALAIA_WIFI_NAME);
   if (id == WIFI_EVENT_STA_START || id == WIFI_EVENT_STA_DISCONNECTED) esp_wifi_connect();
 }
 
