@@ -57,7 +57,10 @@ static int32_t find(void) {
 
 const char *app_step(void) {
   struct frame frame;
-  if (!board_take(&frame)) return "the camera gave no picture";
+  if (!board_take(&frame)) {
+    board_led(0);
+    return "the camera gave no picture";
+  }
   const uint32_t start = board_milliseconds();
   const char *wrong = frame_fill(&plan, &frame, input);
   if (!wrong) {

@@ -84,8 +84,8 @@ const char *camera_start(void) {
   const unsigned largest = (unsigned)heap_caps_get_largest_free_block(where);
   if (largest < bytes) {
     snprintf(wrong, sizeof wrong,
-             "no memory for a picture: %u bytes in one piece, the largest free one has %u; choose a smaller picture", bytes,
-             largest);
+             "no memory for a picture: %u bytes in one piece, the largest free one has %u; choose a smaller picture",
+             bytes, largest);
     return wrong;
   }
   free_jtag_pins();

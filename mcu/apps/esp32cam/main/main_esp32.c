@@ -55,7 +55,7 @@ static void *memory(const char *what, size_t bytes) {
   if (found)
     printf("%s: %u bytes lie in PSRAM, which is slow\n", what, (unsigned)bytes);
   else
-    printf("no memory for %s: %u bytes in one piece, the largest free one has %u (PSRAM: %u); README.md says what fits\n",
+    printf("no memory for %s: %u bytes in one piece, the largest free one has %u (PSRAM: %u); see README.md\n",
            what, (unsigned)bytes, (unsigned)heap_caps_get_largest_free_block(internal),
            (unsigned)heap_caps_get_largest_free_block(psram));
   return found;
@@ -92,6 +92,6 @@ void app_main(void) {
   if (!wrong) wrong = start_network(&shape);
   if (!wrong && xTaskCreatePinnedToCore(work, "network", STACK, NULL, 5, NULL, CORE) != pdPASS)
     wrong = "no memory for the stack of the network's task";
-  printf("%s: %s, %u bytes of internal memory are free\n", MODEL_NAME, wrong ? wrong : "started",
+  printf("%s: %s (%u bytes of internal memory are free)\n", MODEL_NAME, wrong ? wrong : "started",
          (unsigned)heap_caps_get_free_size(MALLOC_CAP_INTERNAL | MALLOC_CAP_8BIT));
 }

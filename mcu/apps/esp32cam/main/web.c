@@ -81,7 +81,7 @@ static esp_err_t get_page(httpd_req_t *request) {
 }
 
 static const char *make_room(size_t line_bytes, size_t pixels) {
-  static char wrong[96];
+  static char wrong[112];
   line_most = line_bytes;
   jpeg_most = pixels * 3 / 8 + 1024;  // 3 bits a pixel, and the tables
   last = heap_caps_calloc(2, line_bytes, MALLOC_CAP_8BIT);
@@ -94,7 +94,7 @@ static const char *make_room(size_t line_bytes, size_t pixels) {
     beside = last + line_bytes;
     return NULL;
   }
-  snprintf(wrong, sizeof wrong, "no memory for the page: %u bytes, and the largest free piece has %u",
+  snprintf(wrong, sizeof wrong, "no memory for the page: %u bytes, the largest free piece has %u; do without Wi-Fi",
            (unsigned)(jpeg_most + 2 * line_bytes), (unsigned)heap_caps_get_largest_free_block(MALLOC_CAP_8BIT));
   return wrong;
 }
