@@ -1,6 +1,7 @@
 """Small int8 .tflite files of TensorFlow's own converter, with every operator that code generation supports."""
 
 import functools
+from collections.abc import Sequence
 
 import flatbuffers
 import numpy as np
@@ -45,35 +46,70 @@ def build(name: str) -> bytes:
 
 def convolution(kernel: np.ndarray, size: tuple[int, int], stride: int = 1, same: bool = True) -> bytes:
     """The file of one CONV_2D with int8 weights `[outputs, height, width, channels]` as they are given."""
-    out_c, tall, wide, in_c = kernel.shape
-    out = [-(-n // stride) if same else (n - k) // stride + 1 for n, k in zip(size, (tall, wide), strict=True)]
-    bias = np.random.default_rng(2).integers(-2000, 2000, out_c).astype(np.int32)
+    out_c = len(kernel)
     spread = np.sqrt(np.square(kernel.astype(float)).sum((1, 2, 3)).max())
-    scales = dict(x=[1.0], w=(1 + np.arange(out_c) / out_c).tolist(), b=None, y=[float(2 + 4 * spread)])
-    kinds = (schema.TensorType.INT8, schema.TensorType.INT8, schema.TensorType.INT32, schema.TensorType.INT8)
-    shapes = ([1, *size, in_c], kernel.shape, [out_c], [1, *out, out_c])
-    model, graph = schema.ModelT(), schema.SubGraphT()
-    model.version, model.subgraphs, model.buffers, graph.tensors = 3, [graph], [schema.BufferT()], []
-    for (name, scale), shape, kind, data in zip(scales.items(), shapes, kinds, (None, kernel, bias, None), strict=True):
-        tensor = schema.TensorT()
-        tensor.name, tensor.shape, tensor.type, tensor.buffer = name.encode(), list(shape), kind, len(model.buffers)
-        tensor.quantization = schema.QuantizationParametersT()
-        tensor.quantization.scale = scales["w"] if scale is None else scale  # a bias has scale 1 * the weight's
-        tensor.quantization.zeroPoint = [5 if name == "y" else -7 if name == "x" else 0] * len(
-            tensor.quantization.scale
-        )
+    bias = np.random.default_rng(2).integers(-2000, 2000, out_c).astype(np.int32)
+    one = dict(kernel=kernel, bias=bias, scales=1 + np.arange(out_c) / out_c, grid=(2 + 4 * spread, 5))
+    return heads([one], size, (1.0, -7), stride, same)
+
+
+def detector(size: tuple[int, int], channels: int, stride: int) -> bytes:
+    """The file of a detector of bright things, of one class: boxes that grow with what is right and below of a cell."""
+    shape = (stride, stride, channels)
+    wide, bright = np.zeros((4, *shape), np.int8), np.ones((1, *shape), np.int8)
+    wide[0, :, : stride // 2], wide[1, : stride // 2], wide[2, :, stride // 2 :], wide[3, stride // 2 :] = 3, 1, 2, 4
+    mean = stride * stride * channels  # pixels of a cell
+    parts = (
+        dict(kernel=wide, bias=np.full(4, 40 * mean, np.int32), scales=np.full(4, 1 / mean), grid=(0.02, -128)),
+        dict(kernel=bright, bias=np.full(1, -90 * mean, np.int32), scales=np.full(1, 8 / mean), grid=(0.04, 0)),
+    )
+    return heads(parts, size, (1 / 255, -128), stride)
+
+
+def heads(parts: Sequence[dict], size: tuple[int, int], grid: tuple, stride: int = 1, same: bool = True) -> bytes:
+    """The file of one CONV_2D a head, all of the same input.
+
+    Args:
+      parts: of each head: kernel int8 `[outputs, height, width, channels]` and its scales, bias int32, and the output's
+        grid (scale, zero point).
+      size: height and width of the input; grid: the input's; stride: of all; same: padding.
+    """
+    model, graph, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorCodeT()
+    model.version, model.subgraphs, model.buffers = 3, [graph], [schema.BufferT()]
+    graph.tensors, graph.operators, graph.outputs = [], [], []
+
+    def tensor(name, shape, kind, scales, zero_point, data=None):
+        made = schema.TensorT()
+        made.name, made.shape, made.type, made.buffer = name.encode(), list(shape), kind, len(model.buffers)
+        made.quantization = schema.QuantizationParametersT()
+        made.quantization.scale, made.quantization.zeroPoint = list(scales), [zero_point] * len(scales)
         model.buffers.append(schema.BufferT())
         if data is not None:
             model.buffers[-1].data = np.frombuffer(data.tobytes(), np.uint8)
-        graph.tensors.append(tensor)
-    graph.inputs, graph.outputs = [0], [3]
-    op, code = schema.OperatorT(), schema.OperatorCodeT()
-    op.builtinOptions = schema.Conv2DOptionsT()
-    op.inputs, op.outputs, op.builtinOptionsType = [0, 1, 2], [3], schema.BuiltinOptions.Conv2DOptions
-    op.builtinOptions.strideH = op.builtinOptions.strideW = stride
-    op.builtinOptions.padding = schema.Padding.SAME if same else schema.Padding.VALID
+        graph.tensors.append(made)
+        return len(graph.tensors) - 1
+
+    int8, int32 = schema.TensorType.INT8, schema.TensorType.INT32
+    graph.inputs = [tensor("x", [1, *size, parts[0]["kernel"].shape[3]], int8, grid[:1], grid[1])]
+    for part in parts:
+        kernel, scales = part["kernel"], part["scales"].tolist()
+        out_c, tall, wide, _ = kernel.shape
+        out = [-(-n // stride) if same else (n - k) // stride + 1 for n, k in zip(size, (tall, wide), strict=True)]
+        op, (scale, zero_point) = schema.OperatorT(), part["grid"]
+        of_bias = [grid[0] * scale for scale in scales]
+        given = (
+            tensor("w", kernel.shape, int8, scales, 0, kernel),
+            tensor("b", [out_c], int32, of_bias, 0, part["bias"]),
+        )
+        graph.outputs.append(tensor("y", [1, *out, out_c], int8, [float(scale)], zero_point))
+        op.builtinOptions = schema.Conv2DOptionsT()
+        op.inputs, op.outputs = [graph.inputs[0], *given], graph.outputs[-1:]
+        op.builtinOptionsType = schema.BuiltinOptions.Conv2DOptions
+        op.builtinOptions.strideH = op.builtinOptions.strideW = stride
+        op.builtinOptions.padding = schema.Padding.SAME if same else schema.Padding.VALID
+        graph.operators.append(op)
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CONV_2D
-    code.version, graph.operators, model.operatorCodes = 3, [op], [code]
+    code.version, model.operatorCodes = 3, [code]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())

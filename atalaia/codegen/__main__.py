@@ -2,12 +2,13 @@
 
 python -m atalaia.codegen --tflite=FILE --out=mcu/models/NAME [--sparse=auto|always|never]
     [--prefer=balanced|speed|size] [--samples=16 --config=configs/cifar10.py] [--flash=BYTES --ram=BYTES] [--count]
-    [--task=classify|regress]
+    [--task=classify|regress|detect]
 
 Writes model.c, model.h, golden.h, report.json and the file itself as model.tflite. Golden inputs are images of
 the validation split of the config, or random bytes by a fixed seed; golden outputs are TFLite Micro's. --count runs the
 C in the emulators and enters the instructions that they count in report.json. --task adds model_answer(), which makes
-of the outputs what the task answers, and golden answers, which are Python's.
+of the outputs what the task answers, and golden answers, which are Python's. Of a detector it also writes detector.h,
+which mcu/apps need.
 """
 
 import json
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from atalaia import cli, data, engines, ledger, tflite
 from atalaia import config as configs
-from atalaia.codegen import answers, boards, emit, graph, kernels, lowering, memory
+from atalaia.codegen import answers, boards, camera, emit, graph, kernels, lowering, memory
 from atalaia.errors import UserError
 from atalaia.files import write_arrays, write_json, write_whole
 
@@ -66,6 +67,7 @@ def generate(
     ram: int | None = None,
     task: str | None = None,
     fields: ConfigDict | None = None,
+    view: camera.View | None = None,
 ) -> dict:
     """Writes the C of a model into folder `out` and returns what report.json holds.
 
@@ -78,6 +80,7 @@ def generate(
       ram: bytes that the arena must fit.
       task: of answers.TASKS, whose answer model_answer() makes of the outputs; None: there is no such function.
       fields: the task's part of a config, which detect needs.
+      view: of task detect, the data's: it writes detector.h, for a camera's app.
 
     Raises:
       UserError: the file is damaged or not supported, the model does not fit, or its outputs have no such answer;
@@ -100,6 +103,9 @@ def generate(
         "model.h": emit.model_h(name, lowered, plan, scales, 0 if decoded is None else decoded.shape[1]),
         "golden.h": emit.golden_h(inputs, outputs, decoded),
     }
+    if view is not None and task == "detect":
+        given = lowered.inputs[0]
+        files["detector.h"] = camera.detector_h(name, lowered.shapes[given][1:], scales[given], heads, view)
     Path(out).mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
         write_whole(Path(out) / file, text)
@@ -323,21 +329,24 @@ def main() -> None:
     if not values.tflite or not values.out:
         raise UserError("give --tflite=FILE and --out=mcu/models/NAME")
     tflite_bytes = tflite.load(values.tflite)
-    images = None
+    images = view = None
     if values.config is not None:
         configs.validate(values.config)
         dataset = data.load(values.config.data, cli.cache())
-        images = dataset.validation.images if len(dataset.validation.targets) else dataset.train.images
+        images = dataset.validation.images if len(dataset.validation.images) else dataset.train.images
+        view = camera.View(values.config.data.fit, tuple(dataset.names))
     options: dict[str, Any] = {
         name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram", "task")
     }
     fields = values.config.get(values.task or "") if values.config is not None else None
-    report = generate(tflite_bytes, Path(values.out), images, fields=fields, **options)
+    report = generate(tflite_bytes, Path(values.out), images, fields=fields, view=view, **options)
     if values.count:
         count(Path(values.out))
         report = json.loads((Path(values.out) / "report.json").read_text())
     print(json.dumps({k: v for k, v in report.items() if k != "layers"}, indent=2))
-    print(f"written: {values.out}/model.c, model.h, golden.h, report.json, model.tflite")
+    files = ["model.c", "model.h", "golden.h", "report.json", "model.tflite"]
+    files += ["detector.h"] if values.task == "detect" else []
+    print(f"written: {values.out}/{', '.join(files)}")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _constants(number, call):
     )
     for name, (kind, values) in call.arrays.items():
         style = "#x" if name == "weights" and values.itemsize > 1 else "d"  # packed words are no numbers
-        parts.append(f"static const {kind} s{number}_{name}[{max(values.size, 1)}] = {{\n{_numbers(values, style)}}};")
+        parts.append(f"static const {kind} s{number}_{name}[{max(values.size, 1)}] = {{\n{literals(values, style)}}};")
 
     def struct(kind, fields):
         text = ", ".join(f".{field} = {value}" for field, value in fields.items())
@@ -165,7 +165,7 @@ def _statement(number, call, graph, plan):
     return f"    {call.kernel}(&s{number}, {place[step.inputs[0]]}, {second}, {out}{last.get(call.kernel, '')});"
 
 
-def _numbers(values, style="d", width=100):
+def literals(values: np.ndarray, style: str = "d", width: int = 100) -> str:
     """Values as lines of C; INT32_MIN has no literal of its own."""
     words = ["(-2147483647 - 1)" if v == -(2**31) else format(v, style) for v in values.ravel().tolist()] or ["0"]
     lines, line = [], "   "
@@ -217,6 +217,6 @@ def golden_h(inputs: np.ndarray, outputs: np.ndarray, decoded: np.ndarray | None
     tables = [("int8_t", "inputs", inputs), ("int8_t", "outputs", outputs)]
     tables += [] if decoded is None else [("int32_t", "answers", decoded)]
     for kind, name, values in tables:
-        rows = "".join("  {\n" + _numbers(row) + "  },\n" for row in values)
+        rows = "".join("  {\n" + literals(row) + "  },\n" for row in values)
         parts.append(f"static const {kind} golden_{name}[{values.shape[0]}][{values.shape[1]}] = {{\n{rows}}};")
     return "\n".join(parts) + "\n"
