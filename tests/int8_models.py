@@ -115,7 +115,7 @@ def heads(parts: Sequence[dict], size: tuple[int, int], grid: tuple, stride: int
     return bytes(builder.Output())
 
 
-def heads(*files: bytes) -> bytes:
+def joined(*files: bytes) -> bytes:
     """One file of several of `convolution`, for images of one size: each is an output, of pixels in [0, 1]."""
     model, *others = (schema.ModelT.InitFromPackedBuf(file, 0) for file in files)
     (graph,) = model.subgraphs

@@ -127,7 +127,7 @@ class BrowserTest(parameterized.TestCase):
         config.task, config.data.fit = "detect", "letterbox"
         config.detect.stride, config.detect.threshold, config.detect.most = 2, 0.5, 5
         kernels = (random.randint(-9, 10, (outputs, 3, 3, 1)).astype(np.int8) for outputs in (4, 2))  # box, centre
-        content = int8_models.heads(*(int8_models.convolution(kernel, SHAPE[:2], 2) for kernel in kernels))
+        content = int8_models.joined(*(int8_models.convolution(kernel, SHAPE[:2], 2) for kernel in kernels))
         run = make_run(self.folder / "detector", config, content, ("cat", "dog"))
         page = browser.write(run, self.folder, self.folder / "out", samples=0)
         self.assertEqual(page, self.folder / "out/index.html")
@@ -219,7 +219,7 @@ class BrowserTest(parameterized.TestCase):
     def test_numbers_of_a_dropped_photo(self):
         config, kernel = configs.base(), np.random.RandomState(5).randint(-9, 10, (3, 8, 8, 1)).astype(np.int8)
         config.task, config.data.fit = "regress", "pad"
-        content = int8_models.heads(int8_models.convolution(kernel, (8, 8), same=False))
+        content = int8_models.joined(int8_models.convolution(kernel, (8, 8), same=False))
         run = make_run(self.folder / "numbers", config, content, ("a", "b", "c"))
         page = self.opened(browser.write(run, self.folder, samples=0))
         drop(page, photo(np.random.RandomState(6), 30, 50))
