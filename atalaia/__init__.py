@@ -10,6 +10,11 @@ import os
 
 # XLA and TensorFlow read it once, when they are first imported; what matters reaches the user as an exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# LLVM in jaxlib 0.9 ends with a segmentation fault in its epilogue vectoriser (preparePlanForEpilogueVectorLoop) for
+# some shapes: the weight gradient of a convolution with strides of 2 of 8 channels, 80 pixels wide, is one.
+_NO_EPILOGUE = "--xla_backend_extra_options=-enable-epilogue-vectorization=false"
+if "xla_backend_extra_options" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_NO_EPILOGUE}".strip()
 
 __version__ = "0.2.0"
 __all__ = ["compile_c", "config", "evaluate", "export", "layers", "report", "train"]

@@ -1,5 +1,7 @@
 """Every operation's values and gradients against float64, and the same bytes twice."""
 
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -165,6 +167,23 @@ class PoolTest(parameterized.TestCase):
         y, dx = _value_and_grads(ops.max_pool, g, x)
         np.testing.assert_array_equal(y[0, :, :, 0], [[4, 5], [0, -1]])
         np.testing.assert_array_equal(dx[0, :, :, 0], want)
+
+
+class CompilerTest(absltest.TestCase):
+    def test_a_shape_that_ends_the_compiler_without_our_flags(self):
+        """In a program of its own: it would take the tests along."""
+        program = """if True:
+            import jax
+            import atalaia
+            from atalaia import ops
+
+            x, g = jax.numpy.zeros((64, 60, 80, 8)), jax.numpy.zeros((64, 30, 40, 16))
+            gradient = jax.jit(lambda x, g: ops._kernel_grad(x, g, (3, 3, 8, 16), (2, 2), ((0, 1), (0, 1))))
+            gradient.lower(x, g).compile()
+            print("compiled")
+        """
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        self.assertEqual((done.stdout, done.returncode), ("compiled\n", 0), done.stderr)
 
 
 class NormTest(parameterized.TestCase):
