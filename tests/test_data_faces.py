@@ -183,7 +183,12 @@ class FacesTest(absltest.TestCase):
             self.assertLen(self._load().test.images, 2)
         self.assertLen(self.looked, 11 * 6)  # photos are looked at once, whatever is made of them
         made = sorted(path.name.rpartition("-")[0] for path in (self.cache / "faces").glob("*.npz"))
-        self.assertEqual(made, ["made-24x32", "made-24x32-grey"])
+        self.assertEqual(made, ["made-24x32"])
+
+    def test_grey_is_pillows(self):
+        colour, grey = self._load().train.images, self._load(grey=True).train.images
+        for a, b in zip(colour, grey, strict=True):
+            np.testing.assert_array_equal(b[..., 0], np.asarray(Image.fromarray(a).convert("L")))
 
     def test_damaged_cache_is_made_again(self):
         first = self._load()
@@ -200,6 +205,35 @@ class FacesTest(absltest.TestCase):
             shares.setdefault((photo.album, person), set()).add(photo.share)
         self.assertEqual({len(found) for found in shares.values()}, {1})
         self.assertEqual(set().union(*shares.values()), set(range(face_photos.SHARES)))
+
+    def test_people_with_masks_come_from_the_web(self):
+        web = {f"dataset/with_mask/0_0_{n} copy.jpg": 1 for n in range(11)}
+        web |= {f"dataset/without_mask/1_0_name{n % 4}_{n:04}.png": 1 for n in range(22)}
+        seen = ("with_mask338.jpg", "with_mask012.jpg", "42.jpg", "0_0_6.jpg")
+        self.archives["mask_photos"] = self._tar("m.tar.gz", web | {f"dataset/with_mask/{name}": 1 for name in seen})
+        loaded = self._load(name="faces_masked")
+        self.assertEqual((loaded.name, len(loaded.test.images)), ("faces_masked", 3))
+        found = face_photos.photos(self.cache, face_photos.MORE_ALBUMS)
+        names = [photo.path.name for photo in found if photo.album == "masked"]
+        self.assertLen(names, 10)  # those that the test photos show are left out
+        self.assertNoCommonElements(names, seen)
+        self.assertTrue(all(photo.masked == (photo.album == "masked") for photo in found))
+        people = {(p.path.stem[:9], p.share) for p in found if p.album == "bare"}
+        self.assertLen(people, 4)
+        self.assertIn((240, 230), self.looked)  # 160x150 and a quarter of 160 around: the detector sees the border
+        box = next(photo for photo in found if photo.album == "masked").boxes
+        np.testing.assert_array_equal(box, np.zeros((0, 4)))  # _find knows photos of one size only
+
+    def test_no_drawn_mask_on_a_real_one(self):
+        photo = face_photos.Labelled(
+            self.cache / "0.png", "masked", 0, np.array([FACE], np.float32), POINTS[None], True
+        )
+        _photo().save(photo.path)
+        share = face_scenes.share_of([photo], np.full((4, 32, 32, 3), 80, np.uint8))
+        share.backgrounds.append(Image.new("RGB", (160, 120)))
+        with mock.patch.object(face_masks, "draw", side_effect=AssertionError("drawn")):
+            for seed in range(12):
+                face_scenes.make(share, (60, 80), seed)
 
     def test_labels_are_coco(self):
         self._load()

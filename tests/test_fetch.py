@@ -6,6 +6,8 @@ import hashlib
 import http.server
 import io
 import os
+import subprocess
+import tarfile
 import tempfile
 import threading
 from pathlib import Path
@@ -131,6 +133,39 @@ class FetchTest(absltest.TestCase):
             self.assertIs(raised.exception, error)
             self.assertEmpty(self._cached())
 
+    def _packed(self, files, level):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=level) as tar:
+            for name, content in files.items():
+                info = tarfile.TarInfo(f"name-of-a-commit/{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return packed.getvalue()
+
+    def test_an_archive_that_is_packed_anew_is_known_by_its_contents(self):
+        files = {"photos/b.png": b"2", "photos/a.png": b"1", "README": b"any", "photos/unknown.png": b"3"}
+        listed = self.folder / "listed"
+        for name in ("a", "b"):
+            (listed / "photos").mkdir(parents=True, exist_ok=True)
+            (listed / "photos" / f"{name}.png").write_bytes(files[f"photos/{name}.png"])
+        lines = subprocess.run(["sha256sum", "photos/a.png", "photos/b.png"], cwd=listed, capture_output=True).stdout
+        entry = f'[pack]\nversion = "1"\nurl = "{self.url}"\nfile = "pack.tar.gz"\nsize = 1\nlicence = ""\nwhat = ""\n'
+        entry += f'within = "photos/(?!unknown).*"\ncontents = "{hashlib.sha256(lines).hexdigest()}"\n'
+        fetch.MANIFEST.write_text(entry)
+        path = self.cache / "pack.tar.gz"
+        self.cache.mkdir()
+        for level in (1, 9):
+            path.write_bytes(self._packed(files | {"README": b"%d" % level}, level))
+            self.assertEqual(fetch.fetch("pack", self.cache), path)
+        for wrong in (self._packed(files | {"photos/b.png": b"4"}, 9), self._packed(files, 9)[:-30], b"no archive"):
+            path.write_bytes(wrong)
+            self.server.bodies = [b"", b""]
+            with self.assertRaisesRegex(UserError, "pack.tar.gz by hand"):
+                fetch.fetch("pack", self.cache)
+        self.server.bodies = [WHOLE, WHOLE]
+        with self.assertRaisesRegex(UserError, "expected files with sha256 .*, found no whole archive"):
+            fetch.fetch("pack", self.cache)
+
     def test_npm(self):
         source = self.folder / "source"
         source.write_bytes(WHOLE)
@@ -203,7 +238,7 @@ class ManifestTest(absltest.TestCase):
         for artefact in fetch.manifest().values():
             sources = [artefact.url, artefact.npm, artefact.pypi]
             self.assertEqual(sources.count(""), 2, artefact.name)
-            self.assertRegex(artefact.sha256, "^[0-9a-f]{64}$")
+            self.assertRegex(artefact.sha256 + artefact.contents, "^[0-9a-f]{64}$")
             self.assertGreater(artefact.size, 0)
             self.assertNotEmpty(artefact.licence)
 

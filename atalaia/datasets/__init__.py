@@ -18,5 +18,6 @@ LOADERS: dict[str, Callable[[ConfigDict, Path], Source]] = {  # of the fields co
     "arrays": arrays.load,
     "boxes": boxes.load,
     "faces": faces.load,
+    "faces_masked": faces.load_masked,
 }
 TITLES = {"cifar10": "CIFAR-10", "stl10": "STL-10"}  # shown instead of the loader's name

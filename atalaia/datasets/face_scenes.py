@@ -11,6 +11,7 @@ from atalaia.datasets import face_masks
 from atalaia.datasets.boxes import IGNORED
 from atalaia.datasets.face_photos import Labelled
 
+WEIGHTS = {"clutter": 0.35, "portraits": 0.5, "yearbook": 0.15, "masked": 1.2, "bare": 0.8}  # how often people of each
 MASKED = 0.5  # part of the faces that get a mask
 LEVELS = (110, 45)  # pixels of the largest face's width in two copies of each photo: the small one is for speed
 WIDTHS = (8.0, 100.0)  # pixels of faces in pictures 160 wide
@@ -28,6 +29,7 @@ class Person(NamedTuple):
     photo: Image.Image  # RGB
     boxes: np.ndarray  # float [n, 4]
     points: np.ndarray  # float [n, 5, 2]
+    masked: bool  # whether they wear masks already
 
 
 class Share(NamedTuple):
@@ -62,7 +64,7 @@ def _reduced(photo, labelled, level):
     size = [max(1, round(side * scale)) for side in photo.size]
     ratio = np.array(size) / photo.size
     small = photo.resize(size, Image.Resampling.BILINEAR)
-    return Person(small, labelled.boxes * np.tile(ratio, 2), labelled.points * ratio)
+    return Person(small, labelled.boxes * np.tile(ratio, 2), labelled.points * ratio, labelled.masked)
 
 
 def _faceless_parts(photo, boxes):
@@ -176,10 +178,9 @@ def _window(photo, width, height, random):
 
 
 def _person(share, random):
-    """A random person, of each album as often as is written here."""
-    weights = {"clutter": 0.35, "portraits": 0.5, "yearbook": 0.15}
-    albums = [album for album in weights if share.people.get(album)]
-    chances = np.array([weights[album] for album in albums])
+    """A random person, of each album as often as WEIGHTS says."""
+    albums = [album for album in WEIGHTS if share.people.get(album)]
+    chances = np.array([WEIGHTS[album] for album in albums])
     album = albums[random.choice(len(albums), p=chances / chances.sum())]
     return share.people[album][random.randint(len(share.people[album]))]
 
@@ -190,7 +191,7 @@ def _paste(scene, share, random, face, whole):
     person = small if face <= LEVELS[1] / 1.5 else large
     photo, boxes = person.photo.copy(), person.boxes
     for box, points in zip(boxes, person.points, strict=True):
-        if random.rand() < MASKED:
+        if random.rand() < MASKED and not person.masked:
             face_masks.draw(photo, box, points, random)
     alpha = None
     if not whole and len(boxes) == 1:  # others' faces could be in the part, and nobody would know

@@ -7,11 +7,11 @@ says. Photos are labelled by CenterFace (face_photos.py), and half of the faces 
 import hashlib
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from atalaia import files
 from atalaia.datasets import boxes, cifar10, face_masks, face_photos, face_scenes, pictures
@@ -25,27 +25,49 @@ NAMES = ("face",)
 
 
 def load(config: ConfigDict, cache: Path) -> Source:
-    """The pictures, made once for each size and kept; no person and no photo is in two groups, or in train and test.
+    """The pictures, made once for each size and kept; no photo is in two groups, or in train and test.
+
+    Nor is a person, as far as photos' names tell who is on them.
 
     Raises:
       UserError: a download fails, or the extra "label" is not installed.
     """
+    return _load(config, cache, face_photos.ALBUMS)
+
+
+def load_masked(config: ConfigDict, cache: Path) -> Source:
+    """The same, made of 3,300 photos from the web too, half of them of people who wear masks; `load` in all else."""
+    return _load(config, cache, face_photos.MORE_ALBUMS)
+
+
+def _load(config, cache, albums):
     size = pictures.size_of(config) or SIZE
-    photos = face_photos.photos(cache)
-    path = cache / "faces" / f"made-{size[0]}x{size[1]}{'-grey' * config.grey}-{_recipe(cache)}.npz"
-    made = _read(path) or _make(photos, size, config.grey, cache, path)
+    photos = face_photos.photos(cache, albums)
+    kind = "made" if albums is face_photos.ALBUMS else "masked"
+    path = cache / "faces" / f"{kind}-{size[0]}x{size[1]}-{_recipe(cache, albums)}.npz"
+    made = _read(path) or _make(photos, size, cache, path)
+    images = grey(made["images"]) if config.grey else made["images"]
     share = np.repeat(np.arange(SHARES), PICTURES)
     train, test = (
-        Split(made["images"][of], dict(boxes=made["boxes"][of], classes=made["classes"][of]))
+        Split(images[of], dict(boxes=made["boxes"][of], classes=made["classes"][of]))
         for of in (np.s_[:-PICTURES], np.s_[-PICTURES:])
     )
     return Source(train, test, NAMES, groups=share[:-PICTURES])
 
 
-def _recipe(cache: Path) -> str:
+def grey(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, height, width, 3] to [n, height, width, 1], as Pillow's convert("L") does it."""
+    r, g, b = np.moveaxis(images, -1, 0)
+    found = np.empty(images.shape[:3], np.uint8)
+    for i in range(len(images)):  # one by one: the sums need four times the memory of an image
+        found[i] = (r[i] * np.uint32(19595) + g[i] * np.uint32(38470) + b[i] * np.uint32(7471) + (1 << 15)) >> 16
+    return found[..., None]
+
+
+def _recipe(cache: Path, albums: Mapping[str, face_photos.Album]) -> str:
     """What the pictures depend on besides their size, as a short hash: our code, the labels and how many there are."""
     sources = [inspect.getsource(module).encode() for module in (face_scenes, face_masks, face_photos)]
-    labels = [(cache / "faces" / f"{name}.json").read_bytes() for name in face_photos.ALBUMS]
+    labels = [(cache / "faces" / f"{name}.json").read_bytes() for name in albums]
     return hashlib.sha256(b"\0".join([*sources, *labels, str(PICTURES).encode()])).hexdigest()[:12]
 
 
@@ -60,23 +82,22 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _make(photos, size, grey, cache, path):
+def _make(photos, size, cache, path):
     """Makes all pictures, and removes those that an older recipe made."""
     tiles = cifar10.load(None, cache).train.images
-    images = np.empty((SHARES * PICTURES, *size, 1 if grey else 3), np.uint8)
+    images = np.empty((SHARES * PICTURES, *size, 3), np.uint8)
     rows = []
     with Progress(f"make {len(images)} pictures with faces", len(images), "pictures") as progress:
         for number in range(SHARES):
             share = face_scenes.share_of([photo for photo in photos if photo.share == number], tiles[number::SHARES])
             for _ in range(PICTURES):
                 pixels, *found = face_scenes.make(share, size, seed=len(rows))
-                pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None] if grey else pixels
                 images[len(rows)] = pixels
                 rows.append(found)
                 progress.update()
     made = dict(images=images) | boxes.padded(rows)
     files.write_arrays(path, made)
     for other in path.parent.glob(path.name.rpartition("-")[0] + "-*.npz"):
-        if other != path and other.stem.count("-") == path.stem.count("-"):
+        if other != path:
             other.unlink()
     return made
