@@ -32,18 +32,26 @@ class Detector(nn.Module):
       outputs: classes.
       widths: channels at a half, a quarter and an eighth of the image's height and width.
       depths: residual layers there.
+      stem: side of the kernel of one convolution of strides 4 in place of the first two of strides 2; 0: none.
+      full: whether residual layers of many channels are full ones too: to be pruned, when they run faster than
+        separable ones.
     """
 
     outputs: int
     widths: tuple[int, int, int] = (16, 24, 64)
     depths: tuple[int, int, int] = (0, 1, 6)
+    stem: int = 0
+    full: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         for i, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
-            x = layers.Conv(width, strides=2, norm="before", name=f"stage{i}")(x, train)
+            if i == 0 and self.stem:
+                continue
+            kernel, strides = (self.stem, 4) if i == 1 and self.stem else (3, 2)
+            x = layers.Conv(width, kernel=kernel, strides=strides, norm="before", name=f"stage{i}")(x, train)
             for j in range(depth):
-                y = _mixed(x, width, f"stage{i}_{j}", train)
+                y = _mixed(x, width, self.full or width < DENSE_BELOW, f"stage{i}_{j}", train)
                 x = layers.Add(relu=True, name=f"stage{i}_{j}")(x, y)
         rare = math.log(INITIAL / (1 - INITIAL))
         return dict(
@@ -52,9 +60,9 @@ class Detector(nn.Module):
         )
 
 
-def _mixed(x, width, name, train):
+def _mixed(x, width, full, name, train):
     """A convolution of 3x3 that keeps the width: full where channels are few, separable where they are many."""
-    if width < DENSE_BELOW:
+    if full:
         return layers.Conv(width, norm="before", relu=False, name=f"{name}_conv")(x, train)
     y = layers.Conv(width, depthwise=True, norm="before", name=f"{name}_depthwise")(x, train)
     return layers.Conv(width, kernel=1, norm="before", relu=False, name=f"{name}_pointwise")(y, train)
