@@ -1,9 +1,4 @@
-"""Faces and non-faces, 25x25 grey, 200 images of scikit-image's lfw_subset: small, no network needed.
-
-./run.sh faces
-
-A minute on 2 CPU cores; 40 test images, so the accuracy is coarse.
-"""
+"""Faces in a picture of 160x120."""
 
 from ml_collections import ConfigDict
 
@@ -12,18 +7,25 @@ from atalaia import config
 
 def get_config() -> ConfigDict:
     c = config.base()
-    c.data.name = "lfw_faces"
-    c.data.validation = 0.2
+    c.task = "detect"
+    c.loss.name = "centre"
+    c.distillation.loss = "heads"
+    c.model = "detector_small"
+    c.data.name = "faces_masked"
+    c.data.size = "120,160"
+    c.detect.ignore_below = 8.0
     c.augment.flip = True
-    c.augment.pad_crop = 2
-    c.augment.brightness = 0.1
-    c.augment.contrast = 0.2
-    c.batch_size = 32
-    c.stages = ("dense", "prune")
-    c.dense.epochs = 30.0
-    c.dense.learning_rate = 0.05
-    c.prune.epochs = 15.0
-    c.prune.learning_rate = 0.02
-    c.prune.every = 5
-    c.prune.sparsity = 0.5
+    c.augment.scale = 0.25
+    c.augment.brightness = 0.2
+    c.augment.contrast = 0.4
+    c.batch_size = 64
+    c.eval_epochs = 2.0
+    c.stages = ("dense", "quantize")
+    c.dense.epochs = 16.0
+    c.dense.optimizer = "adam"
+    c.dense.learning_rate = 3e-3
+    c.dense.weight_decay = 1e-5
+    c.quantize.epochs = 2.0
+    c.quantize.optimizer = "adam"
+    c.quantize.learning_rate = 3e-4
     return c

@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -46,11 +47,11 @@ ALBUMS = {
 }
 # Photos from the web of people with and without masks. Left out are photos that show what those of ../experiments/
 # faces_test.py show, by their pixels, and all of the series with_mask000 to with_mask799, of which three do.
-_WEB = dict(artefact="mask_photos", side=256, margin=0.25)
+_web = partial(Album, "mask_photos", side=256, margin=0.25)
 _SEEN = r"(?!with_mask\d{3}\.|(0_0_0 copy|0_0_56|0_0_18 copy 4|0_0_6|0_0_2 copy 26|42|0_0_7 copy 4)\.)"
 MORE_ALBUMS = ALBUMS | {
-    "masked": Album(within=rf"dataset/with_mask/{_SEEN}.*", same=r"[^ .]*", masked=True, **_WEB),
-    "bare": Album(within=r"dataset/without_mask/.*", same=r"\d+_\d+_[a-z]+|.*", **_WEB),
+    "masked": _web(rf"dataset/with_mask/{_SEEN}.*", r"[^ .]*", masked=True),
+    "bare": _web(r"dataset/without_mask/.*", r"\d+_\d+_[a-z]+|.*"),
 }
 
 
