@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,34 @@ class RunScriptTest(absltest.TestCase):
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         listed = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ")}
         self.assertContainsSubset({"demo", "faces", "cifar10", "run", "sweep", "test", "lint", "setup"}, listed)
+
+    def _commands(self, *words):
+        """What run.sh starts, where all is installed already: a stand-in for Python writes it down."""
+        folder = Path(self.create_tempdir().full_path)
+        shutil.copy(ROOT / "run.sh", folder)
+        (folder / ".venv/bin").mkdir(parents=True)
+        common = b"".join((ROOT / name).read_bytes() for name in ("requirements.txt", "constraints.txt"))
+        for path in ROOT.glob("*requirements*.txt"):
+            (folder / ".venv" / f".installed-{path.name}").write_bytes(path.read_bytes() + common)
+        for path in (*ROOT.glob("*requirements*.txt"), ROOT / "constraints.txt"):
+            shutil.copy(path, folder)
+        log = folder / "log"
+        for name, does in (("python", f'echo "$*" >> {log}'), ("make", "true")):
+            program = folder / ".venv/bin" / name
+            program.write_text(f"#!/bin/sh\n{does}\n")
+            program.chmod(0o755)
+        path = os.environ | {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}"}
+        done = subprocess.run(["bash", folder / "run.sh", *words], capture_output=True, text=True, timeout=60, env=path)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return [line.removeprefix("-m atalaia.") for line in log.read_text().splitlines()]
+
+    def test_faces_goes_from_nothing_to_a_page(self):
+        words = ["train", "export", "evaluate", "report", "browser"]
+        small, full = self._commands("faces"), self._commands("faces", "--full", "--config.seed=1")
+        self.assertEqual([line.split()[0] for line in small], words)
+        self.assertEqual(small[0], "train --config=configs/faces.py --workdir=runs/faces")
+        self.assertEqual(full[0], "train --config=configs/faces.py:full --workdir=runs/faces_full --config.seed=1")
+        self.assertEqual(full[1:], [f"{word} --workdir=runs/faces_full" for word in words[1:]])
 
     def test_an_unknown_word(self):
         result = self._run("nonsense")

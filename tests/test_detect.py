@@ -540,6 +540,7 @@ class DetectorTest(parameterized.TestCase):
     @parameterized.parameters(
         ("detector_small", (21_164, 3_435_264, 7_156_800)),
         ("detector", (54_564, 11_381_760, 23_712_000)),
+        ("detector_sparse", (42_756, 6_225_408, 12_969_600)),
         ("detector_large", (217_300, 45_545_472, 94_886_400)),
     )
     def test_sizes_that_the_docstring_says(self, name, expected):

@@ -2,12 +2,14 @@
 
 Convolutions of strides 2 bring the size down fast, and most layers work at an eighth, where they are cheap. They are
 full ones of 3x3 while channels are few, which a board runs faster than separable ones (Howard et al., 2017,
-arXiv:1704.04861), else separable and residual (He et al., 2015, arXiv:1512.03385). One class in grey images:
+arXiv:1704.04861), else separable and residual (He et al., 2015, arXiv:1512.03385). A network that is to be pruned has
+full ones everywhere: of them a board pays for the weights that are not zero. One class in grey images:
 
 | network | channels | bytes of int8 weights and int32 biases | MACs at 96x96 | at 160x120 |
 |---|---|---:|---:|---:|
 | detector_small | 8, 16, 48 | 21,164 | 3,435,264 | 7,156,800 |
 | detector | 16, 24, 64 | 54,564 | 11,381,760 | 23,712,000 |
+| detector_sparse, to be pruned | none, 16, 32 | 42,756 | 6,225,408 | 12,969,600 |
 | detector_large, to teach the others | 32, 64, 128 | 217,300 | 45,545,472 | 94,886,400 |
 """
 
