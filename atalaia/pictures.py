@@ -121,6 +121,41 @@ def boxes_picture(
       right: whether all boxes of an image are found, and no other.
       title: above the grid.
     """
+    drawn = {"true": (RIGHT, "--", true), "found": (COLORS[1], "-", found)}
+    marked_picture(path, images, drawn, [RIGHT if good else WRONG for good in right], title)
+
+
+def judged_picture(path: Path, images: np.ndarray, judged: Mapping[str, Sequence[np.ndarray]], title: str) -> None:
+    """A grid of images with the boxes that are right, wrong and missed, each in its colour.
+
+    Args:
+      path: the PNG to write.
+      images: uint8 `[n, height, width, channels]`, of one channel or three.
+      judged: "right", "wrong" and "missed", each of every image its boxes `[m, 4]`.
+      title: above the grid.
+    """
+    looks = {"right": (RIGHT, "-"), "wrong": (WRONG, "-"), "missed": (COLORS[1], "--")}
+    drawn = {name: (*look, judged[name]) for name, look in looks.items()}
+    said = "green: right, red: wrong, dashed: missed"
+    marked_picture(path, images, drawn, ["#888888"] * len(images), f"{title}\n{said}")
+
+
+def marked_picture(
+    path: Path,
+    images: np.ndarray,
+    drawn: Mapping[str, tuple[str, str, Sequence[np.ndarray]]],
+    frames: Sequence[str],
+    title: str,
+) -> None:
+    """A grid of images with boxes of several kinds.
+
+    Args:
+      path: the PNG to write.
+      images: uint8 `[n, height, width, channels]`, of one channel or three.
+      drawn: of each kind its colour, its line and of each image its boxes `[m, 4]`: x0, y0, x1, y1 in pixels.
+      frames: colours of the images' frames.
+      title: above the grid.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -130,15 +165,15 @@ def boxes_picture(
     figure = Figure(figsize=(2.2 * columns, 2.2 * tall * rows + 0.35), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     smoothing = "nearest" if max(images.shape[1:3]) < SAMPLE_PIXELS else "antialiased"
-    for panel, image, here, seen, good in zip(panels, images, true, found, right, strict=False):
+    for i, (panel, image, frame) in enumerate(zip(panels, images, frames, strict=False)):
         shown = image[..., 0] if image.shape[-1] == 1 else image
         panel.imshow(shown, "gray", vmin=0, vmax=255, interpolation=smoothing)
-        for boxes, color, line in ((here, RIGHT, "--"), (seen, COLORS[1], "-")):
-            for x0, y0, x1, y1 in np.asarray(boxes) - 0.5:  # matplotlib's first pixel begins at -1/2
+        for color, line, boxes in drawn.values():
+            for x0, y0, x1, y1 in np.asarray(boxes[i]) - 0.5:  # matplotlib's first pixel begins at -1/2
                 box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linestyle=line, linewidth=1.2)
                 panel.add_patch(box)
         panel.set(xticks=[], yticks=[])
-        panel.spines[:].set(color=RIGHT if good else WRONG, linewidth=2.5)
+        panel.spines[:].set(color=frame, linewidth=2.5)
     for panel in panels[len(images) :]:
         panel.set_axis_off()
     figure.suptitle(title, fontsize=10)

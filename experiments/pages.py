@@ -14,6 +14,7 @@ from tables import Table, grid
 # The scripts in the order of the index, under its headings.
 SCRIPTS = {
     "Networks": ("table2", "table2_variants", "pipeline", "table1", "cifar10"),
+    "Detectors": ("faces",),
     "Generated C": ("mcu", "codegen_mutations"),
     "Search": ("search_replay",),
     "Distillation and teachers": ("distill_speed", "resnet50_port"),

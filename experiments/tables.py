@@ -70,7 +70,7 @@ def by_name(rows: Iterable[Row]) -> dict[str, Row]:
 
 
 def define_rows() -> None:
-    """Defines --rows, for a script whose table has rows to choose from."""
+    """Defines --rows, for a script whose table has rows to choose from; they may stand without the flag too."""
     if "rows" not in flags.FLAGS:  # two scripts in one process
         flags.DEFINE_list("rows", None, "The rows to run, by default all; those that ran before stay in the tables.")
 
@@ -251,8 +251,10 @@ def start(main: Callable[[], None], *tables: Table) -> None:
     from atalaia.errors import UserError
 
     def guarded(argv):
-        if argv[1:]:
+        if argv[1:] and ("rows" not in flags.FLAGS or any("=" in word for word in argv[1:])):
             raise app.UsageError(f"unexpected argument {argv[1]!r}")
+        if argv[1:]:
+            flags.FLAGS.rows = argv[1:]
         try:
             if not _ONLY_PAGES.value:
                 return main()

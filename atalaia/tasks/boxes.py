@@ -11,6 +11,7 @@ import numpy as np
 NONE, IGNORED = -1, -2
 RECALLS = np.linspace(0, 1, 101)  # where COCO looks at the precision
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of intersection over union
+FALSE_RATES = {"recall_0_1": 0.1, "recall_1": 1.0}  # figure: wrong boxes an image
 
 
 class Judged(NamedTuple):
@@ -115,6 +116,41 @@ def best_f1(curve: Curve) -> tuple[float, float]:
     if not f1.size:
         return 0.0, np.inf
     return float(f1.max()), float(curve.scores[f1.argmax()])
+
+
+def f1_at(curve: Curve, least: float) -> float:
+    """F1 of the boxes with at least so high a score."""
+    taken = int(np.sum(curve.scores >= least))
+    right = int(curve.right[taken - 1]) if taken else 0
+    return 2 * right / max(taken + curve.true, 1)
+
+
+def precisions(classes: np.ndarray, scores: np.ndarray, judged: Judged, kind: int, count: int) -> np.ndarray:
+    """Average precision of a class at each threshold, `[t]`; of its found boxes, and the `count` true ones."""
+    curves = (curve(scores, right, ignored, classes == kind, count) for right, ignored in zip(*judged, strict=True))
+    return np.array([average_precision(each) for each in curves])
+
+
+def figures(classes: np.ndarray, scores: np.ndarray, judged: Judged, kinds: np.ndarray) -> dict[str, float]:
+    """How good a detector is, from what it found with any score.
+
+    Args:
+      classes, scores: of the found boxes, `[n, d]`, as `judge` takes them.
+      judged: by THRESHOLDS.
+      kinds: of the true boxes, `[n, m]`.
+
+    Returns:
+      ap, ap_50_95: average precision of COCO, the mean of the classes that have boxes. recall_0_1, recall_1: the
+      largest recall with 0.1 and 1 wrong boxes an image; f1: the best one, and f1_score, the least score taken for
+      it; these of all classes together.
+    """
+    counts = {int(kind): int((kinds == kind).sum()) for kind in np.unique(kinds[kinds >= 0])}
+    precision = [precisions(classes, scores, judged, *item) for item in counts.items()] or [np.zeros(len(THRESHOLDS))]
+    whole = curve(scores, judged.right[0], judged.ignored[0], classes >= 0, sum(counts.values()))
+    f1, score = best_f1(whole)
+    recalls = {name: recall_at(whole, rate * len(kinds)) for name, rate in FALSE_RATES.items()}
+    first = float(np.mean([each[0] for each in precision]))
+    return dict(ap=first, ap_50_95=float(np.mean(precision)), **recalls, f1=f1, f1_score=score)
 
 
 def _at_cuts(curve):

@@ -26,7 +26,6 @@ from atalaia.tasks.boxes import IGNORED, NONE
 from atalaia.tasks.metric import Metric
 
 HEADS = ("centre", "box")
-FALSE_RATES = {"recall_0_1": 0.1, "recall_1": 1.0}  # metric: wrong boxes an image
 SAMPLES = 20  # images of the picture of answers
 SAME = 0.5  # of two engines' boxes, the least intersection over union of one answer
 
@@ -154,19 +153,11 @@ class Detect:
         return found, kinds, boxes.judge(found.classes, found.boxes, kinds, true)
 
     def metrics(self, outputs: dict, targets: dict) -> dict[str, float]:
-        """Average precision of COCO, the mean of the classes that have boxes; recall and F1 of all classes together."""
+        """Those of boxes.figures, with a probability in the place of the score."""
         found, kinds, judged = self._judged(outputs, targets)
-        classes = [kind for kind in range(outputs["centre"].shape[-1]) if (kinds == kind).any()]
-        precision = [_precisions(found, kinds, judged, kind) for kind in classes] or [np.zeros(len(boxes.THRESHOLDS))]
-        curve = _curve(found, judged, found.classes >= 0, np.sum(kinds >= 0))
-        f1, score = boxes.best_f1(curve)
-        return dict(
-            ap=float(np.mean([each[0] for each in precision])),
-            ap_50_95=float(np.mean(precision)),
-            **{name: boxes.recall_at(curve, rate * len(kinds)) for name, rate in FALSE_RATES.items()},
-            f1=f1,
-            f1_threshold=1 / (1 + math.exp(-min(max(score, -500), 500))),
-        )
+        figures = boxes.figures(found.classes, found.scores, judged, kinds)
+        score = figures.pop("f1_score")
+        return figures | dict(f1_threshold=1 / (1 + math.exp(-min(max(score, -500), 500))))
 
     def agree(self, a: dict, b: dict) -> float:
         """Part of the images in which both find as many boxes, each with one of the other's class at its place."""
@@ -184,7 +175,8 @@ class Detect:
         found, kinds, judged = self._judged(outputs, targets)
         rows = []
         for kind, name in enumerate(names):
-            precision, count = _precisions(found, kinds, judged, kind), int(np.sum(kinds == kind))
+            count = int(np.sum(kinds == kind))
+            precision = boxes.precisions(found.classes, found.scores, judged, kind, count)
             curve = _curve(found, judged, found.classes == kind, count)
             recall = float(curve.recall.max(initial=0))
             rows.append(
@@ -286,15 +278,8 @@ def _area(boxes):
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def _curve(found, judged, chosen, count, threshold=0):
-    return boxes.curve(found.scores, judged.right[threshold], judged.ignored[threshold], chosen, int(count))
-
-
-def _precisions(found, kinds, judged, kind):
-    """Average precision of a class at each of boxes.THRESHOLDS."""
-    chosen, count = found.classes == kind, np.sum(kinds == kind)
-    curves = (_curve(found, judged, chosen, count, t) for t in range(len(boxes.THRESHOLDS)))
-    return np.array([boxes.average_precision(curve) for curve in curves])
+def _curve(found, judged, chosen, count):
+    return boxes.curve(found.scores, judged.right[0], judged.ignored[0], chosen, int(count))
 
 
 def _all_found(kinds, right, wrong):
