@@ -1,14 +1,18 @@
 """Spaces and proposals: values by hand, purity, limits, and better than chance on surfaces that are known."""
 
+import runpy
 import statistics
 import tempfile
 from collections import Counter
 from pathlib import Path
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from atalaia import layers, pruning, runs
 from atalaia import space as spaces
 from atalaia.errors import UserError
 from atalaia.space import Result, choice, integers, uniform
@@ -166,6 +170,20 @@ class LoadTest(parameterized.TestCase):
         space = spaces.load(str(ROOT / "configs/search_kd.py"))
         self.assertEqual(space["distillation.alpha"].values, (0.01, 0.1, 0.25, 0.5))
         self.assertEqual(space["distillation.temperature"].values, (2, 5, 7, 10, 12, 15, 17, 20))
+
+    def test_every_network_of_the_space_of_faces_fits_its_recipe(self):
+        space = spaces.load(str(ROOT / "configs/search_faces.py"))
+        self.assertEqual(set(space), {"model", "prune.sparsity"})
+        found = runpy.run_path(str(ROOT / "examples/detectors.py"))
+        self.assertEqual({name.partition(":")[2] for name in space["model"].values}, set(found["NAMES"]))
+        macs = {}
+        for name in ("w24_d2", "w48_d6", "two_w48_d6"):
+            model = found[name](1)
+            variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 120, 160, 3)))
+            pruning.targets(variables["params"], runs.check(str(ROOT / "configs/faces.py"), {}).prune)
+            macs[name] = sum(row["macs"] for row in layers.summary(model, variables, (120, 160, 3))[0])
+        self.assertLess(macs["w24_d2"], macs["w48_d6"])
+        self.assertLess(macs["w48_d6"], macs["two_w48_d6"])
 
     @parameterized.parameters(
         ("1/0", "gives no space: ZeroDivisionError"),
