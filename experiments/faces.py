@@ -1,11 +1,11 @@
 """Our face detector beside those of others, on the same photos by the same rules.
 
-python experiments/faces.py --photos=FOLDER [--workdir=runs/faces] [ROW...]
+python experiments/faces.py --photos=FOLDER [--workdir=runs/faces_full] [ROW...]
 python experiments/faces.py --photos=FOLDER --speed     # then times all detectors on this computer, which must be quiet
 python experiments/faces.py --pages                     # only writes the page, from the figures
 
 FOLDER holds the test photos: images/ and annotations.json (COCO), or what else data.name="boxes" reads. ROW is the name
-of our run's folder, such as `faces`, or a detector of others (face_peers.py), which needs the packages of
+of our run's folder, such as `faces_full`, or a detector of others (face_peers.py), which needs the packages of
 requirements-faces.txt, and FOMO --fomo=FILE. Without ROW: our run, and those of others that are not in the table yet.
 Our run must be trained and exported; its C goes to c/ in its folder, and a picture of test photos to faces_test.png.
 """
@@ -28,7 +28,7 @@ ENGINES = {"float": "float, JAX", "int8": "int8, TFLite Micro", "c": "int8, gene
 SPREAD = (25, 50, 75)  # percentiles of times
 
 _PHOTOS = flags.DEFINE_string("photos", None, "The test photos with their boxes.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/faces", "Our run, trained and exported.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/faces_full", "Our run, trained and exported.")
 _FOMO = flags.DEFINE_string("fomo", None, f"FOMO's file: {face_peers.FOMO_FILE} of the repository openmv/openmv.")
 _SPEED = flags.DEFINE_bool("speed", False, "Time the detectors on this computer, when all else is done.")
 

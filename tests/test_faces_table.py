@@ -227,7 +227,7 @@ class TableTest(absltest.TestCase):
                 self.run_script("good", photos=photos)
         with self.assertRaisesRegex(UserError, "row absent needs some-package"):
             self.run_script("absent")
-        with self.assertRaisesRegex(UserError, "runs/faces holds no run"):
+        with self.assertRaisesRegex(UserError, "runs/faces_full holds no run"):
             self.run_script("faces")
         self.run_script("good")
         with self.assertRaisesRegex(UserError, "give the row faces first"):
