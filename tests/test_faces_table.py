@@ -178,7 +178,8 @@ class TableTest(absltest.TestCase):
         self.enter_context(mock.patch.dict(face_peers.PEERS, peers, clear=True))
 
     def run_script(self, *rows, photos="photos", **fields):
-        with flagsaver.flagsaver(photos=photos and str(self.folder / photos), rows=list(rows) or None, **fields):
+        given = dict(photos=photos and str(self.folder / photos), rows=list(rows) or None, workdir="runs/untrained")
+        with flagsaver.flagsaver(**given | fields):
             faces.main()
         return {row["row"]: row for row in faces.TABLE.figures()}
 
@@ -197,13 +198,13 @@ class TableTest(absltest.TestCase):
         self.assertEqual(self.run_script("good")["good"]["scores"]["ap"], 1)
         with mock.patch.object(face_runs, "measure", self.ours):
             found = self.run_script()
-        self.assertEqual(list(found), ["faces", "good"])
+        self.assertEqual(list(found), ["untrained", "good"])
         self.assertIn("left out: row absent needs some-package", self.told.getvalue())
         text = (self.folder / "pages/faces.md").read_text()
         self.assertIn("2 photos with 2 faces, of which 2 count.", text)
         self.assertIn("| *Good* | 1x1 | 123 | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 | - | 100.0 |", text)
         self.assertIn(
-            "(faces): int8, TFLite Micro | 160x120, grey | 4,567 | 50.0 | 20.0 | 30.0 | 60.0 | 70.0 | 65.0 |", text
+            "(untrained): int8, TFLite Micro | 160x120, grey | 4,567 | 50.0 | 20.0 | 30.0 | 60.0 | 70.0 | 65.0 |", text
         )
         self.assertIn(
             "| 1,000 / 2,000 | 10 to 21 | 1.50 | 100 (box) and 99.5 (centre) / 100 | 2 of 2 (3 boxes) |", text
@@ -218,8 +219,8 @@ class TableTest(absltest.TestCase):
         self.run_script("good")
         (self.folder / "photos/images/1.png").write_bytes((self.folder / "photos/images/0.png").read_bytes())
         with mock.patch.object(face_runs, "measure", self.ours):
-            found = self.run_script("faces")
-        self.assertEqual(list(found), ["faces"])
+            found = self.run_script("untrained")
+        self.assertEqual(list(found), ["untrained"])
 
     def test_what_is_missing_is_said_in_one_line(self):
         for photos, said in ((None, "^--photos=FOLDER: a folder"), ("nowhere", "--photos=FOLDER: .* not a folder")):
@@ -227,10 +228,10 @@ class TableTest(absltest.TestCase):
                 self.run_script("good", photos=photos)
         with self.assertRaisesRegex(UserError, "row absent needs some-package"):
             self.run_script("absent")
-        with self.assertRaisesRegex(UserError, "runs/faces_full holds no run"):
-            self.run_script("faces")
+        with self.assertRaisesRegex(UserError, "runs/untrained holds no run"):
+            self.run_script("untrained")
         self.run_script("good")
-        with self.assertRaisesRegex(UserError, "give the row faces first"):
+        with self.assertRaisesRegex(UserError, "give the row untrained first"):
             self.run_script("good", speed=True)
 
 
