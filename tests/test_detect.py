@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import json
 import math
 import subprocess
 import textwrap
@@ -14,8 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from atalaia import augment, data, int8_layers, layers, models, quantize, tasks, train
+from atalaia import (
+    api,
+    augment,
+    data,
+    evaluate,
+    export,
+    int8_layers,
+    layers,
+    models,
+    quantize,
+    tasks,
+    train,
+)
 from atalaia import config as configs
+from atalaia.codegen import __main__ as codegen
+from atalaia.codegen import boards
 from atalaia.errors import UserError
 from atalaia.models.detector import Detector
 from atalaia.tasks import boxes, centres, peaks
@@ -590,13 +605,33 @@ class TrainTest(absltest.TestCase):
         config.model, config.data.name = "tiny_detector", f"{folder}/squares.py:load"
         config.batch_size, config.data.validation, config.eval_epochs = 32, 0.2, 20.0
         config.augment.flip, config.augment.translate, config.augment.noise = True, 0.1, 0.02
-        config.dense.update(dict(epochs=0.0, steps=250, optimizer="adam", learning_rate=0.01, weight_decay=0.0))
+        config.dense.update(dict(epochs=0.0, steps=200, optimizer="adam", learning_rate=0.01, weight_decay=0.0))
+        config.quantize.update(dict(epochs=0.0, steps=40, optimizer="adam", learning_rate=0.001))
+        config.stages = ("dense", "quantize")
         tiny = functools.partial(Detector, widths=(8, 16, 24), depths=(0, 0, 1))
-        with absltest.mock.patch.dict(models.MODELS, tiny_detector=tiny):
-            found = train.train_and_evaluate(config, folder / "run", folder)["validation"]
+        self.enter_context(absltest.mock.patch.dict(models.MODELS, tiny_detector=tiny))
+        found = train.train_and_evaluate(config, folder / "run", folder)["validation"]
         self.assertGreater(found["ap"], 0.7)
         self.assertEqual(found["score"], found["ap"])
         self.assertGreater(found["recall_0_1"], 0.6)
+        self.from_the_run_to_its_report(config, folder)
+
+    def from_the_run_to_its_report(self, config, folder):
+        """What runs is what was trained: all bytes of both heads, and the boxes of the C."""
+        run, dataset = folder / "run", data.load(config.data, folder)
+        content = export.export(run, folder).read_bytes()
+        scores = evaluate.evaluate(config, dataset, ["jax", "jax_int", "tflm"], run, content)
+        self.assertGreater(scores["tflm"]["ap"], 0.65)
+        self.assertEqual(scores["tflm"], scores["jax_int"])
+        details = json.loads((run / "evaluation_details.json").read_text())
+        (pair,) = (row for row in details["agreement"] if row["engines"] == ["jax_int", "tflm"])
+        self.assertEqual((pair["predictions"], pair["bytes"]), (1.0, 1.0))
+        self.assertIn("| tflm |", (api.report(run).parent / "summary.md").read_text())
+        self.assertIn("Precision against recall", (run / "report.html").read_text())
+        images = dataset.test.images[:8]
+        codegen.generate(content, folder / "c", images, 8, task="detect", fields=config.detect)
+        found = boards.run(folder / "c", "host")
+        self.assertEqual((found["equal"], found["answers_equal"]), (8, 8))
 
 
 if __name__ == "__main__":

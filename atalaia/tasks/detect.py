@@ -36,6 +36,7 @@ class Detect:
 
     config: ConfigDict
 
+    HEADS: ClassVar[tuple[str, ...]] = HEADS
     METRICS: ClassVar[dict[str, Metric]] = {
         "ap": Metric("AP at IoU 0.5 %", scale=100),
         "ap_50_95": Metric("AP at IoU 0.5 to 0.95 %", scale=100),
