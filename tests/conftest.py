@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from unittest import mock
 
 import pytest
 from absl import flags
@@ -15,6 +16,7 @@ COMPILE_BOUND = (
     *("test_own", "test_api", "test_detect", "test_augment", "test_losses", "test_tasks", "test_pruning"),
 )
 
+QUICK_XLA = dict(xla_cpu_use_fusion_emitters=False)  # the emitters before these compile three times as fast
 
 # Modules whose tests take longest: first, so that no worker is left with one of them when the others are done.
 LONGEST = ("test_pipeline", "test_train", "test_examples", "test_search", "test_distill", "test_own", "test_detect")
@@ -28,8 +30,16 @@ def pytest_collection_modifyitems(items):
 def compile_quickly(request):
     """Of modules that run small programs a few steps, XLA optimises none; the others run what users do."""
     import jax  # not before pytest_configure has set its environment
+    from jax._src import compiler  # jax has no public switch for the options of all programs
 
-    jax.config.update("jax_disable_most_optimizations", request.module.__name__ in COMPILE_BOUND)
+    quick, options_of = request.module.__name__ in COMPILE_BOUND, compiler.get_compile_options
+
+    def quick_options(*args, env_options_overrides=None, **kwargs):
+        return options_of(*args, env_options_overrides={**QUICK_XLA, **(env_options_overrides or {})}, **kwargs)
+
+    jax.config.update("jax_disable_most_optimizations", quick)
+    with mock.patch.object(compiler, "get_compile_options", quick_options if quick else options_of):
+        yield
 
 
 def pytest_configure():
@@ -42,7 +52,7 @@ def pytest_configure():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as atalaia does, but before a test imports jax
     # What one test compiled, the next and the programs it starts need not.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/xla"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 def pytest_unconfigure():

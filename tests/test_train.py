@@ -35,7 +35,8 @@ from atalaia.errors import UserError
 from atalaia.models import thesis
 
 ROOT = Path(__file__).parent.parent
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # for programs of their own, what conftest.py sets in this process
+# For programs of their own, what conftest.py sets in this process.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 
 
 # Few layers compile fast; dropout and BatchNorm are in them.
@@ -405,9 +406,9 @@ np.savez(sys.argv[1], *jax.tree.leaves(jax.device_get((state, figures))), device
 
     def run_on(self, devices):
         path = Path(self.create_tempdir().full_path) / "result.npz"
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = f"{QUICK['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         command = [sys.executable, "-c", self.PROGRAM, str(path)]
-        subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"XLA_FLAGS": flags} | QUICK)
+        subprocess.run(command, cwd=ROOT, check=True, env=os.environ | QUICK | {"XLA_FLAGS": flags})
         return dict(np.load(path))
 
     def test_two_and_four_devices_train_as_one(self):
