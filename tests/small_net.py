@@ -5,6 +5,16 @@ import flax.linen as nn
 from atalaia import layers
 
 
+class Linear(nn.Module):
+    """One layer, where any network would do."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return layers.Dense(self.outputs, name="logits")(layers.Flatten(name="flatten")(x), train)
+
+
 class Net(nn.Module):
     """Two convolutions and a hidden layer, for images of 16x16."""
 
