@@ -14,6 +14,7 @@ FOLDER = "ATALAIA_TEST_FOLDER"  # the workers of pytest-xdist find it in the env
 COMPILE_BOUND = (
     *("test_train", "test_distill", "test_search", "test_rafael", "test_models"),
     *("test_own", "test_api", "test_detect", "test_augment", "test_losses", "test_tasks", "test_pruning"),
+    *("test_experiments.RecipesTest", "test_min_pool.PipelineTest", "test_pipeline.RegressPipelineTest"),
 )
 
 QUICK_XLA = dict(xla_cpu_use_fusion_emitters=False)  # the emitters before these compile three times as fast
@@ -26,13 +27,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True, scope="class")
 def compile_quickly(request):
-    """Of modules that run small programs a few steps, XLA optimises none; the others run what users do."""
+    """Of modules and classes that run small programs a few steps, XLA optimises none; the others run what users do."""
     import jax  # not before pytest_configure has set its environment
     from jax._src import compiler  # jax has no public switch for the options of all programs
 
-    quick, options_of = request.module.__name__ in COMPILE_BOUND, compiler.get_compile_options
+    module, options_of = request.module.__name__, compiler.get_compile_options
+    quick = module in COMPILE_BOUND or f"{module}.{request.cls.__name__}" in COMPILE_BOUND
 
     def quick_options(*args, env_options_overrides=None, **kwargs):
         return options_of(*args, env_options_overrides={**QUICK_XLA, **(env_options_overrides or {})}, **kwargs)

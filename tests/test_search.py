@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import small_net
 from absl import flags
 from absl.testing import absltest, parameterized
 
@@ -427,7 +428,7 @@ class CommandTest(absltest.TestCase):
         (folder / "space.py").write_text(self.SPACE % field)
         arguments = [f"--space={folder}/space.py", f"--workdir={folder}/runs", f"--config={RECIPE}", *arguments]
         command = [sys.executable, "-m", "atalaia.search", *arguments]
-        environment = os.environ | {"ATALAIA_DATA": str(folder), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        environment = os.environ | small_net.QUICK | {"ATALAIA_DATA": str(folder)}
         return folder / "runs", subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
         )
