@@ -14,13 +14,17 @@ FOLDER = "ATALAIA_TEST_FOLDER"  # the workers of pytest-xdist find it in the env
 COMPILE_BOUND = (
     *("test_train", "test_distill", "test_search", "test_rafael", "test_models"),
     *("test_own", "test_api", "test_detect", "test_augment", "test_losses", "test_tasks", "test_pruning"),
+    *("test_ops.ConvTest", "test_ops.PoolTest", "test_ops.NormTest"),
     *("test_experiments.RecipesTest", "test_min_pool.PipelineTest", "test_pipeline.RegressPipelineTest"),
 )
 
 QUICK_XLA = dict(xla_cpu_use_fusion_emitters=False)  # the emitters before these compile three times as fast
 
 # Modules whose tests take longest: first, so that no worker is left with one of them when the others are done.
-LONGEST = ("test_pipeline", "test_train", "test_examples", "test_search", "test_distill", "test_own", "test_detect")
+LONGEST = (
+    *("test_pipeline", "test_train", "test_examples", "test_distill", "test_search", "test_codegen", "test_qat"),
+    *("test_own", "test_detect"),
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -11,7 +11,6 @@ from unittest import mock
 
 import nbclient
 import nbformat
-import small_net
 from absl.testing import absltest
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +69,7 @@ class OwnNetworkTest(absltest.TestCase):
     def test_it_runs_from_a_folder_of_its_own(self):
         folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         shutil.copy(EXAMPLES / "own_network.py", folder / "mine.py")
-        environment = os.environ | ENVIRONMENT | small_net.QUICK
+        environment = os.environ | ENVIRONMENT
         called = subprocess.run(
             [sys.executable, "mine.py", "run"], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
         )
