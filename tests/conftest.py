@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from unittest import mock
 
 import pytest
 from absl import flags
@@ -13,23 +14,38 @@ FOLDER = "ATALAIA_TEST_FOLDER"  # the workers of pytest-xdist find it in the env
 COMPILE_BOUND = (
     *("test_train", "test_distill", "test_search", "test_rafael", "test_models"),
     *("test_own", "test_api", "test_detect", "test_augment", "test_losses", "test_tasks", "test_pruning"),
+    *("test_ops.ConvTest", "test_ops.PoolTest", "test_ops.NormTest"),
+    *("test_experiments.RecipesTest", "test_min_pool.PipelineTest", "test_pipeline.RegressPipelineTest"),
 )
 
+QUICK_XLA = dict(xla_cpu_use_fusion_emitters=False)  # the emitters before these compile three times as fast
 
 # Modules whose tests take longest: first, so that no worker is left with one of them when the others are done.
-LONGEST = ("test_pipeline", "test_train", "test_examples", "test_search", "test_distill", "test_own", "test_detect")
+LONGEST = (
+    *("test_pipeline", "test_train", "test_examples", "test_distill", "test_search", "test_codegen", "test_qat"),
+    *("test_own", "test_detect"),
+)
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True, scope="class")
 def compile_quickly(request):
-    """Of modules that run small programs a few steps, XLA optimises none; the others run what users do."""
+    """Of modules and classes that run small programs a few steps, XLA optimises none; the others run what users do."""
     import jax  # not before pytest_configure has set its environment
+    from jax._src import compiler  # jax has no public switch for the options of all programs
 
-    jax.config.update("jax_disable_most_optimizations", request.module.__name__ in COMPILE_BOUND)
+    module, options_of = request.module.__name__, compiler.get_compile_options
+    quick = module in COMPILE_BOUND or f"{module}.{request.cls.__name__}" in COMPILE_BOUND
+
+    def quick_options(*args, env_options_overrides=None, **kwargs):
+        return options_of(*args, env_options_overrides={**QUICK_XLA, **(env_options_overrides or {})}, **kwargs)
+
+    jax.config.update("jax_disable_most_optimizations", quick)
+    with mock.patch.object(compiler, "get_compile_options", quick_options if quick else options_of):
+        yield
 
 
 def pytest_configure():
@@ -42,7 +58,7 @@ def pytest_configure():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as atalaia does, but before a test imports jax
     # What one test compiled, the next and the programs it starts need not.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/xla"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 def pytest_unconfigure():

@@ -1,8 +1,21 @@
-"""Networks that compile fast, named in tests as a user's own."""
+"""Networks that compile fast, named in tests as a user's own, and what programs need to compile fast."""
 
 import flax.linen as nn
 
 from atalaia import layers
+
+# The environment of programs that tests start: XLA compiles as conftest.py has it do in COMPILE_BOUND.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+
+
+class Linear(nn.Module):
+    """One layer, where any network would do."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return layers.Dense(self.outputs, name="logits")(layers.Flatten(name="flatten")(x), train)
 
 
 class Net(nn.Module):

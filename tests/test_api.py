@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import small_net
 from absl.testing import absltest, parameterized
 
 import atalaia
@@ -256,7 +257,7 @@ class ProgramTest(absltest.TestCase):
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
 
     def _python(self, *words, code=0):
-        environment = os.environ | dict(PYTHONPATH=str(ROOT), ATALAIA_DATA=str(self.folder))
+        environment = os.environ | small_net.QUICK | dict(PYTHONPATH=str(ROOT), ATALAIA_DATA=str(self.folder))
         called = subprocess.run(
             [sys.executable, *words], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300
         )

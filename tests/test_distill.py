@@ -2,6 +2,8 @@
 
 import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -197,12 +199,20 @@ class CacheTest(absltest.TestCase):
 
 
 class StageTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.enterClassContext(absltest.mock.patch.dict(models.MODELS, tiny=TINY))
+        cls.trained = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        for name, fields in (("teacher", {"dense.steps": 60}), ("other", {"seed": 1})):
+            train.train_and_evaluate(cls.config("dense", **fields), cls.trained / name, cls.trained)
+
     def setUp(self):
         super().setUp()
         self.folder = Path(self.create_tempdir().full_path)
-        self.enter_context(absltest.mock.patch.dict(models.MODELS, tiny=TINY))
 
-    def config(self, *stages, **fields):
+    @staticmethod
+    def config(*stages, **fields):
         c = configs.base()
         c.model, c.batch_size, c.log_steps, c.stages = "tiny", 32, 5, stages
         for name in stages:
@@ -214,9 +224,12 @@ class StageTest(absltest.TestCase):
         train.train_and_evaluate(config, self.folder / name, self.folder)
         return jax.tree.leaves(final_arrays(self.folder / name)["params"]), metrics.rows(self.folder / name)
 
+    def copy(self, run, name):
+        """A copy of one of the runs that are trained once, `teacher` and `other`, which a test may change."""
+        return str(shutil.copytree(self.trained / run, self.folder / name))
+
     def teacher(self):
-        self.run_config(self.config("dense", **{"dense.steps": 60}), "teacher")
-        return str(self.folder / "teacher")
+        return self.copy("teacher", "teacher")
 
     def test_logits_from_the_disk_teach_what_the_teacher_itself_does(self):
         fields = {"distill.teacher": self.teacher(), "distillation.alpha": 0.0}
@@ -228,7 +241,8 @@ class StageTest(absltest.TestCase):
 
     def test_stopped_in_the_middle_it_ends_with_the_same_bytes(self):
         fields = {"distill.teacher": self.teacher(), "distillation.views": 2, "augment.pad_crop": 1}
-        config = self.config("distill", "quantize", **fields, **{"quantize.teacher": "self"})
+        fields |= {"quantize.teacher": "self", "distill.steps": 10, "quantize.steps": 10}
+        config = self.config("distill", "quantize", **fields)
         whole, _ = self.run_config(config, "whole")
         make = step.make_step
 
@@ -236,7 +250,7 @@ class StageTest(absltest.TestCase):
             inner = make(*arguments)
 
             def run(state, *rest):
-                if int(state.step) in (9, 30) and int(state.step) not in seen:
+                if int(state.step) in (5, 15) and int(state.step) not in seen:
                     seen.add(int(state.step))
                     raise KeyboardInterrupt
                 return inner(state, *rest)
@@ -278,7 +292,7 @@ class StageTest(absltest.TestCase):
 
     def test_teacher_and_student_see_the_same_augmented_image(self):
         teacher = self.teacher()
-        answer = functools.partial(TINY(10).apply, final_arrays_of(teacher))
+        answer = jax.jit(functools.partial(TINY(10).apply, final_arrays_of(teacher)))
         fields = {"distill.teacher": teacher, "distill.steps": 0, "distill.epochs": 2.0, "log_steps": 1}
         fields |= {f"augment.{name}": value for name, value in CHANGES.items()}
         for views in (0, 2):
@@ -309,7 +323,7 @@ class StageTest(absltest.TestCase):
     def test_what_a_run_started_from_stays_its_teacher(self):
         config = self.config("prune", start_from=self.teacher(), **{"prune.teacher": "self"})
         self.stopped(config)
-        train.train_and_evaluate(self.config("dense", seed=1), self.folder / "other", self.folder)
+        self.copy("other", "other")
         (self.folder / "teacher").rename(self.folder / "first")
         (self.folder / "other").rename(self.folder / "teacher")
         with self.assertRaisesRegex(UserError, "run was begun with other weights of the teacher in .*teacher than"):
@@ -326,8 +340,7 @@ class StageTest(absltest.TestCase):
     def test_a_run_goes_on_only_with_what_it_was_begun_with(self):
         config = self.config("distill", **{"distill.teacher": self.teacher()})
         self.stopped(config)
-        other = self.config("dense", seed=1)
-        train.train_and_evaluate(other, self.folder / "other", self.folder)
+        self.copy("other", "other")
         (self.folder / "teacher").rename(self.folder / "first")
         (self.folder / "other").rename(self.folder / "teacher")
         with self.assertRaisesRegex(UserError, "run was begun with other weights of the teacher in .*teacher than"):
@@ -360,12 +373,15 @@ class StageTest(absltest.TestCase):
         configs.claim(self.config("dense"), self.folder / "unfinished")
         faces = {"data.name": "lfw_faces", "data.size": 8, "data.grey": True, "dense.steps": 2}
         self.run_config(self.config("dense", **faces), "faces")
-        self.run_config(self.config("dense", **{"dense.steps": 2}), "renamed")
+        self.copy("other", "renamed")
         said = json.loads((self.folder / "renamed" / "train.json").read_text())
         said["names"][0] = "ten"
         (self.folder / "renamed" / "train.json").write_text(json.dumps(said))
-        self.run_config(self.config("dense", **{"dense.steps": 2, "data.split_seed": 7}), "split")
-        self.run_config(self.config("dense", **{"dense.steps": 2}), "larger")
+        self.copy("other", "split")
+        said = json.loads((self.folder / "split" / "config.json").read_text())
+        said["data"]["split_seed"] = 7
+        (self.folder / "split" / "config.json").write_text(json.dumps(said))
+        self.copy("other", "larger")
         said = json.loads((self.folder / "larger" / "train.json").read_text())
         self.assertEqual(said["image_shape"], [8, 8, 1])
         said["image_shape"] = [16, 16, 1]

@@ -14,7 +14,6 @@ from absl.testing import absltest, flagsaver, parameterized
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "experiments"))
 
-import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pages  # noqa: E402
 import pipeline  # noqa: E402
@@ -511,8 +510,6 @@ class RecipesTest(absltest.TestCase):
         config = students.get_config("rafael_base,stl10")
         config.batch_size = 8
         config.model, config.dense.epochs, config.dense.steps = "resnet8", 0.0, 2  # a network that is soon compiled
-        jax.config.update("jax_disable_most_optimizations", True)
-        self.addCleanup(jax.config.update, "jax_disable_most_optimizations", False)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             train.train_and_evaluate(config, folder / "run", folder)
         done = json.loads((folder / "run/train.json").read_text())

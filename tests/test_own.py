@@ -7,6 +7,7 @@ import tempfile
 import types
 from pathlib import Path
 
+import small_net
 from absl.testing import absltest, parameterized
 
 import atalaia
@@ -95,7 +96,7 @@ def python(*words, cwd):
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
-        env=os.environ | dict(PYTHONPATH=str(ROOT), JAX_DISABLE_MOST_OPTIMIZATIONS="1"),
+        env=os.environ | small_net.QUICK | dict(PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=300,

@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import small_net
 from absl import flags
 from absl.testing import absltest, parameterized
 
@@ -422,12 +423,17 @@ class TrialTest(absltest.TestCase):
 class CommandTest(absltest.TestCase):
     SPACE = "from atalaia.space import choice\ndef get_space():\n    return {%r: choice(0, 1)}\n"
 
+    def _short(self, network, steps):
+        fields = dict(model=f"tests/small_net.py:{network}", stages="('dense',)")
+        fields |= {"dense.epochs": 0, "dense.steps": steps}
+        return [f"--config.{name}={value}" for name, value in fields.items()]
+
     def _search(self, field, *arguments):
         folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         (folder / "space.py").write_text(self.SPACE % field)
         arguments = [f"--space={folder}/space.py", f"--workdir={folder}/runs", f"--config={RECIPE}", *arguments]
         command = [sys.executable, "-m", "atalaia.search", *arguments]
-        environment = os.environ | {"ATALAIA_DATA": str(folder), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        environment = os.environ | small_net.QUICK | {"ATALAIA_DATA": str(folder)}
         return folder / "runs", subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
         )
@@ -439,7 +445,7 @@ class CommandTest(absltest.TestCase):
         self.assertFalse(folder.exists())
 
     def test_two_real_runs(self):
-        short = ["--config.stages=('dense',)", "--config.dense.epochs=0", "--config.dense.steps=20"]
+        short = self._short("Linear", 20)
         folder, done = self._search("seed", "--trials=2", *short)  # what compiles for one, compiles for the other
         self.assertEqual(done.returncode, 0, done.stderr)
         rows = json.loads((folder / "search.json").read_text())["trials"]
@@ -455,7 +461,7 @@ class CommandTest(absltest.TestCase):
 
     def test_limits_that_no_trial_meets(self):
         """Trained, exported and written as C for real; what is said last names the nearest trial."""
-        short = ["--config.stages=('dense',)", "--config.dense.epochs=0", "--config.dense.steps=2"]
+        short = self._short("Residual", 2)
         folder, done = self._search("seed", "--trials=1", "--max_bytes=1000", "--max_arena=10000000", *short)
         (row,) = json.loads((folder / "search.json").read_text())["trials"]
         self.assertGreater(row["figures"]["bytes"], 1000)
