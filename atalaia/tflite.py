@@ -106,7 +106,9 @@ def _tensor(t, buffers):
         data = np.frombuffer(bytes(raw), np.uint8)
         if dtype not in _NOT_BYTES:
             data = data.view({"BOOL": "bool"}.get(dtype, dtype.lower())).reshape(shape)
-    return Tensor(t.name.decode(), shape, dtype, scale, zero_point, 0 if q is None else q.quantizedDimension, data)
+    return Tensor(
+        (t.name or b"").decode(), shape, dtype, scale, zero_point, 0 if q is None else q.quantizedDimension, data
+    )
 
 
 def _operator(op, codes):
