@@ -143,10 +143,13 @@ def others(pixels):
 
 def third_party(pixels):
     """The kinds of step that our own networks do not have, on so many pixels of eight channels."""
+    from atalaia.codegen import fixed_point
+
     channels, side = 8, round(pixels**0.5)
     shape, values = (1, side, side, channels), side * side * channels
     for kind in ("float_in", "float_out"):
-        yield step(kind, (1, values), (1, values), size=values, scale=0.03, zero=120)
+        table = fixed_point.least_floats(0.03, 120) if kind == "float_in" else np.arange(256, dtype=np.uint32)
+        yield step(kind, (1, values), (1, values), size=values, table=table)
     for kind in ("rsub", "prelu", "squared_difference"):
         for inner in (1, values // 8):
             pair = dict(values=values, b_inner=inner, b_size=values // inner, a_zero=128, b_zero=128, out_zero=128)
@@ -158,10 +161,11 @@ def third_party(pixels):
         loops = dict(count=[1, 1, 1, *count], of=[0, 0, 0, *of], to=[0, 0, 0, *to])
         yield plain("strided", shape, shape, {}, from_start=0, to_start=0, block=block, **loops)
     axis = np.arange(side)
-    yield plain("nearest", shape, shape, dict(rows=axis, columns=axis), in_w=side, channels=8, out_h=side, out_w=side)
     triples = np.stack([axis, np.minimum(axis + 1, side - 1), 37 * axis % 1024], 1)
-    tables = dict(rows=triples, columns=triples)
-    yield plain("bilinear", shape, shape, tables, in_w=side, channels=channels, out_h=side, out_w=side)
+    for deep in (3, 8, 20):
+        image, sizes = (1, side, side, deep), dict(in_w=side, channels=deep, out_h=side, out_w=side)
+        yield plain("nearest", image, image, dict(rows=axis, columns=axis), **sizes)
+        yield plain("bilinear", image, image, dict(rows=triples, columns=triples), **sizes)
     for kept, over in (((1, 1, side**2), (1, 1, channels)), ((1, 1, channels), (1, side, side))):
         strides = dict(kept_stride=[0, 0, channels if kept[2] > 8 else 1], kept=list(kept), over=list(over))
         strides |= dict(over_stride=[0, side * channels, 1 if kept[2] > 8 else channels])

@@ -20,7 +20,7 @@ OPTIONS = dict(
     BATCH_MATMUL="BatchMatMulOptions", MAXIMUM="MaximumMinimumOptions", MINIMUM="MaximumMinimumOptions",
     SPACE_TO_BATCH_ND="SpaceToBatchNDOptions", BATCH_TO_SPACE_ND="BatchToSpaceNDOptions",
 )  # fmt: skip
-NONE = ("RELU", "RELU6", "LOGISTIC", "TANH", "PRELU", "ELU")  # have no options
+NONE = ("RELU", "RELU6", "LOGISTIC", "TANH", "PRELU", "ELU", "RSQRT")  # have no options
 
 
 class Net:

@@ -3,17 +3,28 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import random_networks
+import test_boards
 from absl.testing import absltest, parameterized
 from flat_models import Net, wrong
 from operator_models import GROUPS
 
-from atalaia import tflite
-from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import lowering
-from atalaia.errors import UserError
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "experiments"))
+
+import operators  # noqa: E402
+
+from atalaia import tflite  # noqa: E402
+from atalaia.codegen import __main__ as codegen  # noqa: E402
+from atalaia.codegen import emit, kernels, lowering, plain  # noqa: E402
+from atalaia.errors import UserError  # noqa: E402
 
 
 def require_gcc(test):
@@ -31,11 +42,56 @@ class OperatorsTest(parameterized.TestCase):
         self.assertGreater(len(files), 300)
         self.assertEqual(wrong(files), {})
 
+    def test_each_kernel_names_the_files_that_it_needs(self):
+        """A program of many models has them all; here each has its own."""
+        needed = {}
+        for group in GROUPS.values():
+            for name, content in group():
+                for call in kernels.choose(lowering.lower(tflite.read(content))):
+                    needed[call.files] = name, call
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder) / f"{number}.c" for number in range(len(needed))]
+            for path, (_, call) in zip(paths, needed.values(), strict=True):
+                path.write_text(emit.head("one", [call]).replace('#include "model.h"', ""))
+            flags = ["-fsyntax-only", "-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
+            done = subprocess.run(["gcc", *flags, *paths], capture_output=True, text=True, check=False)
+        self.assertEqual(done.stderr, "")
+        self.assertGreater(len(needed), 15)
+
+    def test_structs_have_the_bytes_that_are_counted(self):
+        test_boards.require(self, "rv32")
+        lines = [f"char {kind}_bytes[sizeof({kind}_t) == {k.struct} ? 1 : -1];" for kind, k in plain.KERNELS.items()]
+        files = dict.fromkeys(file for kernel in plain.KERNELS.values() for file in kernel.files)
+        sources = ["#include <stdint.h>\n#include <string.h>", *((emit.KERNELS / f"{f}.c").read_text() for f in files)]
+        command = [
+            "riscv64-unknown-elf-gcc",
+            "-march=rv32imc",
+            "-mabi=ilp32",
+            "--specs=picolibc.specs",
+            "-fsyntax-only",
+        ]
+        source = "\n".join([*sources, *lines])
+        done = subprocess.run([*command, "-xc", "-"], input=source, capture_output=True, text=True, check=False)
+        self.assertEqual(done.stderr, "")
+
     def test_a_wrong_kernel_is_found(self):
         files = dict(GROUPS["borders"]())
         wrong_table = np.zeros(256, np.uint8)
         with mock.patch.object(lowering.borders, "_through_float", return_value=wrong_table):
             self.assertEqual(list(wrong(files)), ["inside"])
+
+
+class RandomTest(absltest.TestCase):
+    def test_random_networks(self):
+        """200 of them, as one program."""
+        require_gcc(self)
+        made = {f"seed {seed}": random_networks.network(seed) for seed in range(200)}
+        self.assertEqual({kind for _, kinds in made.values() for kind in kinds}, set(lowering.OPERATORS))
+        self.assertEqual(wrong({name: content for name, (content, _) in made.items()}, 3), {})
+
+    def test_the_same_seed_gives_the_same_file(self):
+        self.assertEqual(random_networks.network(7), random_networks.network(7))
+        self.assertNotEqual(random_networks.network(7)[0], random_networks.network(8)[0])
 
 
 class ExplainTest(absltest.TestCase):
@@ -59,6 +115,11 @@ class ExplainTest(absltest.TestCase):
     def test_it_refuses_nothing_that_it_supports(self):
         content = dict(GROUPS["borders"]())["FLOAT32 UINT8"]
         self.assertIn("3 of 3 operators are supported\nconstants: ", codegen.explain(content))
+
+
+class PageTest(absltest.TestCase):
+    def test_the_page_of_operators_is_that_of_the_code(self):
+        self.assertEqual(operators.PAGE.read_text(), operators.page())
 
 
 class RefusalTest(parameterized.TestCase):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from atalaia import tflite
-from atalaia.codegen import single
+from atalaia.codegen import fixed_point, single
 from atalaia.codegen.elementwise import lookup
 from atalaia.codegen.graph import OFFSET, Walk
 from atalaia.errors import UserError
@@ -48,8 +48,8 @@ def outputs(walk: Walk, gotten: list[int]) -> None:
         if tensor.dtype == "INT8":
             walk.step("flip_out", "output", -1, (walk.root(i),), i, dict(size=math.prod(tensor.shape)))
         elif tensor.dtype == "FLOAT32" and i in walk.floats:
-            scale, zero = walk.grid(walk.floats[i])
-            values = dict(size=math.prod(tensor.shape), scale=float(scale), zero=zero)
+            table = fixed_point.dequantized(*walk.grid(walk.floats[i])).view(np.uint32)
+            values = dict(size=math.prod(tensor.shape), table=table)
             walk.step("float_out", "DEQUANTIZE", -1, (walk.root(walk.floats[i]),), i, values)
         elif tensor.dtype in _TYPES and tensor.dtype != "FLOAT32":
             walk.step("give", "output", -1, (walk.root(i),), i, dict(size=walk.bytes(i)))
@@ -67,7 +67,7 @@ def quantize(walk: Walk, place: int, op: tflite.Operator) -> None:
         lookup(walk, place, "DEQUANTIZE, QUANTIZE", walk.floats[given], out, _through_float(walk, given, out))
     elif dtypes == ("FLOAT32", "INT8") and walk.root(given) in walk.model.inputs:
         scale, zero = walk.grid(out)
-        values = dict(size=math.prod(walk.tensors[out].shape), scale=float(scale), zero=zero)
+        values = dict(size=math.prod(walk.tensors[out].shape), table=fixed_point.least_floats(scale, zero))
         walk.step("float_in", op.kind, place, (walk.root(given),), out, values)
     elif dtypes in (("INT8", "INT8"), ("UINT8", "INT8"), ("INT8", "UINT8")):
         _requantize(walk, place, op, given, out)
@@ -89,12 +89,8 @@ def _requantize(walk, place, op, given, out):
 
 
 def _through_float(walk, given, out):
-    """The table of DEQUANTIZE and QUANTIZE, in float32 as TFLite has them."""
-    (scale, zero), (to_scale, to_zero) = walk.grid(walk.floats[given]), walk.grid(out)
-    real = (np.float64(scale) * (np.arange(256) - zero)).astype(np.float32) / np.float32(to_scale)
-    whole = np.trunc(real).astype(np.int64)
-    halves = np.abs(real - np.trunc(real)) >= np.float32(0.5)
-    return np.clip(whole + halves * np.sign(real).astype(np.int64) + to_zero, 0, 255).astype(np.uint8)
+    """The table of DEQUANTIZE and QUANTIZE."""
+    return fixed_point.quantized(fixed_point.dequantized(*walk.grid(walk.floats[given])), *walk.grid(out))
 
 
 def dequantize(walk: Walk, place: int, op: tflite.Operator) -> None:

@@ -37,8 +37,9 @@ def random_inputs(model: tflite.Model, lowered: graph.Graph, samples: int) -> np
     start = 0
     for i in lowered.inputs:
         if lowered.dtypes.get(i) == "FLOAT32":
-            grids = [s.values for s in lowered.steps if s.kind == "float_in" and s.inputs[0] == i]
-            scale, zero = (grids[0]["scale"], grids[0]["zero"] - graph.OFFSET) if grids else (1.0, 0)
+            readers = [s.output for s in lowered.steps if s.kind == "float_in" and s.inputs[0] == i]
+            grid = model.tensors[readers[0]] if readers else None
+            scale, zero = (float(grid.scale[0]), int(grid.zero_point[0])) if grid else (1.0, 0)
             codes = random.uniform(-140, 140, (samples, lowered.sizes[i] // 4)) - zero
             codes[:, ::3] = np.round(2 * codes[:, ::3]) / 2  # halves between two values
             values = (codes * scale).astype("<f4")

@@ -345,7 +345,9 @@ def _moved(step):
 
 
 def _float(step):
-    yield Call(step, step.kind, (step.kind,), {}, dict(value=step.values["size"]), step.kind)
+    table = step.values["table"]
+    arrays = dict(table=(f"{table.dtype}_t", table))
+    yield Call(step, step.kind, (step.kind,), arrays, dict(value=step.values["size"]), step.kind)
 
 
 def _plain(step):

@@ -55,6 +55,6 @@ KERNELS = {
     "reduce": Plain(("rescale", "reduce"), 64, _reduced),
     "reduce_most": Plain(("reduce_most",), 52, _reduced),
     "arg_most": Plain(("arg_most",), 16, _arg_most),
-    "transpose_conv": Plain(("rescale", "transpose_conv"), 44, _transpose_conv),
-    "batch_matmul": Plain(("rescale", "batch_matmul"), 56, _batch_matmul),
+    "transpose_conv": Plain(("rescale", "transpose_conv"), 40, _transpose_conv),
+    "batch_matmul": Plain(("rescale", "batch_matmul"), 48, _batch_matmul),
 }
