@@ -25,7 +25,10 @@ class Tensor(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """An operator: kind as in the schema, such as "CONV_2D"; inputs and outputs index Model.tensors, -1 for none."""
+    """An operator: kind as in the schema, such as "CONV_2D", or "CUSTOM NAME".
+
+    inputs and outputs index Model.tensors, -1 for none.
+    """
 
     kind: str
     inputs: tuple[int, ...]
@@ -114,6 +117,8 @@ def _tensor(t, buffers):
 def _operator(op, codes):
     code = codes[op.opcodeIndex]
     kind = _KINDS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    if kind == "CUSTOM" and code.customCode:
+        kind = f"CUSTOM {code.customCode.decode()}"
     return Operator(kind, _indices(op.inputs), _indices(op.outputs), op.builtinOptions)
 
 

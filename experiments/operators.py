@@ -25,7 +25,7 @@ It lists every operator, what is not supported and why, and bytes and estimated 
 BORDERS = """
 ## Inputs and outputs
 
-They may be int8, uint8, int32 or float32. `model_invoke` takes pointers to bytes of the file's own types, at any
+They may be int8, uint8, int16, int32 or float32. `model_invoke` takes pointers to bytes of the file's own types, at any
 address, least significant byte first; where they are not all int8, `MODEL_INPUT_TYPES` and `MODEL_OUTPUT_TYPES` of
 `model.h` name them. float32 is converted as TFLM rounds it, by tables: the C has no floating point here
 either. `--borders=int8` leaves these conversions to the caller, who then gives and gets int8 values by the scales of
@@ -41,8 +41,8 @@ A file with one of these ends in one line that names the operator, its layer and
 
 """
 ELSE = """
-Also refused: activations of int16, int4 weights, graphs that are float32 inside, dynamic shapes,
-weights that are computed (but in BATCH_MATMUL), files of several graphs.
+Also refused: activations of int16 in operators that do not give it above, int4 weights, graphs that are float32
+inside, dynamic shapes, weights that are computed (but in BATCH_MATMUL), files of several graphs.
 
 *Written by `python experiments/operators.py`.*
 """
@@ -61,7 +61,7 @@ def page() -> str:
     columns = {
         "operator": lambda item: item[0],
         "what is supported": lambda item: item[1].about,
-        "gives": lambda item: ", ".join(item[1].outputs).lower(),
+        "gives": lambda item: ", ".join((*item[1].outputs, *(["INT16"] if item[1].wide else []))).lower(),
     }
     supported = grid(columns, lowering.OPERATORS.items(), left=3)
     reasons: dict[str, list[str]] = {}

@@ -252,6 +252,43 @@ def _batch(batch, dilation):
     return net.file(net.op("FULLY_CONNECTED", given, net.tensor((batch * 12, 6), 0.02, 4)))
 
 
+def wide():
+    """int16 activations and int8 weights, with biases of 64 bits and of 32."""
+    for bias, batch in itertools.product(("INT64", "INT32", None), (1, 2)):
+        net, scales = Net(), _scales(5)
+        x = net.given((batch, 5, 6, 4), 0.0002, dtype="INT16")
+        given = [x, _weights(net, (5, 3, 2, 4), scales)]
+        given += [net.tensor((5,), scales * 0.0002, 0, RANDOM.integers(-90_000, 90_000, 5), bias)] if bias else []
+        options = dict(strideH=1, strideW=1, padding=0, dilationHFactor=2, dilationWFactor=1, fusedActivationFunction=1)
+        y = net.op("CONV_2D", given, net.tensor((batch, 5, 6, 5), 0.0003, 0, dtype="INT16"), **options)
+        scales = _scales(10)
+        given = [y, _weights(net, (1, 3, 3, 10), scales, 3)]
+        given += [net.tensor((10,), scales * 0.0003, 0, RANDOM.integers(-90_000, 90_000, 10), "INT64")]
+        options = dict(strideH=2, strideW=2, padding=1, dilationHFactor=1, dilationWFactor=1, depthMultiplier=2)
+        y = net.op("DEPTHWISE_CONV_2D", given, net.tensor((batch, 2, 2, 10), 0.0002, 0, dtype="INT16"), **options)
+        y = net.op("RESHAPE", [y, net.ints(batch, 40)], net.tensor((batch, 40), 0.0002, 0, dtype="INT16"))
+        given = [y, _weights(net, (7, 40), 0.004)]
+        given += [net.tensor((7,), 0.004 * 0.0002, 0, RANDOM.integers(-90_000, 90_000, 7), bias)] if bias else []
+        yield (
+            f"16x8 {bias} {batch}",
+            net.file(net.op("FULLY_CONNECTED", given, net.tensor((batch, 7), 0.0002, 0, dtype="INT16"))),
+        )
+    for kind, other, fixed in itertools.product(("ADD", "MUL"), ((2, 3, 4), (4,), (2, 1, 1)), (False, True)):
+        net = Net()
+        x = net.given((2, 3, 4), 0.0002, dtype="INT16")
+        data = RANDOM.integers(-32768, 32768, other) if fixed else None
+        y = net.tensor(other, 0.0003, 0, data, "INT16") if fixed else net.given(other, 0.0003, dtype="INT16")
+        out = net.tensor((2, 3, 4), 0.0005 if kind == "ADD" else 0.001, 0, dtype="INT16")
+        order = [y, x] if fixed else [x, y]
+        yield f"16x8 {kind} {other} {fixed}", net.file(net.op(kind, order, out, fusedActivationFunction=1 * fixed))
+
+
 GROUPS = dict(
-    borders=borders, resizes=resizes, moves=moves, reductions=reductions, elementwise=elementwise, linear=linear
+    borders=borders,
+    resizes=resizes,
+    moves=moves,
+    reductions=reductions,
+    elementwise=elementwise,
+    linear=linear,
+    wide=wide,
 )

@@ -61,6 +61,8 @@ class Random:
 def network(seed: int) -> tuple[bytes, list[str]]:
     """A file, and the operators in it."""
     r = Random(seed)
+    if seed % 10 == 9:
+        return _wide(r), r.kinds
     x = _given(r, r.one(BORDERS))
     for _ in range(r.number(2, 4)):
         names = [n for n, (fits, _) in STEPS.items() if fits(r.net.shape(x))]
@@ -68,6 +70,37 @@ def network(seed: int) -> tuple[bytes, list[str]]:
         if np.prod(r.net.shape(x)) > MOST:
             x = _smaller(r, x)
     return r.net.file(*r.outputs, *_gotten(r, x)), r.kinds
+
+
+def _wide(r):
+    """A file of int16 activations: convolutions of both kinds, a sum or a product, a matrix product."""
+    shape, scale = r.one(((1, 5, 4, 3), (2, 3, 5, 2))), 0.0002
+    x, names = r.net.given(shape, scale, dtype="INT16"), ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MUL")
+    for kind in (r.one(names), r.one(names), "FULLY_CONNECTED"):
+        shape, scale = r.net.shape(x), r.net.grid(x)[0]
+        fused = dict(fusedActivationFunction=r.one(ACTIVATIONS))
+        if kind in ("ADD", "MUL"):
+            other = r.net.tensor(shape[-1:], r.scale(scale), 0, r.random.integers(-32768, 32768, shape[-1]), "INT16")
+            out = r.scale(scale * (1.5 if kind == "ADD" else 3))
+            x = r.op(kind, [x, other], r.net.tensor(shape, out, 0, dtype="INT16"), **fused)
+            continue
+        kernel, _, options, out = _window(r, shape)
+        flat = kind == "FULLY_CONNECTED"
+        times = 1 if kind == "DEPTHWISE_CONV_2D" else r.number(1, 4)
+        count = shape[3] if kind == "DEPTHWISE_CONV_2D" else times
+        options |= dict(strideH=1, strideW=1, padding=0, dilationHFactor=1, dilationWFactor=1) if not flat else {}
+        sizes = {"CONV_2D": (count, *kernel, shape[-1]), "DEPTHWISE_CONV_2D": (1, *kernel, count)}
+        size = (count, shape[-1]) if flat else sizes[kind]
+        scales = np.full(1, 0.004) if flat else r.random.uniform(0.002, 0.01, count)
+        codes = r.random.integers(-30_000, 30_000, count)
+        given = [x, r.weights(size, scales, 3 if kind == "DEPTHWISE_CONV_2D" else 0)]
+        given += [r.net.tensor((count,), scales * scale, 0, codes, "INT64")]
+        wide = (int(np.prod(shape[:-1])), count) if flat else (*shape[:3], count)
+        y = r.net.tensor(wide, r.scale(scale * 0.5), 0, dtype="INT16")
+        if kind == "DEPTHWISE_CONV_2D":
+            options |= dict(depthMultiplier=1)
+        x = r.op(kind, given, y, **({} if flat else options), **fused)
+    return r.net.file(x)
 
 
 def _given(r, dtype):

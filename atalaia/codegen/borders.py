@@ -11,7 +11,7 @@ from atalaia.codegen.graph import OFFSET, Walk
 from atalaia.errors import UserError
 
 BORDERS = ("file", "int8")  # whose types the caller's values have: the file's, or int8 wherever that is converted to
-_TYPES = ("INT8", "UINT8", "FLOAT32", "INT32")
+_TYPES = ("INT8", "UINT8", "INT16", "FLOAT32", "INT32")
 
 
 def inputs(walk: Walk, borders: str) -> tuple[list[int], list[int]]:

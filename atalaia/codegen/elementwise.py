@@ -82,17 +82,17 @@ def pair(walk: Walk, place: int, op: tflite.Operator) -> None:
 def _operands(walk, place, op, a, b):
     """How the values of b repeat, and the roots of both; a shape that repeats in another way is written out first."""
     shape = walk.tensors[op.outputs[0]].shape
-    repeats = None
+    found = None
     if tuple(walk.tensors[a].shape) == tuple(shape):
-        repeats = _repeats(shape, walk.tensors[b].shape)
-    if repeats is None:
+        found = repeats(shape, walk.tensors[b].shape)
+    if found is None:
         a, b = (moves.broadcast(walk, place, op, i, shape) for i in (a, b))
-        repeats = 1, math.prod(shape)
+        found = 1, math.prod(shape)
     else:
         constant = walk.tensors[b].data
         a = walk.root(a)
         b = walk.root(b) if constant is None else (constant.ravel().astype(np.int64) + OFFSET).astype(np.uint8)
-    return dict(values=math.prod(shape), b_inner=repeats[0], b_size=repeats[1]), (a, b)
+    return dict(values=math.prod(shape), b_inner=found[0], b_size=found[1]), (a, b)
 
 
 def _scales(walk, place, op, kind, swapped):
@@ -119,7 +119,7 @@ def _scales(walk, place, op, kind, swapped):
     return found
 
 
-def _repeats(a, b):
+def repeats(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int] | None:
     """(inner, size): value i of the larger input goes with value i // inner % size of the other; None where not."""
     b = (1,) * (len(a) - len(b)) + tuple(b)
     given = [i for i, n in enumerate(b) if n > 1]

@@ -30,7 +30,7 @@ _FILES = (
         "minimum",
     ),
     *("sub_from", "prelu", "squared_difference", "strided", "nearest", "bilinear", "reduce", "reduce_most", "arg_most"),
-    *("float_in", "float_out", "batch_matmul", "transpose_conv"),
+    *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv"),
     *("conv", "conv_dense", "conv_packed", "conv_sparse", "depthwise"),
 )
 _CONV = (
@@ -191,7 +191,10 @@ def _call(name, call, graph, plan, window, place):
         case "pad" | "mean" | "min_pool":
             return f"{step.kind}(&{name}, {first}, {out})"
     if "fields" in v:
-        return f"{step.kind}(&{name}, {', '.join([first, *(place[i] for i in step.inputs[1:])])}, {out})"
+        given = [place[i] for i in step.inputs]
+        if "constant" in v:
+            given.append(f"(const uint8_t *){name}_constant" if v["constant"].itemsize > 1 else f"{name}_constant")
+        return f"{step.kind}(&{name}, {', '.join(given)}, {out})"
     second = f"{name}_constant" if "constant" in v else place[step.inputs[1]]
     last = dict(add=f", {int(step.kind == 'sub')}", add_tabled=f", (void *)(a + {window})")
     return f"{call.kernel}(&{name}, {first}, {second}, {out}{last.get(call.kernel, '')})"

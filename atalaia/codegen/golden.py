@@ -55,7 +55,7 @@ def as_given(model: tflite.Model, lowered: graph.Graph, inputs: np.ndarray) -> l
         part = np.ascontiguousarray(inputs[:, start : start + lowered.sizes[i]])
         start += lowered.sizes[i]
         part = part.view(lowered.dtypes.get(i, "INT8").lower()).reshape(-1, *lowered.shapes[i])
-        if model.tensors[model.inputs[number]].dtype == "FLOAT32" and part.dtype == np.int8:
+        if model.tensors[model.inputs[number]].dtype == "FLOAT32" and part.dtype != np.float32:
             part = (part.astype(np.float32) - np.float32(model.tensors[i].zero_point[0])) * model.tensors[i].scale[0]
         parts.append(part)
     return parts
@@ -84,10 +84,7 @@ def golden_outputs(
             reason = (done.stderr.strip().splitlines() or ["it crashed"])[-1][:200]
             raise UserError(f"TFLite Micro cannot run this model, so there are no golden outputs: {reason}")
         with np.load(Path(folder) / "outputs.npz") as found:
-            answers = [
-                found[f"output{n}"] if i in lowered.dtypes else _as_int8(found[f"output{n}"], model.tensors[i])
-                for n, i in enumerate(lowered.outputs)
-            ]
+            answers = [_as_stored(found[f"output{n}"], model.tensors[i]) for n, i in enumerate(lowered.outputs)]
     rows = [np.ascontiguousarray(a).reshape(len(inputs), -1).view(np.int8) for a in answers]
     outputs = np.concatenate(rows, 1)
     return outputs, ledger.recorded_arena_bytes(done.stdout + done.stderr)
@@ -116,7 +113,10 @@ np.savez(folder + "/outputs.npz", **{f"output{n}": np.stack(v) for n, v in enume
 """
 
 
-def _as_int8(answer, tensor):
-    if answer.dtype == np.int8:
+def _as_stored(answer, tensor):
+    """TFLite Micro's answer in the type of the tensor that the C gives, where a conversion behind it was left out."""
+    dtype = np.dtype(tensor.dtype.lower())
+    if answer.dtype == dtype:
         return answer
-    return np.clip(np.round(answer / tensor.scale[0]) + tensor.zero_point[0], -128, 127).astype(np.int8)
+    limits = np.iinfo(dtype)
+    return np.clip(np.round(answer / tensor.scale[0]) + tensor.zero_point[0], limits.min, limits.max).astype(dtype)

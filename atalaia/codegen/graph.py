@@ -122,11 +122,11 @@ class Walk:
         scale, zero = self.grid(i)
         names = tflite.names(schema.ActivationFunctionType)
         kind = names.get(activation, str(activation))
-        if kind not in _BOUNDS:
-            raise UserError(f"fused activation {kind} is not supported: there are {', '.join(_BOUNDS)}")
-        low, high = _BOUNDS[kind]
-        low = 0 if low is None else max(0, zero + int(_round(low / scale)))
-        high = 255 if high is None else min(255, zero + int(_round(high / scale)))
+        if kind not in ACTIVATIONS:
+            raise UserError(f"fused activation {kind} is not supported: there are {', '.join(ACTIVATIONS)}")
+        low, high = ACTIVATIONS[kind]
+        low = 0 if low is None else max(0, zero + int(halves_away(low / scale)))
+        high = 255 if high is None else min(255, zero + int(halves_away(high / scale)))
         return low, high
 
     def consumers(self, i: int) -> list[int]:
@@ -187,9 +187,9 @@ class Walk:
         return dict(zip(names, (*size, *out, *kernel, *strides, *pads), strict=True))
 
 
-_BOUNDS = {"NONE": (None, None), "RELU": (0, None), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}
+ACTIVATIONS = {"NONE": (None, None), "RELU": (0, None), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}
 
 
-def _round(x):
+def halves_away(x: float) -> int:
     """Halves away from zero, as C's round."""
     return math.floor(abs(x) + 0.5) * (1 if x >= 0 else -1)

@@ -352,7 +352,7 @@ def _float(step):
 
 def _plain(step):
     kernel, v = plain.KERNELS[step.kind], step.values
-    arrays = v["arrays"] | ({"constant": ("uint8_t", v["constant"])} if "constant" in v else {})
+    arrays = v["arrays"] | ({"constant": (f"{v['constant'].dtype}_t", v["constant"])} if "constant" in v else {})
     yield Call(step, step.kind, kernel.files, arrays, kernel.work(v["fields"]), step.kind)
 
 

@@ -14,7 +14,7 @@ from atalaia.errors import UserError
 def conv(walk: Walk, place: int, op: tflite.Operator) -> None:
     """CONV_2D, of groups too."""
     given, out = op.inputs[0], op.outputs[0]
-    kernel = _weights(walk, place, op)  # OHWI
+    kernel = weights(walk, place, op)  # OHWI
     _, height, width, channels = walk.image(given, place, op)
     groups = channels // kernel.shape[3] if kernel.shape[3] else 0
     if not groups or kernel.shape[3] * groups != channels or kernel.shape[0] % groups:
@@ -37,7 +37,7 @@ def conv(walk: Walk, place: int, op: tflite.Operator) -> None:
 def depthwise(walk: Walk, place: int, op: tflite.Operator) -> None:
     """DEPTHWISE_CONV_2D."""
     given, out = op.inputs[0], op.outputs[0]
-    kernel = _weights(walk, place, op)  # 1HWO
+    kernel = weights(walk, place, op)  # 1HWO
     _, height, width, channels = walk.image(given, place, op)
     if kernel.shape[0] != 1 or kernel.shape[3] % channels:
         raise UserError(f"DEPTHWISE_CONV_2D (operator {place}): its weights do not fit {channels} input channels")
@@ -53,7 +53,7 @@ def depthwise(walk: Walk, place: int, op: tflite.Operator) -> None:
 
 def fully_connected(walk: Walk, place: int, op: tflite.Operator) -> None:
     """FULLY_CONNECTED, as a convolution of one row."""
-    kernel = _weights(walk, place, op)
+    kernel = weights(walk, place, op)
     if (
         kernel.ndim != 2
         or max(kernel.shape) >= 4 * LARGEST
@@ -90,7 +90,7 @@ def transpose_conv(walk: Walk, place: int, op: tflite.Operator) -> None:
     """TRANSPOSE_CONV: inputs are the output's shape, weights, the input, and perhaps a bias."""
     given, out = op.inputs[2], op.outputs[0]
     walk.require_int8(given, place, op.kind)
-    kernel = _weights(walk, place, op)  # OHWI
+    kernel = weights(walk, place, op)  # OHWI
     turned = op._replace(inputs=(given, *op.inputs[1:2], *op.inputs[3:4]))
     batch, height, width, channels = walk.image(given, place, turned)
     options, (_, out_h, out_w, out_c) = op.options, walk.tensors[out].shape
@@ -146,7 +146,8 @@ def batch_matmul(walk: Walk, place: int, op: tflite.Operator) -> None:
     )
 
 
-def _weights(walk, place, op):
+def weights(walk: Walk, place: int, op: tflite.Operator) -> np.ndarray:
+    """The int8 weights of an operator, without a zero point."""
     tensor = walk.tensors[op.inputs[1]] if len(op.inputs) > 1 and op.inputs[1] >= 0 else None
     if tensor is None or tensor.data is None or tensor.dtype != "INT8":
         kind = "no constant" if tensor is None or tensor.data is None else tensor.dtype
@@ -179,23 +180,28 @@ def _linear(walk, kind, place, op, kernel, values, per_channel):
 
 
 def scaled(
-    walk: Walk, place: int, op: tflite.Operator, out_c: int, per_channel: bool
+    walk: Walk,
+    place: int,
+    op: tflite.Operator,
+    out_c: int,
+    per_channel: bool,
+    types: tuple[str, ...] = ("INT32",),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(bias int64, multiplier, shift) `[out_c]`; an operator's inputs are its input, weights and perhaps a bias."""
-    weights = walk.tensors[op.inputs[1]]
+    kernel = walk.tensors[op.inputs[1]]
     in_scale, out_scale = walk.grid(op.inputs[0])[0], walk.grid(op.outputs[0])[0]
     bias = np.zeros(out_c, np.int64)
     if len(op.inputs) > 2 and op.inputs[2] >= 0:
         tensor = walk.tensors[op.inputs[2]]
-        if tensor.data is None or tensor.dtype != "INT32" or tensor.data.size != out_c:
-            raise UserError(f"{op.kind} (operator {place}): its bias is not {out_c} constant INT32 values")
+        if tensor.data is None or tensor.dtype not in types or tensor.data.size != out_c:
+            raise UserError(f"{op.kind} (operator {place}): its bias is not {out_c} constant {types[0]} values")
         bias = tensor.data.ravel().astype(np.int64)
-    if len(weights.scale) not in (1, out_c):
-        raise UserError(f"{op.kind} (operator {place}) has {len(weights.scale)} scales of {out_c} outputs")
+    if len(kernel.scale) not in (1, out_c):
+        raise UserError(f"{op.kind} (operator {place}) has {len(kernel.scale)} scales of {out_c} outputs")
     if per_channel:
-        ratio = in_scale * np.broadcast_to(weights.scale, out_c).astype(np.float64) / out_scale
+        ratio = in_scale * np.broadcast_to(kernel.scale, out_c).astype(np.float64) / out_scale
     else:  # TFLite multiplies these in float32
-        ratio = np.full(out_c, np.float64(np.float32(in_scale) * weights.scale[0]) / out_scale)
+        ratio = np.full(out_c, np.float64(np.float32(in_scale) * kernel.scale[0]) / out_scale)
     return bias, *quantize_multiplier(ratio)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from atalaia import tflite
-from atalaia.codegen import borders, elementwise, linear, moves, reductions
+from atalaia.codegen import borders, elementwise, linear, moves, reductions, wide
 from atalaia.codegen.graph import Graph, Walk
 from atalaia.errors import UserError
 
@@ -25,12 +25,14 @@ STATEFUL = {
 class Lowering(NamedTuple):
     """What becomes of an operator.
 
-    run: adds its steps to a walk; about: in the table of operators; outputs: types that its outputs may have.
+    run: adds its steps to a walk; about: in the table of operators; outputs: types that its outputs may have; wide: in
+    place of run where they are int16.
     """
 
     run: Callable[[Walk, int, tflite.Operator], None]
     about: str = ""
     outputs: tuple[str, ...] = ("INT8",)
+    wide: Callable[[Walk, int, tflite.Operator], None] | None = None
 
 
 def lower(model: tflite.Model, given: str = "file") -> Graph:
@@ -63,13 +65,16 @@ def lower_operator(walk: Walk, place: int, op: tflite.Operator) -> None:
         raise UserError(refusal(walk.model, place, op))
     row = OPERATORS[op.kind]
     try:
+        if row.wide and all(walk.dtype(i) == "INT16" for i in op.outputs):
+            row.wide(walk, place, op)
+            return
         for i in op.outputs:
             if row.outputs == ("INT8",):
                 walk.require_int8(i, place, op.kind)
             elif walk.dtype(i) not in row.outputs:
-                raise UserError(
-                    f"{op.kind} (operator {place}) gives {walk.dtype(i)}: there are {', '.join(row.outputs)}"
-                )
+                advice = "; --borders=int8 leaves it out" if op.kind == "QUANTIZE" and walk.dtype(i) == "INT16" else ""
+                there = ", ".join(row.outputs) + advice
+                raise UserError(f"{op.kind} (operator {place}) gives {walk.dtype(i)}: there are {there}")
         row.run(walk, place, op)
     except UserError:
         raise
@@ -110,14 +115,16 @@ def _refuse(model):
 _TABLED = "a table of 256 results, TFLite Micro's"
 _SAME = "the same bytes: nothing runs"
 OPERATORS = {
-    "CONV_2D": Lowering(linear.conv, "groups, dilation, batches; weights constant"),
-    "DEPTHWISE_CONV_2D": Lowering(linear.depthwise, "multipliers, dilation, batches; weights constant"),
-    "FULLY_CONNECTED": Lowering(linear.fully_connected, "by tensor or by channel; weights constant"),
+    "CONV_2D": Lowering(linear.conv, "groups, dilation, batches; weights constant", wide=wide.conv),
+    "DEPTHWISE_CONV_2D": Lowering(linear.depthwise, "multipliers, dilation, batches; weights constant", wide=wide.conv),
+    "FULLY_CONNECTED": Lowering(
+        linear.fully_connected, "by tensor or by channel; weights constant", wide=wide.fully_connected
+    ),
     "TRANSPOSE_CONV": Lowering(linear.transpose_conv, "weights constant"),
     "BATCH_MATMUL": Lowering(linear.batch_matmul, "both computed, either turned; one may be the same for all"),
-    "ADD": Lowering(elementwise.pair, "shapes that repeat, constants"),
+    "ADD": Lowering(elementwise.pair, "shapes that repeat, constants", wide=wide.pair),
     "SUB": Lowering(elementwise.pair, "shapes that repeat, constants"),
-    "MUL": Lowering(elementwise.mul, "shapes that repeat, constants"),
+    "MUL": Lowering(elementwise.mul, "shapes that repeat, constants", wide=wide.pair),
     "MAXIMUM": Lowering(elementwise.pair, "of one scale; shapes that repeat, constants"),
     "MINIMUM": Lowering(elementwise.pair, "of one scale; shapes that repeat, constants"),
     "SQUARED_DIFFERENCE": Lowering(elementwise.pair, "shapes that repeat, constants"),
@@ -142,9 +149,9 @@ OPERATORS = {
     "RSQRT": Lowering(elementwise.unary, _TABLED + "; zero point -128"),
     "QUANTIZE": Lowering(borders.quantize, "float32 at the borders, int8 and uint8; " + _TABLED, ("INT8", "UINT8")),
     "DEQUANTIZE": Lowering(borders.dequantize, "to an output, or before a QUANTIZE", ("FLOAT32",)),
-    "RESHAPE": Lowering(moves.reshape, _SAME, ("INT8", "UINT8", "INT32", "FLOAT32")),
-    "EXPAND_DIMS": Lowering(moves.reshape, _SAME, ("INT8", "UINT8", "INT32", "FLOAT32")),
-    "SQUEEZE": Lowering(moves.reshape, _SAME, ("INT8", "UINT8", "INT32", "FLOAT32")),
+    "RESHAPE": Lowering(moves.reshape, _SAME, ("INT8", "UINT8", "INT16", "INT32", "FLOAT32")),
+    "EXPAND_DIMS": Lowering(moves.reshape, _SAME, ("INT8", "UINT8", "INT16", "INT32", "FLOAT32")),
+    "SQUEEZE": Lowering(moves.reshape, _SAME, ("INT8", "UINT8", "INT16", "INT32", "FLOAT32")),
     "CONCATENATION": Lowering(moves.concatenation, "any axis, of one scale"),
     "PACK": Lowering(moves.pack, "any axis"),
     "UNPACK": Lowering(moves.unpack, "any axis"),

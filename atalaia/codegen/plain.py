@@ -48,6 +48,16 @@ def _batch_matmul(v):
     return dict(value=outputs * v["inner"], output=outputs)
 
 
+def _wide_conv(v):
+    outputs = v["out_h"] * v["out_w"] * v["out_c"]
+    taps = outputs * v["kernel_h"] * v["kernel_w"]
+    return dict(value=taps * v["group_in"], row=taps, output=outputs)
+
+
+def _wide_pair(v):
+    return dict(value=v["values"])
+
+
 KERNELS = {
     "strided": Plain(("strided",), 72, _strided),
     "nearest": Plain(("nearest",), 20, _resized),
@@ -57,4 +67,6 @@ KERNELS = {
     "arg_most": Plain(("arg_most",), 16, _arg_most),
     "transpose_conv": Plain(("rescale", "transpose_conv"), 40, _transpose_conv),
     "batch_matmul": Plain(("rescale", "batch_matmul"), 48, _batch_matmul),
+    "wide_conv": Plain(("rescale", "wide_conv"), 48, _wide_conv),
+    "wide_pair": Plain(("rescale", "wide_pair"), 32, _wide_pair),
 }
