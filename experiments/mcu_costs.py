@@ -179,29 +179,47 @@ def third_party(pixels):
 
 
 def _third_party_products(side, channels):
-    for size, stride in ((3, 2), (2, 1), (4, 2)):
+    for size, stride, deep in ((3, 2, channels), (2, 1, channels), (4, 2, 3)):
         outputs, half = 6, side // 2
-        window = dict(in_h=half, in_w=half, in_c=channels, out_h=half * stride, out_w=half * stride, out_c=outputs)
+        window = dict(in_h=half, in_w=half, in_c=deep, out_h=half * stride, out_w=half * stride, out_c=outputs)
         window |= dict(kernel_h=size, kernel_w=size, stride_h=stride, stride_w=stride, pad_top=0, pad_left=0)
         window |= dict(in_zero=128, out_zero=128, out_low=0, out_high=255)
-        arrays = dict(weights=np.arange(size * size * channels * outputs) % 100, bias=np.zeros(outputs))
+        arrays = dict(weights=np.arange(size * size * deep * outputs) % 100, bias=np.zeros(outputs))
         arrays |= dict(multiplier=np.full(outputs, 1 << 30), shift=np.full(outputs, -6))
         out = (1, half * stride, half * stride, outputs)
-        yield plain("transpose_conv", (1, half, half, channels), out, arrays, **window)
+        yield plain("transpose_conv", (1, half, half, deep), out, arrays, **window)
     for rows, inner in ((side, 4 * channels), (2 * side, channels)):
         turns = dict(a_batch=0, b_batch=0, a_row=inner, a_step=1, b_column=1, b_step=rows)
         grids = dict(a_zero=128, b_zero=128, out_zero=128, shift=-5, multiplier=1 << 30)
         product = dict(batch=1, rows=rows, columns=rows, inner=inner) | turns | grids
         yield plain("batch_matmul", (1, rows, inner), (1, rows, rows), {}, **product)
+    yield from _wide(side)
+
+
+def _wide(side):
+    """int16 takes two bytes a value, so images seem twice as deep."""
+    for size, deep, group in ((3, 8, 8), (3, 8, 1), (1, 20, 20)):
+        fields = dict(in_h=side // 2, in_w=side // 2, in_c=deep, out_h=side // 2, out_w=side // 2, out_c=8)
+        fields |= dict(kernel_h=size, kernel_w=size, group_in=group, group_out=8 * group // deep)
+        fields |= dict(out_low=-32768, out_high=32767, stride_h=1, stride_w=1, pad_top=0, pad_left=0)
+        fields |= dict(dilation_h=1, dilation_w=1, narrow=0)
+        arrays = dict(weights=np.arange(size * size * group * 8) % 100, bias=np.zeros(8))
+        arrays |= dict(multiplier=np.full(8, 1 << 30), shift=np.full(8, -6))
+        yield plain("wide_conv", (1, side // 2, side // 2, 2 * deep), (1, side // 2, side // 2, 16), arrays, **fields)
+    values, scales = side * side * 4, dict(a_multiplier=1 << 30, b_multiplier=1 << 30, out_multiplier=1 << 30)
+    fields = dict(values=values, b_inner=1, b_size=values) | scales | dict(out_low=-32768, out_high=32767)
+    fields |= dict(a_shift=0, b_shift=0, out_shift=-15, product=0)
+    yield plain("wide_pair", (1, 2 * values), (1, 2 * values), {}, **fields)
 
 
 def plain(kind, given, out, arrays, **fields):
-    """A step of a kernel of plain.py; the product's second matrix is its first."""
+    """A step of a kernel of plain.py; those of two tensors have the first twice."""
     types = dict(rows="int16_t", columns="int16_t", weights="int8_t", shift="int8_t")
     types |= dict(rows="uint16_t", columns="uint16_t") if kind == "nearest" else {}
+    types |= dict(bias="int64_t") if kind == "wide_conv" else {}
     named = {n: (types.get(n, "int32_t"), v.astype(types.get(n, "int32_t")[:-2])) for n, v in arrays.items()}
     (made, shapes) = step(kind, given, out, fields=fields, arrays=named)
-    return (made._replace(inputs=(0, 0)) if kind == "batch_matmul" else made), shapes
+    return (made._replace(inputs=(0, 0)) if kind in ("batch_matmul", "wide_pair") else made), shapes
 
 
 def counted(call, shapes, board: str, known: dict[str, int]) -> int:

@@ -33,7 +33,7 @@ def borders():
         if gotten == "FLOAT32":
             out = net.op("DEQUANTIZE", [x], net.tensor(shape, dtype="FLOAT32"))
         else:
-            grid = (0.01, 100) if given == "INT8" else (1 / 128, 128)
+            grid = (0.01, 100) if given == gotten else (1 / 128, 128 if gotten == "UINT8" else 7)
             out = net.op("QUANTIZE", [x], net.tensor(shape, *grid, dtype=gotten))
         yield f"{given} {gotten}", net.file(out)
     net = Net()

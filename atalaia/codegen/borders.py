@@ -61,6 +61,9 @@ def quantize(walk: Walk, place: int, op: tflite.Operator) -> None:
     """QUANTIZE to int8 or uint8: of float32 at the border or behind a DEQUANTIZE, and of int8 and uint8."""
     given, out = op.inputs[0], op.outputs[0]
     dtypes = walk.dtype(given), walk.dtype(out)
+    for i in (given, out):
+        if walk.dtype(i) in ("INT8", "UINT8"):
+            walk.require_int8(i, place, op.kind, walk.dtype(i))
     if walk.tensors[given].data is not None:
         raise UserError(f"QUANTIZE (operator {place}) of a constant is not supported")
     if given in walk.floats:
@@ -77,8 +80,6 @@ def quantize(walk: Walk, place: int, op: tflite.Operator) -> None:
 
 def _requantize(walk, place, op, given, out):
     """A table, or nothing where the bytes stay as they are."""
-    if len(walk.tensors[given].scale) != 1:
-        raise UserError(f"QUANTIZE (operator {place}): tensor {walk.tensors[given].name!r} has no scale of its own")
     every = np.arange(256) if walk.dtype(given) == "UINT8" else np.arange(-128, 128)
     answers = single.run(op, [walk.tensors[given]], walk.tensors[out], [every.astype(walk.dtype(given).lower())])
     table = (answers.astype(np.int16) + (0 if walk.dtype(out) == "UINT8" else OFFSET)).astype(np.uint8)
@@ -98,4 +99,5 @@ def dequantize(walk: Walk, place: int, op: tflite.Operator) -> None:
     given, out = op.inputs[0], op.outputs[0]
     if walk.dtype(given) not in ("INT8", "UINT8") or walk.tensors[given].data is not None:
         raise UserError(f"DEQUANTIZE (operator {place}) of {walk.dtype(given)} or of a constant is not supported")
+    walk.require_int8(given, place, op.kind, walk.dtype(given))
     walk.floats[out] = given

@@ -105,16 +105,16 @@ class Walk:
             raise UserError(f"tensor {tensor.name!r} has no scale of its own")
         return np.float64(tensor.scale[0]), int(tensor.zero_point[0]) + (0 if tensor.dtype == "UINT8" else OFFSET)
 
-    def require_int8(self, i: int, place: int, kind: str) -> None:
-        """Refuses a tensor that is not int8 with one scale and zero point."""
+    def require_int8(self, i: int, place: int, kind: str, dtype: str = "INT8") -> None:
+        """Refuses a tensor that is not int8, or `dtype`, with one scale and zero point."""
         tensor = self.tensors[i]
-        if tensor.dtype != "INT8":
+        if tensor.dtype != dtype:
             raise UserError(
                 f"{kind} (operator {place}) has a {tensor.dtype} tensor: only fully int8 models are supported"
             )
         if len(tensor.scale) != 1 or not 0 < tensor.scale[0] < math.inf:
             raise UserError(f"{kind} (operator {place}): tensor {tensor.name!r} has no scale of its own")
-        if not -128 <= tensor.zero_point[0] <= 127:
+        if not (0 <= tensor.zero_point[0] <= 255 if dtype == "UINT8" else -128 <= tensor.zero_point[0] <= 127):
             raise UserError(f"{kind} (operator {place}): tensor {tensor.name!r} has zero point {tensor.zero_point[0]}")
 
     def bounds(self, i: int, activation: int) -> tuple[int, int]:

@@ -97,7 +97,7 @@ def transpose_conv(walk: Walk, place: int, op: tflite.Operator) -> None:
     if kernel.ndim != 4 or kernel.shape[3] != channels or kernel.shape[0] != out_c:
         raise UserError(f"TRANSPOSE_CONV (operator {place}): its weights do not fit {channels} input channels")
     (tall, wide), strides = kernel.shape[1:3], (options.strideH, options.strideW)
-    if min(strides) < 1 or max(strides) > 255 or max(tall, wide) > 255:
+    if min(strides) < 1 or max(strides) > 255 or max(tall, wide) > 255 or max(out_h, out_w) >= LARGEST:
         raise UserError(f"TRANSPOSE_CONV (operator {place}) has strides {strides} and kernel {(tall, wide)}")
     # The padding of a convolution that turns the output into the input.
     same = options.padding == schema.Padding.SAME

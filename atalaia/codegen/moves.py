@@ -237,8 +237,7 @@ def resize_nearest(walk: Walk, place: int, op: tflite.Operator) -> None:
     """RESIZE_NEAREST_NEIGHBOR: which row and column each of the output's is."""
     given, out = op.inputs[0], op.outputs[0]
     _, *size, channels = walk.image(given, place, op)
-    to = walk.tensors[out].shape[1:3]
-    _same_grid(walk, place, op, given)
+    to = _size(walk, place, op)
     corners, half = op.options.alignCorners, np.float32(0.5 if op.options.halfPixelCenters else 0)
     tables = []
     for n, m in zip(size, to, strict=True):  # in float32, as TFLite
@@ -256,8 +255,7 @@ def resize_bilinear(walk: Walk, place: int, op: tflite.Operator) -> None:
     """RESIZE_BILINEAR: the two rows and columns of each of the output's, and the second's part in 1/1024."""
     given, out = op.inputs[0], op.outputs[0]
     _, *size, channels = walk.image(given, place, op)
-    to, corners = walk.tensors[out].shape[1:3], op.options.alignCorners
-    _same_grid(walk, place, op, given)
+    to, corners = _size(walk, place, op), op.options.alignCorners
     tables = []
     for n, m in zip(size, to, strict=True):
         scale = (1024 * (n - 1) + (m - 1) // 2) // (m - 1) if corners and m > 1 else (1024 * n + m // 2) // m
@@ -271,6 +269,17 @@ def resize_bilinear(walk: Walk, place: int, op: tflite.Operator) -> None:
     fields = dict(in_w=size[1], channels=channels, out_h=to[0], out_w=to[1])
     values = dict(fields=fields, arrays=arrays) | walk.batch(given)
     walk.step("bilinear", op.kind, place, (walk.root(given),), out, values)
+
+
+def _size(walk, place, op):
+    """Height and width that an image gets."""
+    shape = walk.tensors[op.outputs[0]].shape
+    if _constant(walk, place, op, op.inputs[1]).ravel().tolist() != [*shape[1:3]] or max(shape) >= LARGEST:
+        raise UserError(f"{op.kind} (operator {place}): its size is not that of its output, or {LARGEST:,} and more")
+    if shape[3] != walk.tensors[op.inputs[0]].shape[3] or (op.options.alignCorners and op.options.halfPixelCenters):
+        raise UserError(f"{op.kind} (operator {place}): its options or channels do not fit")
+    _same_grid(walk, place, op, op.inputs[0])
+    return shape[1:3]
 
 
 def broadcast_to(walk: Walk, place: int, op: tflite.Operator) -> None:

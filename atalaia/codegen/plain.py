@@ -40,7 +40,7 @@ def _arg_most(v):
 def _transpose_conv(v):
     taps = v["in_h"] * v["in_w"] * v["kernel_h"] * v["kernel_w"] * v["out_c"]
     outputs = v["out_h"] * v["out_w"] * v["out_c"]
-    return dict(value=taps * v["in_c"], row=outputs * v["kernel_h"] * v["kernel_w"], output=outputs)
+    return dict(value=taps * v["in_c"], row=taps, output=outputs)
 
 
 def _batch_matmul(v):

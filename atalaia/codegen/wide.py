@@ -25,6 +25,8 @@ def conv(walk: Walk, place: int, op: tflite.Operator) -> None:
         raise UserError(f"{op.kind} (operator {place}): its weights do not fit {channels} input channels")
     dilation = dict(dilation_h=options.dilationHFactor, dilation_w=options.dilationWFactor)
     spans = [(k - 1) * d + 1 for k, d in zip(kernel.shape[1:3], dilation.values(), strict=True)]
+    if not 1 <= min(dilation.values()) <= max(dilation.values()) <= 255:
+        raise UserError(f"{op.kind} (operator {place}) has dilation {tuple(dilation.values())}: 1 to 255 are supported")
     fields = walk.window(place, op, (height, width), (spans[0], spans[1]), walk.tensors[out].shape)
     fields |= dict(in_c=channels, kernel_h=kernel.shape[1], kernel_w=kernel.shape[2]) | dilation
     fields |= dict(group_in=kernel.shape[3], group_out=kernel.shape[0] // groups)
@@ -37,7 +39,7 @@ def fully_connected(walk: Walk, place: int, op: tflite.Operator) -> None:
     _require(walk, place, op, given, out)
     kernel = linear.weights(walk, place, op)
     size = math.prod(walk.tensors[given].shape)
-    if kernel.ndim != 2 or max(kernel.shape) >= 1 << 16 or size % kernel.shape[1]:
+    if kernel.ndim != 2 or max(*kernel.shape, size // kernel.shape[1]) >= 1 << 16 or size % kernel.shape[1]:
         raise UserError(f"FULLY_CONNECTED (operator {place}): its weights do not fit its input")
     rows = size // kernel.shape[1]
     fields = dict(in_h=1, in_w=rows, out_h=1, out_w=rows, in_c=kernel.shape[1], group_in=kernel.shape[1])
