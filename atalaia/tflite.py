@@ -25,7 +25,10 @@ class Tensor(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """An operator: kind as in the schema, such as "CONV_2D"; inputs and outputs index Model.tensors, -1 for none."""
+    """An operator: kind as in the schema, such as "CONV_2D", or "CUSTOM NAME".
+
+    inputs and outputs index Model.tensors, -1 for none.
+    """
 
     kind: str
     inputs: tuple[int, ...]
@@ -106,12 +109,16 @@ def _tensor(t, buffers):
         data = np.frombuffer(bytes(raw), np.uint8)
         if dtype not in _NOT_BYTES:
             data = data.view({"BOOL": "bool"}.get(dtype, dtype.lower())).reshape(shape)
-    return Tensor(t.name.decode(), shape, dtype, scale, zero_point, 0 if q is None else q.quantizedDimension, data)
+    return Tensor(
+        (t.name or b"").decode(), shape, dtype, scale, zero_point, 0 if q is None else q.quantizedDimension, data
+    )
 
 
 def _operator(op, codes):
     code = codes[op.opcodeIndex]
     kind = _KINDS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    if kind == "CUSTOM" and code.customCode:
+        kind = f"CUSTOM {code.customCode.decode()}"
     return Operator(kind, _indices(op.inputs), _indices(op.outputs), op.builtinOptions)
 
 

@@ -35,6 +35,7 @@ DEPTHWISE = (
     *((3, 3, 16, 1, 3, 1), (2, 2, 40, 2, 3, 1), (5, 1, 24, 1, 3, 1), (3, 2, 32, 1, 5, 1), (3, 3, 20, 1, 1, 1)),
 )
 COUNTS = ROOT / "runs/mcu_costs.json"  # what was counted already, by the C that was run: a run that was stopped goes on
+FLOATS = ("float_in", "float_out")  # steps at one of the borders in place of a flip
 SHARED = ("line", "copied", "large")  # parts of conv.c, which all its kernels go through
 # So that no layer's constants are built into a kernel: a network has several layers of a kind.
 GENERAL = '#pragma GCC optimize("no-ipa-cp", "no-inline-functions-called-once")\n'
@@ -70,7 +71,7 @@ def steps() -> list:
     flips = [step("flip_in", (1, n), (1, n), size=n) for n in (PIXELS, PIXELS // 4)]
     linear = [convolution(*case) for case in CONVOLUTIONS] + [depthwise(*case) for case in DEPTHWISE]
     linear += [convolution(*case, bias=SMALL) for case in CONVOLUTIONS[:8]]  # whose sums do not count as small
-    return flips + linear + [s for n in (PIXELS, PIXELS // 2, PIXELS // 4) for s in others(n)]
+    return flips + linear + [s for n in (PIXELS, PIXELS // 2, PIXELS // 4) for s in (*others(n), *third_party(n))]
 
 
 def step(kind, given, out, **values):
@@ -140,6 +141,87 @@ def others(pixels):
     yield step("pad", shape, (1, side + 2, side + 3, channels), **grown, first=0, zero=128)
 
 
+def third_party(pixels):
+    """The kinds of step that our own networks do not have, on so many pixels of eight channels."""
+    from atalaia.codegen import fixed_point
+
+    channels, side = 8, round(pixels**0.5)
+    shape, values = (1, side, side, channels), side * side * channels
+    for kind in ("float_in", "float_out"):
+        table = fixed_point.least_floats(0.03, 120) if kind == "float_in" else np.arange(256, dtype=np.uint32)
+        yield step(kind, (1, values), (1, values), size=values, table=table)
+    for kind in ("rsub", "prelu", "squared_difference"):
+        for inner in (1, values // 8):
+            pair = dict(values=values, b_inner=inner, b_size=values // inner, a_zero=128, b_zero=128, out_zero=128)
+            pair |= dict(out_low=0, out_high=255, a_multiplier=1 << 30, a_shift=0, b_multiplier=3 << 29, b_shift=-1)
+            pair |= dict(out_multiplier=3 << 29, out_shift=-12, constant=np.arange(values // inner).astype(np.uint8))
+            yield step(kind, shape, shape, **pair)
+    for count, of, block in (((side, side), (channels, side * channels), channels), ((side**2, channels), (8, 1), 1)):
+        to = (side * channels, channels) if block > 1 else (1, side**2)
+        loops = dict(count=[1, 1, 1, *count], of=[0, 0, 0, *of], to=[0, 0, 0, *to])
+        yield plain("strided", shape, shape, {}, from_start=0, to_start=0, block=block, **loops)
+    axis = np.arange(side)
+    triples = np.stack([axis, np.minimum(axis + 1, side - 1), 37 * axis % 1024], 1)
+    for deep in (3, 8, 20):
+        image, sizes = (1, side, side, deep), dict(in_w=side, channels=deep, out_h=side, out_w=side)
+        yield plain("nearest", image, image, dict(rows=axis, columns=axis), **sizes)
+        yield plain("bilinear", image, image, dict(rows=triples, columns=triples), **sizes)
+    for kept, over in (((1, 1, side**2), (1, 1, channels)), ((1, 1, channels), (1, side, side))):
+        strides = dict(kept_stride=[0, 0, channels if kept[2] > 8 else 1], kept=list(kept), over=list(over))
+        strides |= dict(over_stride=[0, side * channels, 1 if kept[2] > 8 else channels])
+        out = (1, int(np.prod(kept)))
+        grids = dict(in_zero=128, out_zero=128, multiplier=1 << 30, shift=-4)
+        yield plain("reduce", shape, out, {}, **strides, **grids)
+        yield plain("reduce_most", shape, out, {}, **strides, least=0)
+    for outer, count in ((side**2, channels), (1, values)):
+        yield plain("arg_most", (1, values), (1, 4 * outer), {}, outer=outer, count=count, inner=1, least=0)
+    yield from _third_party_products(side, channels)
+
+
+def _third_party_products(side, channels):
+    for size, stride, deep in ((3, 2, channels), (2, 1, channels), (4, 2, 3)):
+        outputs, half = 6, side // 2
+        window = dict(in_h=half, in_w=half, in_c=deep, out_h=half * stride, out_w=half * stride, out_c=outputs)
+        window |= dict(kernel_h=size, kernel_w=size, stride_h=stride, stride_w=stride, pad_top=0, pad_left=0)
+        window |= dict(in_zero=128, out_zero=128, out_low=0, out_high=255)
+        arrays = dict(weights=np.arange(size * size * deep * outputs) % 100, bias=np.zeros(outputs))
+        arrays |= dict(multiplier=np.full(outputs, 1 << 30), shift=np.full(outputs, -6))
+        out = (1, half * stride, half * stride, outputs)
+        yield plain("transpose_conv", (1, half, half, deep), out, arrays, **window)
+    for rows, inner in ((side, 4 * channels), (2 * side, channels)):
+        turns = dict(a_batch=0, b_batch=0, a_row=inner, a_step=1, b_column=1, b_step=rows)
+        grids = dict(a_zero=128, b_zero=128, out_zero=128, shift=-5, multiplier=1 << 30)
+        product = dict(batch=1, rows=rows, columns=rows, inner=inner) | turns | grids
+        yield plain("batch_matmul", (1, rows, inner), (1, rows, rows), {}, **product)
+    yield from _wide(side)
+
+
+def _wide(side):
+    """int16 takes two bytes a value, so images seem twice as deep."""
+    for size, deep, group in ((3, 8, 8), (3, 8, 1), (1, 20, 20)):
+        fields = dict(in_h=side // 2, in_w=side // 2, in_c=deep, out_h=side // 2, out_w=side // 2, out_c=8)
+        fields |= dict(kernel_h=size, kernel_w=size, group_in=group, group_out=8 * group // deep)
+        fields |= dict(out_low=-32768, out_high=32767, stride_h=1, stride_w=1, pad_top=0, pad_left=0)
+        fields |= dict(dilation_h=1, dilation_w=1, narrow=0)
+        arrays = dict(weights=np.arange(size * size * group * 8) % 100, bias=np.zeros(8))
+        arrays |= dict(multiplier=np.full(8, 1 << 30), shift=np.full(8, -6))
+        yield plain("wide_conv", (1, side // 2, side // 2, 2 * deep), (1, side // 2, side // 2, 16), arrays, **fields)
+    values, scales = side * side * 4, dict(a_multiplier=1 << 30, b_multiplier=1 << 30, out_multiplier=1 << 30)
+    fields = dict(values=values, b_inner=1, b_size=values) | scales | dict(out_low=-32768, out_high=32767)
+    fields |= dict(a_shift=0, b_shift=0, out_shift=-15, product=0)
+    yield plain("wide_pair", (1, 2 * values), (1, 2 * values), {}, **fields)
+
+
+def plain(kind, given, out, arrays, **fields):
+    """A step of a kernel of plain.py; those of two tensors have the first twice."""
+    types = dict(rows="int16_t", columns="int16_t", weights="int8_t", shift="int8_t")
+    types |= dict(rows="uint16_t", columns="uint16_t") if kind == "nearest" else {}
+    types |= dict(bias="int64_t") if kind == "wide_conv" else {}
+    named = {n: (types.get(n, "int32_t"), v.astype(types.get(n, "int32_t")[:-2])) for n, v in arrays.items()}
+    (made, shapes) = step(kind, given, out, fields=fields, arrays=named)
+    return (made._replace(inputs=(0, 0)) if kind in ("batch_matmul", "wide_pair") else made), shapes
+
+
 def counted(call, shapes, board: str, known: dict[str, int]) -> int:
     """Instructions of a network of the one step, and of the two flips at its borders."""
     from atalaia.codegen import boards, emit, kernels, memory
@@ -149,11 +231,17 @@ def counted(call, shapes, board: str, known: dict[str, int]) -> int:
     sizes = {i: int(np.prod(shape)) for i, shape in shapes.items()}
     last = 0 if call.kernel == "flip" else 1
     flips = [Step(k, k, 0, (i,), i, dict(size=sizes[i])) for k, i in (("flip_in", 0), ("flip_out", last))]
-    middle = [] if call.kernel == "flip" else [call]
-    network = Graph([flips[0], *(c.step for c in middle), flips[1]], sizes, shapes, (0,), (last,), [])
-    calls = [*kernels.candidates(flips[0]), *middle, *kernels.candidates(flips[1])]
+    whole = [*kernels.candidates(flips[0]), call, *kernels.candidates(flips[1])]
+    calls = [c for c in whole if c is not call or call.kernel != "flip"]
+    calls = calls[1:] if call.kernel == "float_in" else calls[:-1] if call.kernel == "float_out" else calls
+    random = np.random.default_rng(0)
+    inputs = random.integers(-128, 128, (1, sizes[0]))
+    if call.kernel in FLOATS:
+        sizes[0 if call.kernel == "float_in" else 1] *= 4
+    if call.kernel == "float_in":
+        inputs = random.normal(0, 2, (1, sizes[0] // 4)).astype("<f4").view(np.int8)
+    network = Graph([c.step for c in calls], sizes, shapes, (0,), (last,), [])
     plan = memory.plan(network)
-    inputs = np.random.default_rng(0).integers(-128, 128, (1, sizes[0]))
     files = {
         "model.c": GENERAL + emit.model_c("one", network, calls, plan),
         "model.h": emit.model_h("one", network, plan, {i: (1.0, 0) for i in sizes}),
@@ -176,7 +264,7 @@ def fit(cases: list, counts: list[int]) -> dict[str, dict[str, float]]:
     rows, targets = [], []
     for (call, shapes), n in zip(cases, counts, strict=True):
         if call.kernel != "flip":
-            borders = flip * sum(np.prod(shape) for shape in shapes)
+            borders = flip * sum(np.prod(shape) for shape in (shapes[: 2 - (call.kernel in FLOATS)]))
             rows.append({("" if part in SHARED else call.cost, part): k for part, k in call.work.items()})
             targets.append(n - borders)
     columns = sorted({key for row in rows for key in row})

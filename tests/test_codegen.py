@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -464,11 +465,18 @@ class RefusalTest(parameterized.TestCase):
     def test_an_unsupported_operator_is_named_with_its_place_and_what_there_is(self):
         model = tflite.read(converted("mini"))
         operators = list(model.operators)
-        operators[2] = operators[2]._replace(kind="SVDF")
-        with self.assertRaisesRegex(
-            UserError, "operator 2 is SVDF, which is not supported: there are CONV_2D, .*SOFTMAX"
+        name = re.escape(model.tensors[operators[2].outputs[0]].name)
+        for kind, text in (
+            ("GELU", "which is not supported: there are CONV_2D, .*SOFTMAX"),
+            ("SVDF", "which keeps a state from call to call, and is not supported: leave it out, or put"),
+            ("WHILE", "which calls another graph, and is not supported"),
         ):
-            lowering.lower(model._replace(operators=tuple(operators)))
+            operators[2] = operators[2]._replace(kind=kind)
+            with (
+                self.subTest(kind),
+                self.assertRaisesRegex(UserError, f"operator 2 is {kind} .layer .{name}.., {text}"),
+            ):
+                lowering.lower(model._replace(operators=tuple(operators)))
 
     def test_float_and_dynamic_tensors(self):
         model = tflite.read(converted("mini"))

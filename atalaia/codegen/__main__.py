@@ -2,18 +2,18 @@
 
 python -m atalaia.codegen --tflite=FILE --out=mcu/models/NAME [--sparse=auto|always|never]
     [--prefer=balanced|speed|size] [--samples=16 --config=configs/cifar10.py] [--flash=BYTES --ram=BYTES] [--count]
-    [--task=classify|regress|detect]
+    [--task=classify|regress|detect] [--borders=file|int8]
+python -m atalaia.codegen --tflite=FILE --explain
 
 Writes model.c, model.h, golden.h, report.json and the file itself as model.tflite. Golden inputs are images of
 the validation split of the config, or random bytes by a fixed seed; golden outputs are TFLite Micro's. --count runs the
 C in the emulators and enters the instructions that they count in report.json. --task adds model_answer(), which makes
 of the outputs what the task answers, and golden answers, which are Python's. Of a detector it also writes detector.h,
-which mcu/apps need.
+which mcu/apps need. --borders=int8 leaves out what the file converts from and to float32 at its borders.
+--explain writes nothing: it lists a file's operators, what is not supported and why, and size and time of the rest.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +22,12 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from atalaia import cli, data, engines, ledger, tflite
+from atalaia import cli, data, tflite
 from atalaia import config as configs
-from atalaia.codegen import answers, boards, camera, emit, graph, kernels, lowering, memory
+from atalaia.codegen import answers, boards, camera, emit, explained, golden, kernels, lowering, memory
+from atalaia.codegen import borders as of_borders
 from atalaia.errors import UserError
-from atalaia.files import write_arrays, write_json, write_whole
+from atalaia.files import write_json, write_whole
 
 
 class Chip(NamedTuple):
@@ -68,6 +69,7 @@ def generate(
     task: str | None = None,
     fields: ConfigDict | None = None,
     view: camera.View | None = None,
+    borders: str | None = None,
 ) -> dict:
     """Writes the C of a model into folder `out` and returns what report.json holds.
 
@@ -81,19 +83,22 @@ def generate(
       task: of answers.TASKS, whose answer model_answer() makes of the outputs; None: there is no such function.
       fields: the task's part of a config, which detect needs.
       view: of task detect, the data's: it writes detector.h, for a camera's app.
+      borders: of borders.BORDERS, as lowering.lower takes it; None: "int8" with a task, else "file".
 
     Raises:
       UserError: the file is damaged or not supported, the model does not fit, or its outputs have no such answer;
         nothing is written then.
     """
-    model, *compiled = _compile(tflite_bytes, sparse, prefer, flash)
+    model, *compiled = _compile(tflite_bytes, sparse, prefer, flash, borders or ("int8" if task else "file"))
     lowered, calls, plan = compiled
+    if task and any(i in lowered.dtypes for i in lowered.outputs):
+        raise UserError(f"--task={task} needs int8 outputs: this file's are {', '.join(lowered.dtypes.values())}")
     heads = [answers.Head(lowered.shapes[i][1:], *_grid(model.tensors[i])) for i in lowered.outputs]
     answer = answers.of(task, heads, fields) if task else None
     found = _report(*compiled)
     _refuse_too_large(found, flash, ram)
-    inputs = _inputs(tflite_bytes, model, lowered, images, samples)
-    outputs, arena = golden_outputs(tflite_bytes, model, lowered, inputs)
+    inputs = golden.golden_inputs(tflite_bytes, model, lowered, images, samples)
+    outputs, arena = golden.golden_outputs(tflite_bytes, model, lowered, inputs)
     found = dict(model=Path(out).name, **found, tflm=dict(file_bytes=len(tflite_bytes), arena_bytes=arena))
     name = Path(out).name
     scales = {i: _grid(model.tensors[i]) for i in (*lowered.inputs, *lowered.outputs)}
@@ -115,7 +120,7 @@ def generate(
 
 
 def _grid(tensor):
-    return float(tensor.scale[0]), int(tensor.zero_point[0])
+    return (float(tensor.scale[0]), int(tensor.zero_point[0])) if len(tensor.scale) else (1.0, 0)
 
 
 def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None) -> dict:
@@ -132,10 +137,22 @@ def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", 
     return _report(*compiled)
 
 
-def _compile(tflite_bytes, sparse, prefer, flash):
+def explain(tflite_bytes: bytes, prefer: str = "balanced") -> str:
+    """Lines about each operator of a file, and bytes and time of all that are supported.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    model = tflite.read(tflite_bytes)
+    rows, lowered = explained.operators(model)
+    calls, plan = kernels.choose(lowered, prefer=prefer), memory.plan(lowered)
+    return explained.text(model, rows, calls, _report(lowered, calls, plan))
+
+
+def _compile(tflite_bytes, sparse, prefer, flash, borders="file"):
     """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
     model = tflite.read(tflite_bytes)
-    lowered = lowering.lower(model)
+    lowered = lowering.lower(model, borders)
     return model, lowered, kernels.choose(lowered, sparse, prefer, flash), memory.plan(lowered)
 
 
@@ -250,85 +267,14 @@ def _refuse_too_large(report, flash, ram):
         )
 
 
-def _inputs(tflite_bytes, model, lowered, images, samples):
-    """int8 `[samples, bytes of all inputs]`."""
-    total = sum(lowered.sizes[i] for i in lowered.inputs)
-    if images is None:
-        return np.random.default_rng(0).integers(-128, 128, (samples, total)).astype(np.int8)
-    if len(lowered.inputs) != 1:
-        raise UserError(f"the model has {len(lowered.inputs)} inputs: leave --config out, for random golden inputs")
-    chosen = engines.quantize_input(tflite_bytes, images[:samples])
-    if chosen.dtype != np.int8:
-        given = model.tensors[lowered.inputs[0]]
-        chosen = np.clip(np.round(images[:samples] / 255 / float(given.scale[0])) + given.zero_point[0], -128, 127)
-    return chosen.reshape(len(chosen), -1).astype(np.int8)
-
-
-def golden_outputs(
-    tflite_bytes: bytes, model: tflite.Model, lowered: graph.Graph, inputs: np.ndarray
-) -> tuple[np.ndarray, int | None]:
-    """int8 `[samples, bytes of all outputs]` by TFLite Micro, and the bytes of its arena.
-
-    It runs in a process of its own: a damaged file can crash it.
-
-    Raises:
-      UserError: TFLite Micro cannot run the model.
-    """
-    parts, start = {}, 0
-    for number, i in enumerate(lowered.inputs):
-        part = inputs[:, start : start + lowered.sizes[i]].reshape(-1, *lowered.shapes[i])
-        start += lowered.sizes[i]
-        if model.tensors[model.inputs[number]].dtype == "FLOAT32":
-            part = (part.astype(np.float32) - np.float32(model.tensors[i].zero_point[0])) * model.tensors[i].scale[0]
-        parts[f"input{number}"] = part
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "model.tflite").write_bytes(tflite_bytes)
-        write_arrays(Path(folder) / "inputs.npz", parts)
-        command = [sys.executable, "-c", _GOLDEN, folder, str(len(lowered.outputs))]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-        except subprocess.TimeoutExpired:
-            raise UserError("TFLite Micro did not finish within 10 minutes, so there are no golden outputs") from None
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["it crashed"])[-1][:200]
-            raise UserError(f"TFLite Micro cannot run this model, so there are no golden outputs: {reason}")
-        with np.load(Path(folder) / "outputs.npz") as found:
-            answers = [_as_int8(found[f"output{n}"], model.tensors[i]) for n, i in enumerate(lowered.outputs)]
-    outputs = np.concatenate([a.reshape(len(inputs), -1) for a in answers], 1)
-    return outputs, ledger.recorded_arena_bytes(done.stdout + done.stderr)
-
-
-_GOLDEN = """
-import sys
-import numpy as np
-from tflite_micro.python.tflite_micro import runtime
-
-folder, outputs = sys.argv[1], int(sys.argv[2])
-interpreter = runtime.Interpreter.from_file(folder + "/model.tflite")
-inputs = np.load(folder + "/inputs.npz")
-found = [[] for _ in range(outputs)]
-for sample in zip(*(inputs[f"input{n}"] for n in range(len(inputs)))):
-    for number, value in enumerate(sample):
-        interpreter.set_input(value, number)
-    interpreter.invoke()
-    for number in range(outputs):
-        found[number].append(interpreter.get_output(number).copy())
-interpreter.print_allocations()
-np.savez(folder + "/outputs.npz", **{f"output{n}": np.stack(v) for n, v in enumerate(found)})
-"""
-
-
-def _as_int8(answer, tensor):
-    if answer.dtype == np.int8:
-        return answer
-    return np.clip(np.round(answer / tensor.scale[0]) + tensor.zero_point[0], -128, 127).astype(np.int8)
-
-
 def main() -> None:
     values = flags.FLAGS
-    if not values.tflite or not values.out:
+    if not values.tflite or not (values.out or values.explain):
         raise UserError("give --tflite=FILE and --out=mcu/models/NAME")
     tflite_bytes = tflite.load(values.tflite)
+    if values.explain:
+        print(explain(tflite_bytes, values.prefer))
+        return
     images = view = None
     if values.config is not None:
         configs.validate(values.config)
@@ -336,7 +282,7 @@ def main() -> None:
         images = dataset.validation.images if len(dataset.validation.images) else dataset.train.images
         view = camera.View(values.config.data.fit, tuple(dataset.names))
     options: dict[str, Any] = {
-        name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram", "task")
+        name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram", "task", "borders")
     }
     fields = values.config.get(values.task or "") if values.config is not None else None
     report = generate(tflite_bytes, Path(values.out), images, fields=fields, view=view, **options)
@@ -356,6 +302,8 @@ if __name__ == "__main__":
     flags.DEFINE_enum("sparse", "auto", ["auto", "always", "never"], "When zeros are left out.")
     flags.DEFINE_enum("prefer", "balanced", ["balanced", "speed", "size"], "Of instructions and bytes of flash.")
     flags.DEFINE_enum("task", None, list(answers.TASKS), "Whose answer model_answer() makes of the outputs.")
+    flags.DEFINE_enum("borders", None, list(of_borders.BORDERS), "Types at the borders: the file's, or int8.")
+    flags.DEFINE_bool("explain", False, "List the file's operators; write nothing.")
     flags.DEFINE_bool("count", False, "Run it in the emulators and enter the instructions in report.json.")
     flags.DEFINE_integer("samples", 16, "Golden vectors.", lower_bound=1)
     flags.DEFINE_integer("flash", None, "Bytes that the constants must fit, by slower kernels if need be.")

@@ -73,6 +73,32 @@ def softmax_table(beta: float, scale: float) -> np.ndarray:
     return np.array([_exp(_high(-d << shift, multiplier)) if d <= farthest else 0 for d in range(256)], np.int32)
 
 
+def dequantized(scale: float, zero: int) -> np.ndarray:
+    """float32 `[256]` of each value, as TFLite's DEQUANTIZE gives it."""
+    return (np.float64(scale) * (np.arange(256) - zero)).astype(np.float32)
+
+
+def quantized(real: np.ndarray, scale: float, zero: int) -> np.ndarray:
+    """uint8 of float32 values, as TFLite's QUANTIZE gives them: a quotient in float32, halves away from zero."""
+    with np.errstate(over="ignore"):
+        quotient = np.clip(real / np.float32(scale), -1024, 1024)  # beyond all grids
+    whole = np.trunc(quotient)
+    away = (np.abs(quotient - whole) >= 0.5) * np.sign(quotient)
+    return np.clip(whole.astype(np.int64) + away.astype(np.int64) + zero, 0, 255).astype(np.uint8)
+
+
+def least_floats(scale: float, zero: int) -> np.ndarray:
+    """The least float32 that `quantized` makes 1, 2, ... 255 of, int32 `[255]`: bits as float_in.c orders them."""
+    infinity = 0x7F800000
+    low, high = np.full(255, -infinity - 2, np.int64), np.full(255, infinity, np.int64)  # it is above low, up to high
+    while np.any(high - low > 1):
+        middle = (low + high) >> 1
+        bits = np.where(middle < 0, middle ^ 0x7FFFFFFF, middle).astype(np.int32)
+        enough = quantized(bits.view(np.float32), scale, zero) > np.arange(255)
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return high.astype(np.int32)
+
+
 def _high(a, b):
     """gemmlowp's SaturatingRoundingDoublingHighMul."""
     return (a * b + (1 << 30)) >> 31

@@ -15,13 +15,16 @@ from atalaia.errors import UserError
 
 LARGEST = 1 << 14  # a height, width or number of channels is below this
 OFFSET = 128  # of an activation inside the program against int8
+BYTES = {"INT8": 1, "UINT8": 1, "INT16": 2, "INT32": 4, "FLOAT32": 4, "BOOL": 1, "INT64": 8}
+GIVEN = ("flip_in", "take", "float_in")  # steps that read what the caller gives
+TAKEN = ("flip_out", "give", "float_out")  # steps that write what the caller gets
 
 
 class Step(NamedTuple):
     """One call of a kernel.
 
-    kind: conv, depthwise, max_pool, mean_pool, min_pool, add, sub, mul, maximum, minimum, lookup, softmax, copy, pad,
-    flip_in or flip_out.
+    kind: conv, depthwise, max_pool, mean_pool, min_pool, add, sub, mul, maximum, minimum, prelu, squared_difference,
+    lookup, softmax, copy, pad, mean, those of plain.py, and at the borders those of GIVEN and TAKEN.
     op: what it stands for in the file; place: the operator's number there.
     inputs, output: tensors by number; constants are in `values`.
     values: parameters of the kernel; macs: multiply-accumulates of the dense form.
@@ -39,7 +42,7 @@ class Step(NamedTuple):
 class Graph(NamedTuple):
     """steps: in the order in which they run; sizes: bytes of each tensor by number; inputs and outputs: their numbers.
 
-    shapes: of the tensors; notes: what was left out and said.
+    shapes: of the tensors; notes: what was left out and said; dtypes: of inputs and outputs that are not INT8.
     """
 
     steps: list[Step]
@@ -48,6 +51,7 @@ class Graph(NamedTuple):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     notes: list[str]
+    dtypes: dict[int, str] = {}  # noqa: RUF012 - never written to
 
 
 class Walk:
@@ -56,18 +60,28 @@ class Walk:
     Its methods raise UserError, with the operator and its place, where something is not supported.
 
     steps, notes: as in Graph; alias: from a tensor to the one whose bytes it shares; done: places of the operators that
-    another one has taken in.
+    another one has taken in; floats: from a FLOAT32 tensor to the quantised one that it is read from.
     """
 
     def __init__(self, model: tflite.Model):
-        self.model, self.tensors = model, model.tensors
+        self.model, self.tensors = model, list(model.tensors)
         self.steps: list[Step] = []
         self.notes: list[str] = []
         self.alias: dict[int, int] = {}
         self.done: set[int] = set()
+        self.floats: dict[int, int] = {}
 
     def dtype(self, i: int) -> str:
         return self.tensors[i].dtype
+
+    def bytes(self, i: int) -> int:
+        """Bytes of a tensor."""
+        return math.prod(self.tensors[i].shape) * BYTES.get(self.dtype(i), 4)
+
+    def add(self, tensor: tflite.Tensor) -> int:
+        """The number of a tensor that the file does not have."""
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
 
     def root(self, i: int) -> int:
         """The tensor in whose bytes tensor i lies."""
@@ -85,22 +99,22 @@ class Walk:
         self.steps.append(Step(*fields, **more))
 
     def grid(self, i: int) -> tuple[np.float64, int]:
-        """(scale as float64, zero point + 128)."""
+        """(scale as float64, zero point as it is inside)."""
         tensor = self.tensors[i]
         if len(tensor.scale) != 1:
             raise UserError(f"tensor {tensor.name!r} has no scale of its own")
-        return np.float64(tensor.scale[0]), int(tensor.zero_point[0]) + OFFSET
+        return np.float64(tensor.scale[0]), int(tensor.zero_point[0]) + (0 if tensor.dtype == "UINT8" else OFFSET)
 
-    def require_int8(self, i: int, place: int, kind: str) -> None:
-        """Refuses a tensor that is not int8 with one scale and zero point."""
+    def require_int8(self, i: int, place: int, kind: str, dtype: str = "INT8") -> None:
+        """Refuses a tensor that is not int8, or `dtype`, with one scale and zero point."""
         tensor = self.tensors[i]
-        if tensor.dtype != "INT8":
+        if tensor.dtype != dtype:
             raise UserError(
                 f"{kind} (operator {place}) has a {tensor.dtype} tensor: only fully int8 models are supported"
             )
         if len(tensor.scale) != 1 or not 0 < tensor.scale[0] < math.inf:
             raise UserError(f"{kind} (operator {place}): tensor {tensor.name!r} has no scale of its own")
-        if not -128 <= tensor.zero_point[0] <= 127:
+        if not (0 <= tensor.zero_point[0] <= 255 if dtype == "UINT8" else -128 <= tensor.zero_point[0] <= 127):
             raise UserError(f"{kind} (operator {place}): tensor {tensor.name!r} has zero point {tensor.zero_point[0]}")
 
     def bounds(self, i: int, activation: int) -> tuple[int, int]:
@@ -108,11 +122,11 @@ class Walk:
         scale, zero = self.grid(i)
         names = tflite.names(schema.ActivationFunctionType)
         kind = names.get(activation, str(activation))
-        if kind not in _BOUNDS:
-            raise UserError(f"fused activation {kind} is not supported: there are {', '.join(_BOUNDS)}")
-        low, high = _BOUNDS[kind]
-        low = 0 if low is None else max(0, zero + int(_round(low / scale)))
-        high = 255 if high is None else min(255, zero + int(_round(high / scale)))
+        if kind not in ACTIVATIONS:
+            raise UserError(f"fused activation {kind} is not supported: there are {', '.join(ACTIVATIONS)}")
+        low, high = ACTIVATIONS[kind]
+        low = 0 if low is None else max(0, zero + int(halves_away(low / scale)))
+        high = 255 if high is None else min(255, zero + int(halves_away(high / scale)))
         return low, high
 
     def consumers(self, i: int) -> list[int]:
@@ -121,14 +135,22 @@ class Walk:
         return found + [-1] * self.model.outputs.count(i)
 
     def image(self, i: int, place: int, op: tflite.Operator) -> tuple[int, ...]:
-        """Shape `[1, height, width, channels]` of a tensor; refuses others."""
+        """Shape `[batch, height, width, channels]` of a tensor; refuses others."""
         shape = self.tensors[i].shape
-        if len(shape) != 4 or shape[0] != 1 or max(shape) >= LARGEST:
+        if len(shape) != 4 or max(shape) >= LARGEST:
             raise UserError(
-                f"{op.kind} (operator {place}) has input {shape}: only [1, height, width, channels] below {LARGEST:,} "
-                "is supported"
+                f"{op.kind} (operator {place}) has input {shape}: only [batch, height, width, channels] below "
+                f"{LARGEST:,} is supported"
             )
+        out = self.tensors[op.outputs[0]].shape
+        if len(out) != 4 or out[0] != shape[0]:
+            raise UserError(f"{op.kind} (operator {place}) gives {out} for an input of {shape}")
         return shape
+
+    def batch(self, i: int) -> dict[str, int]:
+        """`batch` of a step that runs once for each image of a tensor; nothing where it is one."""
+        count = self.tensors[i].shape[0]
+        return {} if count == 1 else dict(batch=count)
 
     def window(
         self,
@@ -165,9 +187,9 @@ class Walk:
         return dict(zip(names, (*size, *out, *kernel, *strides, *pads), strict=True))
 
 
-_BOUNDS = {"NONE": (None, None), "RELU": (0, None), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}
+ACTIVATIONS = {"NONE": (None, None), "RELU": (0, None), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}
 
 
-def _round(x):
+def halves_away(x: float) -> int:
     """Halves away from zero, as C's round."""
     return math.floor(abs(x) + 0.5) * (1 if x >= 0 else -1)

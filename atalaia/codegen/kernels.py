@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atalaia.codegen import memory
+from atalaia.codegen import memory, plain
 from atalaia.codegen.graph import Graph, Step
 
 BOARDS = ("rv32", "lx106")
@@ -53,12 +53,14 @@ class Call(NamedTuple):
         """Bytes of all constants: arrays, and the struct of parameters."""
         kind = "pair" if "b_inner" in self.step.values else self.step.kind
         struct = STRUCT_BYTES.get(self.kernel, STRUCT_BYTES.get(kind, 0))
+        struct += plain.KERNELS[kind].struct if kind in plain.KERNELS else 0
         return sum(values.nbytes for _, values in self.arrays.values()) + struct
 
     @property
     def instructions(self) -> dict[str, float]:
         """Of an inference, by board."""
-        return {b: sum(n * _costs()[b][self.cost][part] for part, n in self.work.items()) for b in BOARDS}
+        batch = self.step.values.get("batch", 1)
+        return {b: batch * sum(n * _costs()[b][self.cost][part] for part, n in self.work.items()) for b in BOARDS}
 
 
 def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None) -> list[Call]:
@@ -81,7 +83,8 @@ def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: 
 
 def candidates(step: Step) -> list[Call]:
     """Every kernel that can run a step."""
-    return list(_CHOICES.get(step.kind, _pair)(step))
+    batch = step.values.get("batch", 1)
+    return [call._replace(sweeps=call.sweeps * batch) for call in _CHOICES.get(step.kind, _pair)(step)]
 
 
 def _allowed(calls, sparse):
@@ -335,6 +338,24 @@ def _flip(step):
     yield Call(step, "flip", ("flip",), {}, dict(value=step.values["size"]), "flip")
 
 
+def _moved(step):
+    """memcpy and memset."""
+    kernel = "memset" if step.kind == "fill" else "memcpy"
+    yield Call(step, kernel, (), {}, dict(value=step.values["size"], output=1), "copy")
+
+
+def _float(step):
+    table = step.values["table"]
+    arrays = dict(table=(f"{table.dtype}_t", table))
+    yield Call(step, step.kind, (step.kind,), arrays, dict(value=step.values["size"]), step.kind)
+
+
+def _plain(step):
+    kernel, v = plain.KERNELS[step.kind], step.values
+    arrays = v["arrays"] | ({"constant": (f"{v['constant'].dtype}_t", v["constant"])} if "constant" in v else {})
+    yield Call(step, step.kind, kernel.files, arrays, kernel.work(v["fields"]), step.kind)
+
+
 def _pair(step):
     v = step.values
     arrays = {"constant": ("uint8_t", v["constant"])} if "constant" in v else {}
@@ -343,7 +364,7 @@ def _pair(step):
             step, "add_tabled", ("rescale", "add_tabled"), arrays, dict(value=v["values"], tables=1), "add_tabled"
         )
         return
-    kernel = "add" if step.kind == "sub" else step.kind
+    kernel = dict(sub="add", rsub="sub_from").get(step.kind, step.kind)
     work = dict(value=v["values"], output=v["values"] // v["b_inner"])
     yield Call(step, kernel, ("rescale", "elementwise", kernel), arrays, work, kernel)
 
@@ -366,4 +387,10 @@ _CHOICES: dict[str, Any] = {
     "pad": _move,
     "flip_in": _flip,
     "flip_out": _flip,
+    "take": _moved,
+    "give": _moved,
+    "fill": _moved,
+    "float_in": _float,
+    "float_out": _float,
+    **dict.fromkeys(plain.KERNELS, _plain),
 }

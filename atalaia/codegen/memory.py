@@ -3,7 +3,7 @@
 import random
 from typing import NamedTuple
 
-from atalaia.codegen.graph import Graph, Step
+from atalaia.codegen.graph import GIVEN, TAKEN, Graph, Step
 
 ALIGN = 4
 TABLED = 1024  # values from which on a sum is faster by tables of what each of the 256 values of a term gives
@@ -14,6 +14,9 @@ _IN_PLACE = (
     "maximum",
     "minimum",
     "lookup",
+    "rsub",
+    "prelu",
+    "squared_difference",
 )  # value i of the output needs value i of the first input
 
 
@@ -65,17 +68,18 @@ def plan(graph: Graph) -> Plan:
     every = [b._replace(size=-(-b.size // ALIGN) * ALIGN) for b in blocks.values()]
     every += [_Block(-(-n // ALIGN) * ALIGN, at, at, ("window", at)) for at, n in enumerate(windows) if n]
     layers = [sum(b.size for b in every if b.first <= at <= b.last) for at in range(len(graph.steps))]
-    offsets, arena = _place(every, max(layers))
+    bound = max(layers, default=0)
+    offsets, arena = _place(every, bound)
     tensors = {i: offsets["tensor", home(i)] for i in uses}
-    return Plan(tensors, [offsets.get(("window", at)) for at in range(len(windows))], arena, max(layers), layers)
+    return Plan(tensors, [offsets.get(("window", at)) for at in range(len(windows))], arena, bound, layers)
 
 
 def _lifetimes(graph):
     """First and last step of each tensor in the arena."""
     uses = {}
     for at, step in enumerate(graph.steps):
-        inside = [] if step.kind == "flip_in" else list(step.inputs)
-        inside += [] if step.kind == "flip_out" else [step.output]
+        inside = [] if step.kind in GIVEN else list(step.inputs)
+        inside += [] if step.kind in TAKEN else [step.output]
         for i in inside:
             uses[i] = (uses.get(i, (at, at))[0], at)
     return uses
@@ -95,7 +99,7 @@ def in_place_is_safe(step: Step) -> bool:
 
 def _worth_in_place(step, graph):
     """A convolution that is safe to run in place, where that takes fewer bytes than an output of its own."""
-    if step.kind not in ("conv", "depthwise") or not in_place_is_safe(step):
+    if step.kind not in ("conv", "depthwise") or "batch" in step.values or not in_place_is_safe(step):
         return False
     return scratch_bytes(step, True) - scratch_bytes(step, False) < graph.sizes[step.output]
 

@@ -11,10 +11,10 @@ from atalaia.errors import UserError
 def run(
     op: tflite.Operator, inputs: list[tflite.Tensor], output: tflite.Tensor, values: list[np.ndarray]
 ) -> np.ndarray:
-    """int8 output `[n]` of an operator of one dimension.
+    """Output `[n]` of an operator of one dimension.
 
     Args:
-      op: its kind and options; inputs, output: whose scales and zero points are taken; values: int8 `[n]` each.
+      op: its kind and options; inputs, output: whose types, scales and zero points are taken; values: `[n]` each.
 
     Raises:
       UserError: TFLite Micro cannot run it.
@@ -58,7 +58,8 @@ def _model(op, inputs, output, size):
 
 def _tensor(like, size, buffer):
     tensor = schema.TensorT()
-    tensor.shape, tensor.type, tensor.buffer, tensor.name = [1, size], schema.TensorType.INT8, buffer, b"t"
+    tensor.shape, tensor.buffer, tensor.name = [1, size], buffer, b"t"
+    tensor.type = getattr(schema.TensorType, like.dtype)
     tensor.quantization = schema.QuantizationParametersT()
     tensor.quantization.scale = [float(like.scale[0])]
     tensor.quantization.zeroPoint = [int(like.zero_point[0])]
