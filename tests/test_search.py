@@ -435,7 +435,7 @@ class CommandTest(absltest.TestCase):
         command = [sys.executable, "-m", "atalaia.search", *arguments]
         environment = os.environ | small_net.QUICK | {"ATALAIA_DATA": str(folder)}
         return folder / "runs", subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
         )
 
     def test_refuses_in_one_line_and_makes_no_folder(self):
