@@ -18,7 +18,7 @@ from test_quantize import drawn, images
 
 from atalaia import data, engines, export, folding, layers, ledger, models, qat, quantize, simulate, tflite, train
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import boards, lowering
+from atalaia.codegen import boards, elementwise, lowering
 from atalaia.errors import UserError
 from configs import digits
 
@@ -188,7 +188,7 @@ class CodeTest(parameterized.TestCase):
 
     def test_unrecognised_it_still_runs(self):
         require(self, boards.HOST)
-        with mock.patch.object(lowering, "_negated", return_value=None):
+        with mock.patch.object(elementwise, "_negated", return_value=None):
             self.assertEqual([self.kinds().count(kind) for kind in ("mul", "min_pool", "max_pool")], [4, 0, 3])
             codegen.generate(network()[1], self.folder, pixels(), samples=8)
         self.assertEqual(test_codegen.run(self.folder), "")

@@ -120,9 +120,9 @@ class ResumeTest(absltest.TestCase):
         self.assertEqual((process.communicate()[1].decode(), process.returncode)[1], 0)
         self.stop(killed)
         # System entropy: every run of this test tries other moments; they are in the message if it fails.
-        moments = sorted((random.randint(1, 180), random.random() * 0.3) for _ in range(2))
-        kills = sum(self.kill_at(killed, step, delay) for step, delay in moments)
-        self.assertGreater(kills, 1)
+        moments = sorted((random.randint(1, 290), random.random() * 0.3) for _ in range(2))
+        kills = sum(self.kill_at(killed, step, delay) for step, delay in moments)  # one may come when it has ended
+        self.assertGreater(kills, 0, moments)
         process = self.start(killed)
         errors = process.communicate()[1].decode()
         self.assertEqual(process.returncode, 0, errors)
