@@ -98,8 +98,12 @@ compilers() {
 
 # What compiles C to WebAssembly; elsewhere the command says what is missing.
 webassembly() {
-  make -n -C mcu page BOARD=wasm > /dev/null 2>&1 || [ "$(id -u)" != 0 ] ||
+  make -n -C mcu page BOARD=wasm > /dev/null 2>&1 && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
     debian "a compiler for WebAssembly" "make clang lld"
+  else
+    echo "missing: make, clang and lld, which a page needs (Debian: apt-get install make clang lld); all else goes on" >&2
+  fi
 }
 
 # What the tests of pages need.

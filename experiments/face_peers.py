@@ -66,7 +66,9 @@ class Peer:
 
     def versions(self) -> dict[str, str]:
         """Of its packages."""
-        return {name: importlib.metadata.version(name) for name in self.packages.values()}
+        known = importlib.metadata.packages_distributions()  # cv2 comes in packages of several names
+        names = (known.get(module, [name])[0] for module, name in self.packages.items())
+        return {name: importlib.metadata.version(name) for name in names}
 
 
 def load(name: str, cache: Path, fomo: Path | None) -> Detector:
@@ -79,7 +81,8 @@ def load(name: str, cache: Path, fomo: Path | None) -> Detector:
       UserError: a package or file is missing.
     """
     if missing := PEERS[name].missing():
-        raise UserError(f"row {name} needs {' and '.join(missing)}: pip install --no-deps -r {REQUIREMENTS}")
+        how = f"pip install -r requirements-label.txt, and --no-deps -r {REQUIREMENTS}"
+        raise UserError(f"row {name} needs {' and '.join(missing)}: {how}")
     return PEERS[name].load(cache, fomo)
 
 

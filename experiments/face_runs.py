@@ -219,7 +219,7 @@ def compiled(folder: Path) -> Callable:
 
 
 def picture(path: Path, images: np.ndarray, found: Boxes, targets: dict, title: str) -> None:
-    """Draws some images with their right, wrong and missed boxes; those with most faces that count, in their order."""
+    """Draws some images with their right, wrong and missed boxes; spread over the half with most faces."""
     from atalaia import pictures
 
     right, ignored = (part[0] for part in faces_test.judge(found.classes, found.boxes, targets))

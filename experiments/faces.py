@@ -239,7 +239,9 @@ def _body(rows):
 def _headline(rows):
     mine = [row for row in rows if row["row"] not in PEERS]
     best = max((row for row in rows if row["row"] in PEERS), key=lambda row: row["scores"]["ap"], default=None)
-    said = [f"AP {100 * row['scores']['int8']['ap']:.1f} % in {row['weight_bytes']:,} bytes of flash" for row in mine]
+    said = [
+        f"AP {100 * row['scores']['int8']['ap']:.1f} % in {row['weight_bytes']:,} bytes of constants" for row in mine
+    ]
     if best:
         ap = f"{100 * best['scores']['ap']:.1f} %"
         said.append(f"{PEERS[best['row']].title}: {ap} in {best['bytes']:,} bytes")

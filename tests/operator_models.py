@@ -168,6 +168,8 @@ def reductions():
         given = [net.given(shape, 0.5, 3), net.ints(axis, shape=())]
         shape.pop(axis)
         yield f"{kind} {axis}", net.file(net.op(kind, given, net.tensor(shape, dtype="INT32")))
+    places = net.op("RESHAPE", [net.graph.outputs[0], net.ints(15)], net.tensor([15], dtype="INT32"))
+    yield "ARG_MIN and RESHAPE", net.file(places)
 
 
 def elementwise():

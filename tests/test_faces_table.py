@@ -211,7 +211,7 @@ class TableTest(absltest.TestCase):
         )
         self.assertEqual(
             faces.TABLE.headline(list(found.values())),
-            "AP 50.0 % in 21,000 bytes of flash; Good: 100.0 % in 123 bytes",
+            "AP 50.0 % in 21,000 bytes of constants; Good: 100.0 % in 123 bytes",
         )
         self.assertNotIn(str(self.folder), text + json.dumps(list(found.values())))
 

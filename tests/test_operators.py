@@ -130,6 +130,15 @@ class RefusalTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, re.escape(text)):
             lowering.lower(tflite.read(content))
 
+    def test_what_two_read_at_the_border_cannot_be_left_to_the_caller(self):
+        net = Net()
+        x = net.given((1, 8), dtype="FLOAT32")
+        first, second = (net.op("QUANTIZE", [x], net.tensor((1, 8), scale, 3)) for scale in (0.1, 0.2))
+        content = net.file(first, second)
+        self.assertLen(lowering.lower(tflite.read(content)).outputs, 2)
+        with self.assertRaisesRegex(UserError, "QUANTIZE .operator 0.: tensor 't0' at the border has other readers"):
+            lowering.lower(tflite.read(content), "int8")
+
     def test_what_is_wrong_is_named_with_its_place(self):
         x, y = dict(shape=(2, 3), scale=0.1, zero=3), dict(shape=(2, 3), scale=0.2, zero=3)
         real = dict(shape=(2, 3), dtype="FLOAT32")

@@ -4,7 +4,7 @@ python -m atalaia.browser --workdir=runs/digits [--out=FOLDER] [--samples=8]    
 
 Takes a run that was exported. Its C is that of atalaia.codegen, compiled to WebAssembly (mcu/boards/wasm); boxes,
 classes and numbers are those of model_answer(). Writes index.html into FOLDER, by default page/ in the run folder: it
-needs no other file and no network, and opens from the disk. --samples pictures of the test set are in it; with 0 the
+needs no other file and no connection, and opens from the disk. --samples pictures of the test set are in it; with 0 the
 data are not needed.
 """
 

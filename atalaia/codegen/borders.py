@@ -32,7 +32,14 @@ def inputs(walk: Walk, borders: str) -> tuple[list[int], list[int]]:
 
 def _leave_out(walk, given, gotten):
     """Conversions between float and int8 at the borders become the caller's affair."""
+    read = [i for op in walk.model.operators for i in op.inputs]
     for place, op in enumerate(walk.model.operators):
+        border = {"QUANTIZE": op.inputs[0], "DEQUANTIZE": op.outputs[0]}.get(op.kind)
+        if border in (*given, *gotten) and read.count(border) > (op.kind == "QUANTIZE"):
+            raise UserError(
+                f"{op.kind} (operator {place}): tensor {walk.tensors[border].name!r} at the border has other readers, "
+                "so that the caller cannot have int8 values in its place: leave out --borders=int8 and --task"
+            )
         if op.kind == "QUANTIZE" and op.inputs[0] in given and walk.dtype(op.inputs[0]) == "FLOAT32":
             given[given.index(op.inputs[0])] = op.outputs[0]
             walk.drop(place, "the caller gives int8 values")

@@ -20,7 +20,7 @@ def reshape(walk: Walk, place: int, op: tflite.Operator) -> None:
         raise UserError(f"{op.kind} (operator {place}) changes {walk.dtype(given)} to {walk.dtype(out)}")
     if given in walk.floats:
         walk.floats[out] = walk.floats[given]
-    elif walk.dtype(given) != "FLOAT32":
+    elif walk.dtype(given) not in ("FLOAT32", "INT32"):  # which have no grid
         _same_grid(walk, place, op, given)
     walk.alias[out] = given
 
@@ -183,7 +183,7 @@ def space_batch(walk: Walk, place: int, op: tflite.Operator) -> None:
     wanted = (big[0] * math.prod(size), *(s // k for s, k in zip(spread, size, strict=True)), *big[axes + 1 :])
     if small != wanted or any(s % k for s, k in zip(spread, size, strict=True)):
         raise UserError(f"{op.kind} (operator {place}): {big} and {small} do not fit blocks {size}")
-    if edges.any() and one == given:  # which memory that it has not written
+    if edges.any() and one == given:  # TFLite Micro leaves these bytes unwritten
         raise UserError(f"{op.kind} (operator {place}) with padding: TFLite Micro does not define its value")
     _spread(walk, place, op, given, one == given, size, edges[:, 0].tolist(), big, small)
 

@@ -34,7 +34,8 @@ class Detector(nn.Module):
       outputs: classes.
       widths: channels at a half, a quarter and an eighth of the image's height and width.
       depths: residual layers there.
-      stem: side of the kernel of one convolution of strides 4 in place of the first two of strides 2; 0: none.
+      stem: side of the kernel of one convolution of strides 4 in place of the first two of strides 2, when the first
+        of `widths` and of `depths` mean nothing; 0: none.
       full: whether residual layers of many channels are full ones too: to be pruned, when they run faster than
         separable ones.
     """
