@@ -66,7 +66,7 @@ def fetch(name: str, cache: Path) -> Path:
     artefact = manifest()[name]
     path = cache / artefact.file
     if path.exists():
-        if _is_right(artefact, path):
+        if _is_right(artefact, *_found(artefact, path)):
             return path
         print(f"{path} is truncated or altered: fetching it again", file=sys.stderr)
         path.unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def fetch(name: str, cache: Path) -> Path:
             except UserError as error:
                 raise UserError(f"{error}; {by_hand}") from error
             size, sha256 = _found(artefact, temporary)
-            if _is_right(artefact, temporary):
+            if _is_right(artefact, size, sha256):
                 os.replace(temporary, path)
                 return path
     expected, found = f"{artefact.size} bytes with sha256 {artefact.sha256}", f"{size} bytes with sha256 {sha256}"
@@ -126,8 +126,7 @@ def members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
                 yield PurePosixPath(member.name).name, member.size, contents
 
 
-def _is_right(artefact: Artefact, path: Path) -> bool:
-    size, sha256 = _found(artefact, path)
+def _is_right(artefact: Artefact, size: int, sha256: str) -> bool:
     return sha256 == artefact.contents if artefact.contents else (size, sha256) == (artefact.size, artefact.sha256)
 
 

@@ -22,6 +22,9 @@ OPTIONS = dict(
 )  # fmt: skip
 NONE = ("RELU", "RELU6", "LOGISTIC", "TANH", "PRELU", "ELU", "RSQRT")  # have no options
 
+# What generated C is compiled with.
+SANITIZED = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover")
+
 
 class Net:
     """A graph that grows; a tensor is its number."""
@@ -162,16 +165,7 @@ def _run(source, given):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "many.c"
         path.write_text(source)
-        flags = [
-            "-O0",
-            "-std=c99",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-fsanitize=address,undefined",
-            "-fno-sanitize-recover",
-        ]
-        subprocess.run(["gcc", *flags, path, "-o", path.with_suffix("")], check=True)
+        subprocess.run(["gcc", "-O0", *SANITIZED, path, "-o", path.with_suffix("")], check=True)
         done = subprocess.run([path.with_suffix("")], input=given, capture_output=True, check=False, timeout=120)
         if done.returncode:
             raise AssertionError(done.stderr.decode()[:3000])

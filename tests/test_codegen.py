@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
+from flat_models import SANITIZED
 from int8_models import NETWORKS, build, convolution
 from test_export import converted
 
@@ -106,15 +107,7 @@ def run(folder: Path, optimise: str = "-O1") -> str:
     """Compiles a generated model with sanitizers and runs it: "" where all bytes are equal."""
     source = folder / "check.c"
     source.write_text(CHECK)
-    flags = [
-        optimise,
-        "-std=c99",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover",
-    ]
+    flags = [optimise, *SANITIZED]
     program = folder / "check"
     subprocess.run(["gcc", *flags, f"-I{folder}", source, folder / "model.c", "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=120)
