@@ -260,7 +260,8 @@ def _check_linear(graph, take, path, layer, ours, given):
     _same(path, "the output's scale and zero point", ours.output, _qparams(graph.tensors[op.outputs[0]]))
     options = {}
     if isinstance(layer, layers.Conv):
-        options = dict(strideH=layer.strides, strideW=layer.strides, dilationHFactor=1, dilationWFactor=1)
+        options = dict(strideH=layer.strides, strideW=layer.strides)
+        options |= dict(dilationHFactor=layer.dilation, dilationWFactor=layer.dilation)
         if layer.kernel > 1:  # otherwise the converter is free to choose
             options["padding"] = schema.Padding.SAME
     _check_options(graph, path, op, **options)

@@ -69,6 +69,7 @@ class Conv(Layer):
       norm: where BatchNorm stands: "" (none), "before" or "after" the activation.
       relu: whether a ReLU follows.
       bias: what each bias begins with.
+      dilation: pixels from one tap of the kernel to the next; more than 1 only with strides of 1.
     """
 
     features: int
@@ -78,13 +79,15 @@ class Conv(Layer):
     norm: str = ""
     relu: bool = True
     bias: float = 0.0
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         channels = x.shape[-1]
         groups = channels if self.depthwise else 1
         shape = (self.kernel, self.kernel, channels // groups, self.features)
-        y = ops.conv2d(x, self.param("kernel", _KERNEL_INIT, shape), (self.strides, self.strides), "SAME", groups)
+        kernel = self.param("kernel", _KERNEL_INIT, shape)
+        y = ops.conv2d(x, kernel, (self.strides, self.strides), "SAME", groups, self.dilation)
         bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
         if self.norm == "after":
             return BatchNorm(self.relu, name="norm")(y, bias, train)

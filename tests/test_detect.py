@@ -608,7 +608,7 @@ class TrainTest(absltest.TestCase):
         config.dense.update(dict(epochs=0.0, steps=200, optimizer="adam", learning_rate=0.01, weight_decay=0.0))
         config.quantize.update(dict(epochs=0.0, steps=40, optimizer="adam", learning_rate=0.001))
         config.stages = ("dense", "quantize")
-        tiny = functools.partial(Detector, widths=(8, 16, 24), depths=(0, 0, 1))
+        tiny = functools.partial(Detector, widths=(8, 16, 24), depths=(0, 0, 1), dilations=(2,))
         self.enter_context(absltest.mock.patch.dict(models.MODELS, tiny_detector=tiny))
         found = train.train_and_evaluate(config, folder / "run", folder)["validation"]
         self.assertGreater(found["ap"], 0.7)
