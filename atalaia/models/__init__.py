@@ -21,7 +21,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv1": mobilenet.MobileNetV1,
     "detector": detector.Detector,
     "detector_small": partial(detector.Detector, widths=(8, 16, 48), depths=(0, 0, 4)),
-    "detector_sparse": partial(detector.Detector, widths=(0, 16, 32), depths=(0, 0, 4), stem=5, full=True),
+    "detector_sparse": partial(
+        detector.Detector, widths=(0, 16, 32), depths=(0, 0, 4), stem=5, full=True, dilations=(1, 2, 1, 2)
+    ),
     "detector_large": partial(detector.Detector, widths=(32, 64, 128), depths=(1, 2, 6)),
     "rafael_base": rafael.Rafael,
     "rafael_base_32": partial(rafael.Rafael, stem=(3, 1)),  # for images of 32x32
