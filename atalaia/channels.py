@@ -1,9 +1,9 @@
 """Which channels of a network go together, and the network without some of them.
 
 A rule over `layers.interpret` follows the channels through the network's own code: Conv and Dense make new ones,
-depthwise convolutions, pooling and Flatten pass them on, Add ties two. Those of the image, of the outputs and of layers
-that are not ours stay. It is the dependency graph of Fang et al., 2023 (DepGraph, arXiv:2301.12900), which finds it in
-gradients; here the layers say it.
+depthwise convolutions, pooling and Flatten pass them on, Add and Mul tie two. Those of the image, of the outputs and of
+layers that are not ours stay. It is the dependency graph of Fang et al., 2023 (DepGraph, arXiv:2301.12900), which finds
+it in gradients; here the layers say it.
 """
 
 from typing import Any, NamedTuple
@@ -109,7 +109,7 @@ class _Walk:
                 out = self._filter(path, inputs[0])
             case layers.Conv() | layers.Dense():
                 out = self._make(path, inputs[0])
-            case layers.Add():
+            case layers.Add() | layers.Mul():
                 out = self.tie(*inputs)
             case layers.MaxPool() | layers.MinPool() | layers.GlobalAvgPool() | layers.Flatten() | layers.Dropout():
                 out = inputs[0]

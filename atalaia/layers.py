@@ -154,6 +154,13 @@ class Add(Layer):
         return ops.relu(x + y) if self.relu else x + y
 
 
+class Mul(Layer):
+    """Product of two tensors: of one shape, or the second `[b, 1, 1, c]`. With a ReLU in one of them, a gate."""
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return x * y
+
+
 class MaxPool(Layer):
     """Maximum of each `window` x `window` square; what does not fill a square at the right and bottom is left out."""
 

@@ -56,6 +56,8 @@ def _step(layer, given, out):
             return Step("conv", "", 0, (0,), 1, window | _constants((out[-1], 1, 1, given[-1])))
         case layers.Add():
             return Step("add", "", 0, (0, 1), 2, dict(values=values, b_inner=1, b_size=values, tables=True))
+        case layers.Mul():
+            return Step("mul", "", 0, (0, 1), 2, dict(values=values, b_inner=1, b_size=values))
         case layers.MaxPool() | layers.MinPool() | layers.GlobalAvgPool():
             kinds = {layers.MaxPool: "max_pool", layers.MinPool: "min_pool", layers.GlobalAvgPool: "mean_pool"}
             sides = given[1:3] if isinstance(layer, layers.GlobalAvgPool) else (layer.window, layer.window)
