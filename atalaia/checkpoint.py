@@ -103,6 +103,20 @@ def _read(manager, template, step):
     return state, meta
 
 
+def meta_of(manager: Manager, step: int) -> dict:
+    """What is said of the checkpoint of a step; reads no arrays.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    try:
+        with quiet_stderr(show_on_error=False):
+            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    except Exception as error:  # as in `restore`
+        said = f"no whole checkpoint in {manager.directory} (step {step}: {_brief(error)})"
+        raise UserError(f"{said}: delete the run folder and train again") from None
+
+
 def parameter_shapes(manager: Manager, step: int) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter in the checkpoint of a step, by path, whatever network it is of; reads no arrays.
 

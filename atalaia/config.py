@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FieldReference
 
-from atalaia import augment, data, distill, models, optimizers, own, pretrained, pruning, qat, tasks
+from atalaia import augment, data, distill, models, optimizers, own, pretrained, pruning, qat, shrink, tasks
 from atalaia.errors import UserError, choice
 from atalaia.files import write_json
 from atalaia.rules import compile_pattern
 
-STAGES = ("dense", "distill", "prune", "quantize")
+STAGES = ("dense", "distill", "shrink", "prune", "quantize")
 
 
 def base() -> ConfigDict:
@@ -96,6 +96,20 @@ def base() -> ConfigDict:
     c.dense = _stage(epochs=10.0)
     c.distill = _stage(epochs=10.0)
     c.distill.teacher = ""  # folder of a finished run that guides this stage
+    c.shrink = _stage(epochs=10.0)
+    c.shrink.learning_rate = 0.05
+    c.shrink.teacher = ""  # the folder of a finished run, or "self": the network as the run's first stage left it
+    c.shrink.goal = "macs"  # what becomes less: "macs", "bytes" of int8 constants or "ms" on a board, as estimated
+    c.shrink.keep = 0.5  # part of it that stays
+    c.shrink.budget = 0.0  # or so much of it; 0: not given
+    c.shrink.score = "l2"  # what a channel matters: its weights, BatchNorm's scale ("norm") or the loss ("taylor")
+    c.shrink.scope = "global"  # those go first that matter least for what they cost; "uniform": of each group a part
+    c.shrink.least = 0.125  # part of its channels that a group keeps at least
+    c.shrink.multiple = 4  # channels are a multiple of it
+    c.shrink.cuts = 1  # cuts, evenly spread from the beginning of the stage
+    c.shrink.end = 0.6  # to this part of it
+    c.shrink.fixed = ""  # regular expression: layers whose channels all stay; "": none
+
     c.prune = _stage(epochs=5.0)
     c.prune.teacher = ""  # the same, or "self": the network as the run's first stage left it; "": labels alone
     c.prune.sparsity = 0.5  # part of the weights that become zero
@@ -172,6 +186,8 @@ def validate(config: ConfigDict) -> None:
     _validate_teachers(config)
     tasks.validate(config)
     _validate_own_augmentation(config)
+    if "shrink" in config.stages:
+        shrink.validate(config.shrink)
     if "prune" in config.stages:
         pruning.validate(config.prune)
     if "quantize" in config.stages:
@@ -200,7 +216,7 @@ def _validate_teachers(config):
     if config.data.unlabelled and not any(config[stage].get("teacher") for stage in config.stages):
         raise UserError(
             'data.unlabelled: only stages with a teacher learn from such images, and none has one: give "", or '
-            "distill.teacher, prune.teacher or quantize.teacher"
+            "distill.teacher, shrink.teacher, prune.teacher or quantize.teacher"
         )
     first = config.stages[0]
     if config[first].get("teacher") == distill.SELF and not config.start_from:

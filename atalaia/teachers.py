@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from atalaia import distill
+from atalaia import channels, distill
 from atalaia.finished import fitting_run, restore
 from atalaia.plan import Run, Stage, refuse_other_source
 from atalaia.step import over_devices, variables_of
@@ -30,11 +30,13 @@ def load_teacher(run: Run, stage: Stage) -> Teacher:
     name, config, model = stage.config.teacher, run.config, run.model
     own = name == distill.SELF
     if own and stage.first:
-        state, _ = restore(run.manager, config, model, run.initial, run.plan[0].end)
+        shapes = run.initial
+        state, _ = restore(run.manager, config, model, shapes, run.plan[0].end)
     else:
         field, folder = f"{stage.name}.teacher", Path(config.start_from if own else name)
         config, model, manager, step, shapes = fitting_run(field, folder, run.dataset, config.data)
         state, _ = restore(manager, config, model, shapes, step)
+    model = channels.fitted(model, shapes.params, state.params)
     return Teacher(config.model, model.apply, variables_of(state))
 
 

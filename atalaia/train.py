@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from atalaia import (
     api,
+    channels,
     checkpoint,
     cli,
     data,
@@ -35,6 +36,7 @@ from atalaia import (
     pruning,
     qat,
     quantize,
+    shrink,
     step,
     tasks,
     teachers,
@@ -42,7 +44,7 @@ from atalaia import (
 from atalaia import config as configs
 from atalaia.errors import Diverged, UserError
 from atalaia.files import locked, write_json
-from atalaia.plan import IMAGES, Run, Stage, image_counts, make_plan, refuse_other_source
+from atalaia.plan import IMAGES, Run, Stage, image_counts, make_plan, next_end, refuse_other_source
 from atalaia.progress import Progress
 from atalaia.step import TrainState, variables_of
 
@@ -62,7 +64,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     configs.refuse_other_run(config, workdir)
     dataset, saved = data.load(config.data, cache), checkpoint.latest(workdir)
     model, plan = prepare(config, dataset, saved)
-    state = step.init_state(config, model, dataset.train.images.shape[1:])
+    initial = state = step.init_state(config, model, dataset.train.images.shape[1:])
     if config.start_from and not saved:
         state = finished.start_from(config, state)
     elif config.pretrained and not saved:
@@ -72,8 +74,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     with locked(Path(workdir) / "lock", lambda: print(waiting, flush=True)):
         configs.refuse_other_run(config, workdir)  # the other process may have begun one
         configs.claim(config, workdir)
-        print(_summary(config, model, state, dataset), flush=True)
-        return _run_plan(config, workdir, cache, dataset, plan, model, state)
+        now = channels.fitted(model, initial.params, state.params)
+        print(_summary(config, now, state, dataset), flush=True)
+        return _run_plan(config, workdir, cache, dataset, plan, model, initial, state)
 
 
 def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[nn.Module, list[Stage]]:
@@ -93,6 +96,8 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
     if config.start_from and not saved:
         finished.refuse_other_start(config, shapes)
     for stage in plan:
+        if stage.name == "shrink":
+            shrink.refuse_impossible(model, shapes.params, shape, config.shrink)
         if stage.name == "quantize":
             qat.weight_bits(quantize.linear_paths(model), config.quantize)
         step.make_optimizer(config, stage, finished.zeros_of(config, model, shapes, stage.name).params)
@@ -114,10 +119,11 @@ def _refuse_other_outputs(config, model, shapes, dataset):
         )
 
 
-def _run_plan(config, workdir, cache, dataset, plan, model, initial):
-    """The stages from the last checkpoint on."""
+def _run_plan(config, workdir, cache, dataset, plan, model, initial, state):
+    """The stages from the last checkpoint on, or from `state`; `initial` has the shapes of the network's code."""
     manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan])
-    state, meta = finished.restore(manager, config, model, initial)
+    saved, meta = finished.restore(manager, config, model, initial)
+    state = saved if meta else state
     if state.step:
         print(f"going on from step {state.step} of {plan[-1].end}", flush=True)
     with metrics.Writer(workdir, int(state.step)) as writer, _StopSignal() as stop:
@@ -129,19 +135,23 @@ def _run_plan(config, workdir, cache, dataset, plan, model, initial):
             if config.start_from and not meta:  # a run that goes on has what it needs of it
                 refuse_other_source(run, f"weights of the run in {config.start_from}", variables_of(state))
         for stage in plan:
-            if int(state.step) < stage.end:
+            while int(state.step) < stage.end:
                 state = run_stage(run, stage, state)
             _finish_stage(run, stage, state)
     return _finish(run)
 
 
 def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
-    """The steps of one stage that are left, with looks at the validation split and checkpoints on the way."""
+    """The steps of one stage that are left, with looks at the validation split and checkpoints on the way.
+
+    Where channels go in the middle of it, those before that.
+    """
     config, split = run.config, step.training_split(run.dataset, run.config, stage)
     n = len(split.images)
     train = jax.device_put(split, step.over_devices())
     optimizer, state = _enter_stage(run, stage, state)
-    forward = step.make_forward(config, run.model, stage)
+    end, model = next_end(stage, int(state.step)), channels.fitted(run.model, run.initial.params, state.params)
+    forward = step.make_forward(config, model, stage)
     guide = teachers.make_guide(run, stage, split.images)
     step_fn = step.make_step(config, forward, optimizer, guide.outputs, step.class_weights(run.dataset, config))
     evaluate = step.make_evaluate(config, forward, run.dataset.validation)
@@ -154,7 +164,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     with Progress(
         stage.name, stage.end - stage.first, "images", config.batch_size, int(state.step) - stage.first
     ) as bar:
-        for number in range(int(state.step), stage.end):
+        for number in range(int(state.step), end):
             epoch, place = divmod(number - stage.first, epoch_steps)
             if order is None or place == 0:
                 order, begun = step.epoch_order(state.key, stage.first + epoch, n, balanced), time.monotonic()
@@ -166,7 +176,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
             if len(window) > 1:
                 _refuse_nan(run, stage, number - 1, window[-2])  # one late, so that the device never waits for us
 
-            done, last, stopped = number + 1, number + 1 == stage.end, run.stop()
+            done, last, stopped = number + 1, number + 1 == end, run.stop()
             pause = done % epoch_steps == stage.first % epoch_steps and not guide.ready(epoch + 1)
             save = last or stopped or pause or time.monotonic() - saved > config.checkpoint_seconds
             look = last or (done - stage.first) % eval_steps == 0
@@ -190,9 +200,15 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
 
 def _enter_stage(run, stage, state):
     """The stage's optimiser, and the state on the devices: at the stage's beginning made ready for it."""
-    first, masks = int(state.step) == stage.first, pruning.masks_of(state.opt_state)
+    first, whole = int(state.step) == stage.first, run.initial.params
+    if int(state.step) in stage.cuts:
+        left = sum(at >= int(state.step) for at in stage.cuts)
+        state, table = shrink.cut(run.config, run.model, state, whole, run.dataset.train, left)
+        print(f"channels at step {state.step}\n{table}", flush=True)
+    masks = pruning.masks_of(state.opt_state)
     if first and stage.name == "quantize":
-        state = finished.folded_state(run.config, run.model, state, images=run.dataset.train.images)
+        model = channels.fitted(run.model, whole, state.params)
+        state = finished.folded_state(run.config, model, state, images=run.dataset.train.images)
     optimizer = step.make_optimizer(run.config, stage, state.params, masks)
     if first:
         state = state._replace(opt_state=optimizer.init(state.params))
@@ -201,6 +217,7 @@ def _enter_stage(run, stage, state):
 
 def _save(run, stage, done, state):
     meta = dict(stage=stage.name, seconds=time.monotonic() - run.clock, masks=sorted(step.masks_of(state)))
+    meta |= dict(widths=channels.widths(run.initial.params, state.params))
     checkpoint.save(run.manager, done, state, meta | dict(sources=run.sources))
 
 
@@ -251,6 +268,8 @@ def _finish_stage(run, stage, state):
         reached, table = pruning.report(state.params, masks)
         write_json(Path(run.workdir) / "sparsity.json", reached)
         print(f"sparsity after {stage.name}\n{table}", flush=True)
+    if stage.name == "shrink":
+        write_json(Path(run.workdir) / "channels.json", shrink.report(run.initial.params, state.params))
     ledger.add_stage(run.workdir, stage.name, variables_of(state), checkpoint.folder_bytes(run.manager, stage.end))
 
 

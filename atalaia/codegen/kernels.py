@@ -129,7 +129,7 @@ def _fastest_within(choices, flash):
 
 
 def _conv(step) -> Iterator[Call]:
-    yield _dense(step)
+    yield dense(step)
     kernel = step.values["kernel"]
     low, high = int(kernel.min(initial=0)), int(kernel.max(initial=0))
     yield from (_packed(step, bits) for bits in BITS if -(1 << bits - 1) <= low and high < 1 << bits - 1)
@@ -140,7 +140,8 @@ def _conv(step) -> Iterator[Call]:
                 yield _sparse(step, form, stored, counts)
 
 
-def _dense(step):
+def dense(step: Step) -> Call:
+    """The dense kernel of a convolution or matrix product, whatever its weights."""
     v = step.values
     pixels = min(v["out_w"], 2)
     sweeps, work = _sweeps(v, pixels, -(-v["out_c"] // 4))
