@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from atalaia import processes
 from atalaia.errors import UserError, quiet_stderr
 
 Manager: TypeAlias = ocp.CheckpointManager
@@ -29,13 +30,26 @@ def open_folder(workdir: Path, keep: Sequence[int] = (), writing: bool = True) -
     With `writing`, what a kill in the middle of a save left is removed; a reader could take a running save's files.
     """
     folder = (Path(workdir) / "checkpoints").absolute()
-    for left in folder.glob("*.orbax-checkpoint-tmp") if writing else ():
+    for left in folder.glob("*.orbax-checkpoint-tmp") if writing and processes.first() else ():
         shutil.rmtree(left)
     policy = preservation_policy.AnyPreservationPolicy(
         [preservation_policy.LatestN(2), preservation_policy.CustomSteps(list(keep))]
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
+    return _manager(folder, alone=not writing, preservation_policy=policy)
+
+
+def _manager(folder, alone, **options):
+    """orbax's manager; `alone` does not wait for other processes, so that each can read when it likes."""
+    if alone and jax.process_count() > 1:
+        options |= dict(multiprocessing_options=_alone(), create=False)
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, **options)
     return ocp.CheckpointManager(folder, options=options)
+
+
+def _alone():
+    own = jax.process_index()
+    names = dict(active_processes={own}, barrier_sync_key_prefix=f"process{own}")
+    return ocp.options.MultiprocessingOptions(primary_host=own, **names)
 
 
 def latest(workdir: Path) -> int:
@@ -46,14 +60,21 @@ def latest(workdir: Path) -> int:
 def save(manager: Manager, step: int, state: Any, meta: dict) -> None:
     """Writes `state` (a pytree of arrays) and `meta` (JSON) as the checkpoint of that step.
 
+    Of several processes each writes a part of the arrays.
+
     Raises:
       OSError: no space is left; asked beforehand, since orbax would leave half a checkpoint and a page of messages.
+      UserError: the processes do not have the same state.
     """
-    state = jax.device_get(state)
-    if shutil.disk_usage(manager.directory).free < 2**20 + sum(np.asarray(x).nbytes for x in jax.tree.leaves(state)):
+    arrays = jax.device_get(state)
+    if shutil.disk_usage(manager.directory).free < 2**20 + sum(np.asarray(x).nbytes for x in jax.tree.leaves(arrays)):
         raise OSError(errno.ENOSPC, "No space left on device", str(manager.directory))
     meta = {**meta, "step": step}
-    meta["sha256"] = digest((state, meta))
+    meta["sha256"] = digest((arrays, meta))
+    if jax.process_count() == 1:
+        state = arrays
+    else:
+        processes.refuse_unlike(f"weights after step {step}", digest(arrays))
     manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
 
 
@@ -74,10 +95,11 @@ def restore(manager: Manager, template: Callable[[dict], Any], step: int | None 
       UserError: there are checkpoints, but all are damaged, or `step` is.
     """
     steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
+    reader = manager if jax.process_count() == 1 else _manager(manager.directory, alone=True)
     for at in steps:
         try:
             with quiet_stderr(show_on_error=False):  # of a damaged file orbax's threads have much to say
-                return _read(manager, template, at)
+                return _read(reader, template, at)
         # A damaged file shows as nearly any exception, from JSON, zarr, zstd or tensorstore.
         except Exception as error:
             if step is not None or at == steps[-1]:
@@ -110,7 +132,8 @@ def parameter_shapes(manager: Manager, step: int) -> dict[str, tuple[int, ...]]:
       UserError: there is no such checkpoint, or what describes its arrays is damaged.
     """
     try:
-        with quiet_stderr(show_on_error=False), ocp.StandardCheckpointer() as reader:
+        alone = dict(multiprocessing_options=_alone()) if jax.process_count() > 1 else {}
+        with quiet_stderr(show_on_error=False), ocp.StandardCheckpointer(**alone) as reader:
             found = reader.metadata(Path(manager.directory) / str(step) / "state").item_metadata
         if found is None:  # so orbax says that something is missing
             raise ValueError("what describes its arrays cannot be read")

@@ -256,6 +256,17 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     write_json(Path(workdir) / "config.json", _plain(config))
 
 
+def refuse_unshared(config: ConfigDict, workdir: Path) -> None:
+    """Does nothing where this process sees the run of this config, which another one has claimed.
+
+    Raises:
+      UserError: it does not, or it was started with another config.
+    """
+    if not (Path(workdir) / "config.json").is_file():
+        raise UserError(f"{workdir} is not the folder of process 0: give one on a file system that all machines share")
+    refuse_other_run(config, workdir)
+
+
 def _plain(config):
     """The config as JSON's own types, to compare with what a file holds."""
     return json.loads(config.to_json_best_effort())

@@ -6,6 +6,7 @@ The run folder gets config.json, checkpoints/, metrics.jsonl, tensorboard/, ledg
 stopped in any way goes on when the same command is given again, and ends with the same bytes in every array.
 """
 
+import contextlib
 import json
 import signal
 import threading
@@ -32,6 +33,7 @@ from atalaia import (
     optimizers,
     own,
     pretrained,
+    processes,
     pruning,
     qat,
     quantize,
@@ -67,13 +69,24 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
         state = finished.start_from(config, state)
     elif config.pretrained and not saved:
         state = state._replace(params=pretrained.load(state.params, cache))
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    waiting = f"another process trains in {workdir}: waiting for it"
-    with locked(Path(workdir) / "lock", lambda: print(waiting, flush=True)):
-        configs.refuse_other_run(config, workdir)  # the other process may have begun one
-        configs.claim(config, workdir)
+    with _claimed(config, Path(workdir)):
         print(_summary(config, model, state, dataset), flush=True)
         return _run_plan(config, workdir, cache, dataset, plan, model, state)
+
+
+@contextlib.contextmanager
+def _claimed(config, workdir):
+    """Inside, the run folder is this run's; of its processes, the first has it for all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    waiting = f"another process trains in {workdir}: waiting for it"
+    with contextlib.ExitStack() as stack:
+        if processes.first():
+            stack.enter_context(locked(workdir / "lock", lambda: print(waiting, flush=True)))
+            configs.refuse_other_run(config, workdir)  # the other process may have begun one
+            configs.claim(config, workdir)
+        processes.wait_for_all()
+        configs.refuse_unshared(config, workdir)
+        yield
 
 
 def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[nn.Module, list[Stage]]:
@@ -120,7 +133,8 @@ def _run_plan(config, workdir, cache, dataset, plan, model, initial):
     state, meta = finished.restore(manager, config, model, initial)
     if state.step:
         print(f"going on from step {state.step} of {plan[-1].end}", flush=True)
-    with metrics.Writer(workdir, int(state.step)) as writer, _StopSignal() as stop:
+    writer = metrics.Writer(workdir, int(state.step)) if processes.first() else metrics.Silent()
+    with writer, _StopSignal() as stop:
         clock = time.monotonic() - meta.get("seconds", 0.0)
         sources = meta.get("sources", {})
         run = Run(config, workdir, model, initial, dataset, cache, plan, manager, writer, stop, clock, sources)
@@ -139,7 +153,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     """The steps of one stage that are left, with looks at the validation split and checkpoints on the way."""
     config, split = run.config, step.training_split(run.dataset, run.config, stage)
     n = len(split.images)
-    train = jax.device_put(split, step.over_devices())
+    train = processes.on_devices(split)
     optimizer, state = _enter_stage(run, stage, state)
     forward = step.make_forward(config, run.model, stage)
     guide = teachers.make_guide(run, stage, split.images)
@@ -150,6 +164,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     eval_steps = max(1, round(config.eval_epochs * epoch_steps))
     balanced = train.targets if config.data.balance == "sampling" else None
     order, window, since, saved = None, [], time.monotonic(), time.monotonic()
+    wishes = processes.Wishes()
 
     with Progress(
         stage.name, stage.end - stage.first, "images", config.batch_size, int(state.step) - stage.first
@@ -166,9 +181,10 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
             if len(window) > 1:
                 _refuse_nan(run, stage, number - 1, window[-2])  # one late, so that the device never waits for us
 
-            done, last, stopped = number + 1, number + 1 == stage.end, run.stop()
-            pause = done % epoch_steps == stage.first % epoch_steps and not guide.ready(epoch + 1)
-            save = last or stopped or pause or time.monotonic() - saved > config.checkpoint_seconds
+            done, last, epoch_ends = number + 1, number + 1 == stage.end, place + 1 == epoch_steps
+            stopped, due = wishes(run.stop(), time.monotonic() - saved > config.checkpoint_seconds)
+            (pause,) = processes.any_of(epoch_ends and not guide.ready(epoch + 1)) if epoch_ends else (False,)
+            save = last or stopped or pause or due
             look = last or (done - stage.first) % eval_steps == 0
             if save or look or done % config.log_steps == 0:
                 row = _mean(jax.device_get(window))
@@ -190,13 +206,14 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
 
 def _enter_stage(run, stage, state):
     """The stage's optimiser, and the state on the devices: at the stage's beginning made ready for it."""
+    state = jax.device_get(state)  # what is made ready is this process's own, until it is put on all devices
     first, masks = int(state.step) == stage.first, pruning.masks_of(state.opt_state)
     if first and stage.name == "quantize":
         state = finished.folded_state(run.config, run.model, state, images=run.dataset.train.images)
     optimizer = step.make_optimizer(run.config, stage, state.params, masks)
     if first:
         state = state._replace(opt_state=optimizer.init(state.params))
-    return optimizer, jax.device_put(state, step.over_devices())
+    return optimizer, processes.on_devices(state)
 
 
 def _save(run, stage, done, state):
@@ -246,6 +263,8 @@ def _finish_stage(run, stage, state):
         return
     if int(state.step) != stage.end:
         state, _ = finished.restore(run.manager, run.config, run.model, run.initial, stage.end)
+    if not processes.first():
+        return
     masks = step.masks_of(state)
     if masks:
         reached, table = pruning.report(state.params, masks)
@@ -257,7 +276,7 @@ def _finish_stage(run, stage, state):
 def _finish(run):
     """Writes train.json, once."""
     path = Path(run.workdir) / "train.json"
-    if not path.exists():
+    if processes.first() and not path.exists():
         looked = _validation(run.workdir)
         summary = dict(
             steps=run.plan[-1].end,
@@ -269,6 +288,7 @@ def _finish(run):
             image_shape=list(run.dataset.train.images.shape[1:]),
             seed=run.config.seed,
             device=jax.devices()[0].device_kind,
+            processes=jax.process_count(),
             jax=jax.__version__,
             precision=jax.config.jax_default_matmul_precision,
             sources=run.sources,
@@ -276,6 +296,7 @@ def _finish(run):
             validation=looked,
         )
         write_json(path, summary)
+    processes.wait_for_all()
     print(f"trained: {run.workdir} (metrics.jsonl, tensorboard, checkpoints, ledger.json)", flush=True)
     return json.loads(path.read_text())
 
@@ -310,6 +331,7 @@ def main() -> None:
     config = flags.FLAGS.config
     if config is None:
         raise UserError("no config: give --config=configs/NAME.py")
+    processes.join()
     train_and_evaluate(config, cli.workdir(), cli.cache())
 
 
@@ -317,5 +339,6 @@ api.make_callable(__name__)
 
 if __name__ == "__main__":
     cli.common_flags()
+    processes.define_flags()
     config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/.")
     cli.run(main, goes_on=True)
