@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from atalaia import processes
+from atalaia.datasets.disk import Rows
 from atalaia.errors import UserError, quiet_stderr
 
 Manager: TypeAlias = ocp.CheckpointManager
@@ -152,10 +153,11 @@ def digest(state: Any) -> str:
     """SHA-256 over the path, type, shape and bytes of every array of a pytree."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(state):
-        leaf = np.asarray(leaf)
+        leaf = leaf if isinstance(leaf, Rows) else np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
-        for part in np.array_split(leaf, max(1, leaf.nbytes // HASHED)) if leaf.ndim else [leaf]:
-            # In parts, since a copy of it all may not fit: it may lie on the disk in another order.
+        # In parts, since a copy of it all may not fit: it may lie on the disk in another order.
+        rows = max(1, HASHED * len(leaf) // max(leaf.nbytes, 1)) if leaf.ndim else 1
+        for part in (leaf[at : at + rows] for at in range(0, len(leaf), rows)) if leaf.ndim else [leaf]:
             sha.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 

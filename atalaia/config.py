@@ -41,6 +41,7 @@ def base() -> ConfigDict:
     )
     c.data.size = FieldReference(0, field_type=object)  # side to resize to, or "height,width"; 0: as they are
     c.data.fit = "crop"  # where the sides' ratio changes: "crop" the rest, "pad" or "letterbox" with black, "stretch"
+    c.data.in_memory = True  # False: images stay on the disk and are read as they are needed
     c.data.grey = False  # one channel instead of three
     c.data.validation = 0.1  # part of the training images that is held out
     c.data.split_seed = 0

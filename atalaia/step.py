@@ -13,7 +13,9 @@ import optax
 from ml_collections import ConfigDict
 
 from atalaia import augment, data, distill, layers, optimizers, own, pruning, qat, tasks
+from atalaia.datasets.disk import Rows
 from atalaia.errors import UserError
+from atalaia.feed import Batch
 from atalaia.plan import Stage
 from atalaia.processes import on_devices, over_devices
 
@@ -124,9 +126,10 @@ def make_step(
 
     The old state is given up. With a teacher there is a last argument: what teachers.make_guide gives for the epoch.
 
-    It takes the images that `order` (int32 `[n]`) names from `start` on, out of a data.Split on the device. The batch
-    is shared out to all devices, on which all else is whole: BatchNorm's statistics are those of the whole batch,
-    so the result does not depend on the number of devices but for rounding.
+    It takes the images that `order` (int32 `[n]`) names from `start` on: out of `train`, a data.Split on the device or
+    a feed.Batch that holds them already. The batch is shared out to all devices, on which all else is whole:
+    BatchNorm's statistics are those of the whole batch, so the result does not depend on the number of devices but for
+    rounding.
     """
     task, losses = tasks.of(config), tasks.objective(config, class_weights)
     change = own.resolve("augment.own", config.augment.own) if config.augment.own else None
@@ -157,7 +160,8 @@ def make_step(
         index = jax.lax.with_sharding_constraint(index, over_devices("batch"))
         targets = jax.tree.map(lambda x: x[index], train.targets)
         with jax.named_scope("images"):  # names for profiles
-            images, targets, taught = look(state, train.images[index], targets, index, guide)
+            pixels = train.images if isinstance(train, Batch) else train.images[index]
+            images, targets, taught = look(state, pixels, targets, index, guide)
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, (outputs, batch_stats)), grads = gradient(state.params, state, images, targets, taught)
         with jax.named_scope("optimizer"):
@@ -183,9 +187,13 @@ def make_evaluate(config: ConfigDict, forward: Callable, split: data.Split) -> C
     hard = tasks.objective(plain).hard
     devices = jax.device_count()
     size = min(-(-n // devices), EVAL_BATCH) * devices
-    parts = (split.images[start : start + size] for start in range(0, n, size))
-    padded = (np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0))) for part in parts)
-    images = [on_devices(part, "batch") for part in padded]
+
+    def read(start):
+        part = split.images[start : start + size]
+        return on_devices(np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0))), "batch")
+
+    starts = range(0, n, size)
+    kept = None if isinstance(split.images, Rows) else list(map(read, starts))
     score = next(iter(task.METRICS))
 
     @partial(jax.jit, out_shardings=over_devices())
@@ -193,7 +201,7 @@ def make_evaluate(config: ConfigDict, forward: Callable, split: data.Split) -> C
         return forward(variables, data.to_float(images))[0]
 
     def evaluate(state):
-        batches = jax.device_get([answer(variables_of(state), x) for x in images])
+        batches = jax.device_get([answer(variables_of(state), x) for x in kept or map(read, starts)])
         outputs = jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *batches)
         found = task.metrics(outputs, split.targets)
         return dict(val_loss=float(hard(outputs, split.targets)), val_score=found[score]) | {

@@ -25,6 +25,7 @@ from atalaia import (
     cli,
     data,
     distill,
+    feed,
     finished,
     int8_layers,
     layers,
@@ -152,8 +153,7 @@ def _run_plan(config, workdir, cache, dataset, plan, model, initial):
 def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     """The steps of one stage that are left, with looks at the validation split and checkpoints on the way."""
     config, split = run.config, step.training_split(run.dataset, run.config, stage)
-    n = len(split.images)
-    train = processes.on_devices(split)
+    n, images = len(split.images), feed.make_feed(split, config.batch_size)
     optimizer, state = _enter_stage(run, stage, state)
     forward = step.make_forward(config, run.model, stage)
     guide = teachers.make_guide(run, stage, split.images)
@@ -162,7 +162,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
     epoch_steps = n // config.batch_size
     eval_steps = max(1, round(config.eval_epochs * epoch_steps))
-    balanced = train.targets if config.data.balance == "sampling" else None
+    balanced = images.targets if config.data.balance == "sampling" else None
     order, window, since, saved = None, [], time.monotonic(), time.monotonic()
     wishes = processes.Wishes()
 
@@ -175,7 +175,8 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
                 order, begun = step.epoch_order(state.key, stage.first + epoch, n, balanced), time.monotonic()
                 taught = guide.of(epoch)
                 since += time.monotonic() - begun  # it may have been computed now
-            state, figures = step_fn(state, train, order, place * config.batch_size, taught)
+            start = place * config.batch_size
+            state, figures = step_fn(state, images.of(order, start), order, start, taught)
             window.append(figures)
             bar.update()
             if len(window) > 1:
