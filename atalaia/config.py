@@ -41,6 +41,7 @@ def base() -> ConfigDict:
     )
     c.data.size = FieldReference(0, field_type=object)  # side to resize to, or "height,width"; 0: as they are
     c.data.fit = "crop"  # where the sides' ratio changes: "crop" the rest, "pad" or "letterbox" with black, "stretch"
+    c.data.in_memory = True  # False: images stay on the disk and are read as they are needed
     c.data.grey = False  # one channel instead of three
     c.data.validation = 0.1  # part of the training images that is held out
     c.data.split_seed = 0
@@ -270,6 +271,17 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     Path(workdir).mkdir(parents=True, exist_ok=True)
     own.keep(config, workdir)
     write_json(Path(workdir) / "config.json", _plain(config))
+
+
+def refuse_unshared(config: ConfigDict, workdir: Path) -> None:
+    """Does nothing where this process sees the run of this config, which another one has claimed.
+
+    Raises:
+      UserError: it does not, or it was started with another config.
+    """
+    if not (Path(workdir) / "config.json").is_file():
+        raise UserError(f"{workdir} is not the folder of process 0: give one on a file system that all machines share")
+    refuse_other_run(config, workdir)
 
 
 def _plain(config):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from atalaia import checkpoint, data, metrics
+from atalaia import checkpoint, data, metrics, processes
 from atalaia.errors import UserError
 
 IMAGES = "training or validation images"  # one of the sources that a run may not change
@@ -85,6 +85,7 @@ def refuse_other_source(run: Run, what: str, arrays: Any) -> None:
       UserError: `arrays`, of which `what` tells, are others than before.
     """
     now = checkpoint.digest(arrays)
+    processes.refuse_unlike(what, now)
     if run.sources.setdefault(what, now) != now:
         raise UserError(
             f"{run.workdir} was begun with other {what} than there are now: put the old ones back, or choose another "

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from atalaia import channels, distill
 from atalaia.finished import fitting_run, restore
 from atalaia.plan import Run, Stage, refuse_other_source
-from atalaia.step import over_devices, variables_of
+from atalaia.processes import on_devices
+from atalaia.step import variables_of
 
 
 class Teacher(NamedTuple):
@@ -63,13 +63,11 @@ def make_guide(run: Run, stage: Stage, images: np.ndarray) -> Guide:
     if folder != distill.SELF:  # else it is a part of this run
         refuse_other_source(run, f"weights of the teacher in {folder}", variables)
     if not views:
-        taught = jax.device_put(dict(variables=variables), over_devices())
+        taught = on_devices(dict(variables=variables))
         return Guide(outputs, lambda epoch: taught)
     cache = distill.open_cache(run.cache, network, outputs, variables, images, run.config.augment)
     return Guide(
         outputs,
-        lambda epoch: jax.device_put(
-            dict(outputs=cache.view(epoch % views, run.stop), view=epoch % views), over_devices()
-        ),
+        lambda epoch: on_devices(dict(outputs=cache.view(epoch % views, run.stop), view=epoch % views)),
         lambda epoch: cache.ready(epoch % views),
     )

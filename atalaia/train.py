@@ -6,6 +6,7 @@ The run folder gets config.json, checkpoints/, metrics.jsonl, tensorboard/, ledg
 stopped in any way goes on when the same command is given again, and ends with the same bytes in every array.
 """
 
+import contextlib
 import json
 import signal
 import threading
@@ -25,6 +26,7 @@ from atalaia import (
     cli,
     data,
     distill,
+    feed,
     finished,
     int8_layers,
     layers,
@@ -33,6 +35,7 @@ from atalaia import (
     optimizers,
     own,
     pretrained,
+    processes,
     pruning,
     qat,
     quantize,
@@ -69,14 +72,25 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
         state = finished.start_from(config, state)
     elif config.pretrained and not saved:
         state = state._replace(params=pretrained.load(state.params, cache))
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    waiting = f"another process trains in {workdir}: waiting for it"
-    with locked(Path(workdir) / "lock", lambda: print(waiting, flush=True)):
-        configs.refuse_other_run(config, workdir)  # the other process may have begun one
-        configs.claim(config, workdir)
+    with _claimed(config, Path(workdir)):
         now = channels.fitted(model, initial.params, state.params)
         print(_summary(config, now, state, dataset), flush=True)
         return _run_plan(config, workdir, cache, dataset, plan, model, initial, state)
+
+
+@contextlib.contextmanager
+def _claimed(config, workdir):
+    """Inside, the run folder is this run's; of its processes, the first has it for all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    waiting = f"another process trains in {workdir}: waiting for it"
+    with contextlib.ExitStack() as stack:
+        if processes.first():
+            stack.enter_context(locked(workdir / "lock", lambda: print(waiting, flush=True)))
+            configs.refuse_other_run(config, workdir)  # the other process may have begun one
+            configs.claim(config, workdir)
+        processes.wait_for_all()
+        configs.refuse_unshared(config, workdir)
+        yield
 
 
 def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[nn.Module, list[Stage]]:
@@ -126,7 +140,8 @@ def _run_plan(config, workdir, cache, dataset, plan, model, initial, state):
     state = saved if meta else state
     if state.step:
         print(f"going on from step {state.step} of {plan[-1].end}", flush=True)
-    with metrics.Writer(workdir, int(state.step)) as writer, _StopSignal() as stop:
+    writer = metrics.Writer(workdir, int(state.step)) if processes.first() else metrics.Silent()
+    with writer, _StopSignal() as stop:
         clock = time.monotonic() - meta.get("seconds", 0.0)
         sources = meta.get("sources", {})
         run = Run(config, workdir, model, initial, dataset, cache, plan, manager, writer, stop, clock, sources)
@@ -147,8 +162,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     Where channels go in the middle of it, those before that.
     """
     config, split = run.config, step.training_split(run.dataset, run.config, stage)
-    n = len(split.images)
-    train = jax.device_put(split, step.over_devices())
+    n, images = len(split.images), feed.make_feed(split, config.batch_size)
     optimizer, state = _enter_stage(run, stage, state)
     end, model = next_end(stage, int(state.step)), channels.fitted(run.model, run.initial.params, state.params)
     forward = step.make_forward(config, model, stage)
@@ -158,8 +172,9 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
     epoch_steps = n // config.batch_size
     eval_steps = max(1, round(config.eval_epochs * epoch_steps))
-    balanced = train.targets if config.data.balance == "sampling" else None
+    balanced = images.targets if config.data.balance == "sampling" else None
     order, window, since, saved = None, [], time.monotonic(), time.monotonic()
+    wishes = processes.Wishes()
 
     with Progress(
         stage.name, stage.end - stage.first, "images", config.batch_size, int(state.step) - stage.first
@@ -170,15 +185,17 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
                 order, begun = step.epoch_order(state.key, stage.first + epoch, n, balanced), time.monotonic()
                 taught = guide.of(epoch)
                 since += time.monotonic() - begun  # it may have been computed now
-            state, figures = step_fn(state, train, order, place * config.batch_size, taught)
+            start = place * config.batch_size
+            state, figures = step_fn(state, images.of(order, start), order, start, taught)
             window.append(figures)
             bar.update()
             if len(window) > 1:
                 _refuse_nan(run, stage, number - 1, window[-2])  # one late, so that the device never waits for us
 
-            done, last, stopped = number + 1, number + 1 == end, run.stop()
-            pause = done % epoch_steps == stage.first % epoch_steps and not guide.ready(epoch + 1)
-            save = last or stopped or pause or time.monotonic() - saved > config.checkpoint_seconds
+            done, last, epoch_ends = number + 1, number + 1 == end, place + 1 == epoch_steps
+            stopped, due = wishes(run.stop(), time.monotonic() - saved > config.checkpoint_seconds)
+            (pause,) = processes.any_of(epoch_ends and not guide.ready(epoch + 1)) if epoch_ends else (False,)
+            save = last or stopped or pause or due
             look = last or (done - stage.first) % eval_steps == 0
             if save or look or done % config.log_steps == 0:
                 row = _mean(jax.device_get(window))
@@ -200,6 +217,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
 
 def _enter_stage(run, stage, state):
     """The stage's optimiser, and the state on the devices: at the stage's beginning made ready for it."""
+    state = jax.device_get(state)  # what is made ready is this process's own, until it is put on all devices
     first, whole = int(state.step) == stage.first, run.initial.params
     if int(state.step) in stage.cuts:
         left = sum(at >= int(state.step) for at in stage.cuts)
@@ -212,7 +230,7 @@ def _enter_stage(run, stage, state):
     optimizer = step.make_optimizer(run.config, stage, state.params, masks)
     if first:
         state = state._replace(opt_state=optimizer.init(state.params))
-    return optimizer, jax.device_put(state, step.over_devices())
+    return optimizer, processes.on_devices(state)
 
 
 def _save(run, stage, done, state):
@@ -263,6 +281,8 @@ def _finish_stage(run, stage, state):
         return
     if int(state.step) != stage.end:
         state, _ = finished.restore(run.manager, run.config, run.model, run.initial, stage.end)
+    if not processes.first():
+        return
     masks = step.masks_of(state)
     if masks:
         reached, table = pruning.report(state.params, masks)
@@ -276,7 +296,7 @@ def _finish_stage(run, stage, state):
 def _finish(run):
     """Writes train.json, once."""
     path = Path(run.workdir) / "train.json"
-    if not path.exists():
+    if processes.first() and not path.exists():
         looked = _validation(run.workdir)
         summary = dict(
             steps=run.plan[-1].end,
@@ -288,6 +308,7 @@ def _finish(run):
             image_shape=list(run.dataset.train.images.shape[1:]),
             seed=run.config.seed,
             device=jax.devices()[0].device_kind,
+            processes=jax.process_count(),
             jax=jax.__version__,
             precision=jax.config.jax_default_matmul_precision,
             sources=run.sources,
@@ -295,6 +316,7 @@ def _finish(run):
             validation=looked,
         )
         write_json(path, summary)
+    processes.wait_for_all()
     print(f"trained: {run.workdir} (metrics.jsonl, tensorboard, checkpoints, ledger.json)", flush=True)
     return json.loads(path.read_text())
 
@@ -329,6 +351,7 @@ def main() -> None:
     config = flags.FLAGS.config
     if config is None:
         raise UserError("no config: give --config=configs/NAME.py")
+    processes.join()
     train_and_evaluate(config, cli.workdir(), cli.cache())
 
 
@@ -336,5 +359,6 @@ api.make_callable(__name__)
 
 if __name__ == "__main__":
     cli.common_flags()
+    processes.define_flags()
     config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/.")
     cli.run(main, goes_on=True)

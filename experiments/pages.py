@@ -19,6 +19,7 @@ SCRIPTS = {
     "Search": ("search_replay",),
     "Distillation and teachers": ("distill_speed", "resnet50_port"),
     "Training speed": ("train_speed", "train_profile", "train_speed_tried"),
+    "Larger work": ("scaling",),
 }
 
 

@@ -14,6 +14,8 @@ FOLDER = "ATALAIA_TEST_FOLDER"  # the workers of pytest-xdist find it in the env
 COMPILE_BOUND = (
     *("test_train", "test_distill", "test_search", "test_rafael", "test_models"),
     *(
+        "test_processes",
+        "test_disk",
         "test_own",
         "test_api",
         "test_detect",
