@@ -1,7 +1,8 @@
 """Bayesian optimisation over any fields of a config, each trial a run folder.
 
 python -m atalaia.search --config=configs/x.py --space=configs/search_kd.py --workdir=runs/search --trials=20
-    [--parallel=2] [--seed=0] [--metric=val_score] [--max_bytes=N --max_arena=N --max_ms=X] [--config.FIELD=VALUE]
+    [--workers=2 --executor=local|dask|slurm] [--seed=0] [--metric=val_score] [--max_bytes=N --max_arena=N --max_ms=X]
+    [--config.FIELD=VALUE]
 
 The folder gets search.json, search.md, search.png, and trial_000/ and so on with their logs. The test set is never
 looked at. Limits are those of codegen's static estimate: bytes of constants in flash, bytes of the arena, and the upper
@@ -24,7 +25,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from atalaia import cli, files, pictures, plan, runs
+from atalaia import cli, executors, files, pictures, plan, runs
 from atalaia import config as configs
 from atalaia import space as spaces
 from atalaia.errors import UserError
@@ -324,17 +325,18 @@ def main() -> None:
     overrides = config_flags.get_override_values(values["config"])
     search = Search(file, spaces.load(values.space), values.seed, values.metric, limits)
     check = make_check(file, overrides, cli.cache())
-    validate(search, config, check, values.trials, values.parallel)
+    validate(search, config, check, values.trials)
+    executors.validate()
     read(search, workdir)
     configs.refuse_other_run(config, workdir, configs.STAGES)  # before it waits for another
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # trials are told to stop, as by Ctrl-C
     arguments = runs.override_flags(overrides) + ([f"--data_dir={values.data_dir}"] if values.data_dir else [])
-    with locked(workdir) as lock:
+    with locked(workdir) as lock, executors.opened(workdir, (lock,)) as executor:
         configs.refuse_other_run(config, workdir, configs.STAGES)  # another may have begun here while this one waited
         configs.claim(config, workdir)  # so that the same search with another config is refused
-        objective = partial(train_trial, search, check, arguments, lock)
-        rows = run(search, workdir, values.trials, values.parallel, objective)
+        objective = partial(train_trial, search, check, arguments, executor)
+        rows = run(search, workdir, values.trials, values.workers, objective)
     print(summary(search, rows))
     print(f"written: {workdir}/search.md, search.png, search.json")
     if best(search, rows) is None:
@@ -346,7 +348,8 @@ if __name__ == "__main__":
     cli.common_flags()
     flags.DEFINE_string("space", None, "The file with get_space().")
     flags.DEFINE_integer("trials", 20, "Trials in all.")
-    flags.DEFINE_integer("parallel", 1, "Trials at once.")
+    executors.define_flags()
+    flags.DEFINE_alias("parallel", "workers")
     flags.DEFINE_integer("seed", 0, "Of the search; that of training is --config.seed.", lower_bound=0)
     flags.DEFINE_string("metric", "val_score", f"{' or '.join(METRICS)}, on the validation split.")
     flags.DEFINE_integer("max_bytes", None, "Limit of constants in flash, in bytes.")

@@ -3,8 +3,6 @@
 import difflib
 import json
 import math
-import signal
-import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,6 +15,7 @@ from atalaia import config as configs
 from atalaia import data, metrics, plan, runs, tasks, tflite, train
 from atalaia import space as spaces
 from atalaia.errors import Diverged, UserError
+from atalaia.executors import Executor, finish
 
 # What a trial can be judged by; -1: the smaller, the better.
 METRICS = {"val_score": 1, "val_loss": -1} | {
@@ -43,7 +42,7 @@ def train_trial(
     search: Search,
     check: Callable[[spaces.Point], None],
     arguments: Sequence[str],
-    lock: int,
+    executor: Executor,
     point: spaces.Point,
     folder: Path,
     stop: threading.Event,
@@ -53,14 +52,14 @@ def train_trial(
     Args:
       search: what is searched; check: refuses a point that cannot be trained, which is its result then.
       arguments: flags of atalaia.train that all trials share.
-      lock: the file that is locked as long as a program of this search works.
+      executor: where it runs.
       point, folder, stop: see `run`.
     """
     try:
         check(point)
     except UserError as error:
         return dict(value=None, refused=str(error))
-    call = partial(_call, folder, stop, lock)
+    call = partial(_call, executor, folder, stop)
     data_dir = [a for a in arguments if a.startswith("--data_dir=")]
     if not call("train", [f"--config={search.config}", *arguments, *runs.override_flags(point)]):
         return dict(value=None)
@@ -83,55 +82,26 @@ def train_trial(
     return found
 
 
-def _call(folder, stop, lock, step, arguments):
+def _call(executor, folder, stop, step, arguments):
     """One step of a trial, what it says in the trial's log; False where training diverged."""
-    log = folder.with_suffix(".log")
-    with log.open("ab") as output:
-        # In a session of its own: Ctrl-C comes here first, and is passed on once, as a wish to stop at a step's end.
-        process = subprocess.Popen(
-            runs.command(step, folder, arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
-    told = False
-    while (code := _exit_code(process)) is None:
-        if stop.is_set() and not told:
-            process.send_signal(signal.SIGTERM)
-            told = True
-    if stop.is_set() or code == 130:
-        raise KeyboardInterrupt
+    code = finish(executor.submit(runs.command(step, folder, arguments), folder), stop)
     if code not in (0, Diverged.code):
-        said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
-        why = runs.signal_words(code) if code < 0 else said[-1].removeprefix("error: ")
-        raise UserError(f"{step} of {folder} failed: {why} (log: {log})")
+        raise UserError(runs.failure(step, folder, code))
     return code == 0
 
 
-def _exit_code(process):
-    try:
-        return process.wait(0.5)
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def validate(
-    search: Search, config: ConfigDict, check: Callable[[spaces.Point], None], trials: int, parallel: int
-) -> None:
+def validate(search: Search, config: ConfigDict, check: Callable[[spaces.Point], None], trials: int) -> None:
     """Refuses what some trial would fail at: each end of each field is tried on the config.
 
     Args:
       search: what is searched; config: its config; check: refuses a point that cannot be trained.
-      trials, parallel: trials in all and at once.
+      trials: in all.
 
     Raises:
       UserError: names the flag or the field, what is wrong, and what is allowed.
     """
-    for name, number in (("trials", trials), ("parallel", parallel)):
-        if number < 1:
-            raise UserError(f"--{name} must be at least 1, not {number}")
+    if trials < 1:
+        raise UserError(f"--trials must be at least 1, not {trials}")
     allowed = ["val_score", "val_loss", *(f"val_{name}" for name in tasks.of(config).METRICS)]
     if search.metric not in allowed:
         raise UserError(f"no metric {search.metric!r}: a search of task {config.task} looks at {' or '.join(allowed)}")
