@@ -231,23 +231,28 @@ def opened(folder: Path, keep: Sequence[int] = ()) -> Iterator[Executor]:
         yield executor
 
 
-def finish(handle: Handle, stop: threading.Event) -> int:
-    """Waits for a command, and gives its exit code; `stop` is passed on once.
+def finish(handle: Handle, stop: threading.Event, enough: Callable[[], bool] = lambda: False) -> int:
+    """Waits for a command, and gives its exit code.
+
+    Args:
+      handle: of the command. stop: the wish to end, which is passed on once.
+      enough: asked again and again; where it says so the command is asked to end, and its exit code is INTERRUPTED.
 
     Raises:
-      KeyboardInterrupt: once it has ended by that, or by Ctrl-C of its own.
+      KeyboardInterrupt: once it has ended by `stop`, or by Ctrl-C of its own.
     """
-    told = False
+    told = early = False
     while True:
         try:
             if (code := handle.code(0.5)) is not None:
                 break
         except KeyboardInterrupt:  # in the main thread
             stop.set()
-        if stop.is_set() and not told:
+        early = early or enough()
+        if (stop.is_set() or early) and not told:
             handle.stop()
             told = True
-    if stop.is_set() or code == INTERRUPTED:
+    if stop.is_set() or (code == INTERRUPTED and not early):
         raise KeyboardInterrupt
     return code
 

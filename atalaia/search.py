@@ -2,7 +2,7 @@
 
 python -m atalaia.search --config=configs/x.py --space=configs/search_kd.py --workdir=runs/search --trials=20
     [--workers=2 --executor=local|dask|slurm] [--seed=0] [--metric=val_score] [--max_bytes=N --max_arena=N --max_ms=X]
-    [--config.FIELD=VALUE]
+    [--halving=3] [--config.FIELD=VALUE]
 
 The folder gets search.json, search.md, search.png, and trial_000/ and so on with their logs. The test set is never
 looked at. Limits are those of codegen's static estimate: bytes of constants in flash, bytes of the arena, and the upper
@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from atalaia import cli, executors, files, pictures, plan, runs
+from atalaia import cli, executors, files, halving, pictures, plan, runs
 from atalaia import config as configs
 from atalaia import space as spaces
 from atalaia.errors import UserError
@@ -33,7 +33,8 @@ from atalaia.files import write_json, write_whole
 from atalaia.progress import Progress
 from atalaia.trials import LIMITS, METRICS, Search, make_check, train_trial, validate
 
-Objective = Callable[[spaces.Point, Path, threading.Event], dict]
+NEWER = ("halving",)  # fields of a search that older files do not have
+Objective = Callable[..., dict]
 
 
 def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Objective) -> list[dict]:
@@ -47,9 +48,10 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
       workdir: its folder, which is made, or goes on.
       trials: results wanted in all.
       parallel: trials at once.
-      objective: (point, the trial's folder, whether to stop) to `value` (None: it has none, by divergence, or as
-        `refused` says), `seconds`, `sources` as train.json has them, and `figures` by limit. A trial that is given
-        again goes on where it was.
+      objective: (point, the trial's folder, whether to stop, and with halving what it needs at each rung) to `value`
+        (None: it has none, by divergence, or as `refused` says), `seconds`, `sources` as train.json has them, `figures`
+        by limit, and with halving `rungs`, its values there, and `ended`, the part of its steps after which it was too
+        bad. A trial that is given again goes on where it was.
 
     Raises:
       UserError: see `read`; or a trial had other images, or another teacher, than those before it.
@@ -69,7 +71,7 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
                     if "value" not in rows[number] and number not in running.values():
                         point, folder = rows[number]["point"], folder_of(workdir, number)
                         bar.say(f"trial {number}: {_words(point)}  (log: {folder}.log)")
-                        running[pool.submit(objective, point, folder, stop)] = number
+                        running[pool.submit(objective, point, folder, stop, *_least(search, rows, number))] = number
                 for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                     row = rows[running.pop(future)]
                     found = future.result()
@@ -85,6 +87,14 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
             raise
     _publish(search, workdir, rows)
     return rows
+
+
+def _least(search, rows, number):
+    """With halving, what a trial needs at each rung: by those that were known when it was proposed, and no others."""
+    if not search.halving:
+        return ()
+    known = [row["rungs"] for row in rows[: rows[number]["known"]] if "rungs" in row]
+    return (halving.least(known, METRICS[search.metric], search.halving),)
 
 
 def _refuse_other_source(workdir, rows, trial, found):
@@ -151,7 +161,8 @@ def nearest(search: Search, rows: Sequence[dict]) -> str | None:
 def _identity(search):
     """What search.json says of a search, in JSON's own types."""
     space = {field: {k: v for k, v in spec._asdict().items() if v} for field, spec in search.space.items()}
-    return json.loads(json.dumps(search._asdict() | dict(space=space)))
+    newer = {name: None for name in NEWER if not getattr(search, name)}
+    return json.loads(json.dumps(search._asdict() | dict(space=space) | newer))
 
 
 def read(search: Search, workdir: Path) -> list[dict]:
@@ -183,7 +194,8 @@ def load(workdir: Path, space: spaces.Space) -> tuple[Search, list[dict]]:
     theirs = _saved(workdir)
     if theirs is None:
         raise UserError(f"{workdir} holds no search: run atalaia.search with that --workdir first")
-    search = Search(theirs["config"], space, theirs["seed"], theirs["metric"], theirs["limits"])
+    newer = {name: theirs[name] for name in NEWER if theirs.get(name)}
+    search = Search(theirs["config"], space, theirs["seed"], theirs["metric"], theirs["limits"], **newer)
     return search, read(search, workdir)
 
 
@@ -194,14 +206,15 @@ def _saved(workdir):
         return None
     try:
         theirs = json.loads(path.read_text())
-        _ = [theirs[name] for name in (*Search._fields, "trials")]
+        _ = [theirs[name] for name in (*Search._fields, "trials") if name not in NEWER]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: delete {workdir} and search again, or choose another --workdir") from None
     return theirs
 
 
 def _save(search, workdir, rows):
-    write_json(Path(workdir) / "search.json", _identity(search) | dict(trials=rows))
+    said = {name: value for name, value in _identity(search).items() if value is not None}
+    write_json(Path(workdir) / "search.json", said | dict(trials=rows))
 
 
 def _words(point):
@@ -211,8 +224,9 @@ def _words(point):
 def _outcome(search, row):
     if row["value"] is None:
         return f"{row.get('refused', 'training became NaN')}: taken as the worst value"
-    figures = "".join(f", {row['figures'][name]:,} {LIMITS[name][0]}" for name in search.limits)
-    return f"{search.metric} {row['value']:.4f}{figures}"
+    figures = "".join(f", {row['figures'][name]:,} {LIMITS[name][0]}" for name in search.limits if "figures" in row)
+    early = f", ended after {100 * row['ended']:.0f} % of its steps" if "ended" in row else ""
+    return f"{search.metric} {row['value']:.4f}{figures}{early}"
 
 
 def _best_figure(search, rows):
@@ -241,6 +255,7 @@ def summary(search: Search, rows: Sequence[dict]) -> str:
         | {search.metric: row.get("refused", "NaN in training") if row["value"] is None else row["value"]}
         | {LIMITS[name][0]: f"{row['figures'][name]:,}" for name in search.limits if row.get("figures")}
         | (dict(limits=_limits(search, row)) if search.limits else {})
+        | (dict(ended=f"after {100 * row['ended']:.0f} %" if "ended" in row else "-") if search.halving else {})
         | dict(seconds=row.get("seconds", "-"))
         for row in done
     ]
@@ -254,8 +269,8 @@ def _limits(search, row):
 
 
 def _meets(search, row):
-    """Whether a row has a value, and breaks no limit."""
-    return row.get("value") is not None and max((0, *result(search, row).over)) <= 0
+    """Whether a row has a value, that of its last step, and breaks no limit."""
+    return row.get("value") is not None and "ended" not in row and max((0, *result(search, row).over)) <= 0
 
 
 def picture(search: Search, rows: Sequence[dict], path: Path) -> None:
@@ -271,7 +286,11 @@ def picture(search: Search, rows: Sequence[dict], path: Path) -> None:
     axes[0].plot([r["trial"] for r in allowed], [r["value"] for r in allowed], "o", label="trial")
     if broken:
         axes[0].plot(
-            [r["trial"] for r in broken], [r["value"] for r in broken], "x", color="tab:gray", label="limit broken"
+            [r["trial"] for r in broken],
+            [r["value"] for r in broken],
+            "x",
+            color="tab:gray",
+            label="limit broken, or ended early",
         )
     if allowed:
         pick = np.maximum if METRICS[search.metric] > 0 else np.minimum
@@ -323,7 +342,7 @@ def main() -> None:
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     file = config_flags.get_config_filename(values["config"])
     overrides = config_flags.get_override_values(values["config"])
-    search = Search(file, spaces.load(values.space), values.seed, values.metric, limits)
+    search = Search(file, spaces.load(values.space), values.seed, values.metric, limits, values.halving)
     check = make_check(file, overrides, cli.cache())
     validate(search, config, check, values.trials)
     executors.validate()
@@ -351,6 +370,7 @@ if __name__ == "__main__":
     executors.define_flags()
     flags.DEFINE_alias("parallel", "workers")
     flags.DEFINE_integer("seed", 0, "Of the search; that of training is --config.seed.", lower_bound=0)
+    flags.DEFINE_integer("halving", 0, "Bad trials end early: of each so many one goes on; such as 3. 0: all do.")
     flags.DEFINE_string("metric", "val_score", f"{' or '.join(METRICS)}, on the validation split.")
     flags.DEFINE_integer("max_bytes", None, "Limit of constants in flash, in bytes.")
     flags.DEFINE_integer("max_arena", None, "Limit of the arena, in bytes.")

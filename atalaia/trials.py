@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from atalaia import config as configs
-from atalaia import data, metrics, plan, runs, tasks, tflite, train
+from atalaia import data, halving, metrics, plan, runs, tasks, tflite, train
 from atalaia import space as spaces
 from atalaia.errors import Diverged, UserError
-from atalaia.executors import Executor, finish
+from atalaia.executors import INTERRUPTED, Executor, finish
 
 # What a trial can be judged by; -1: the smaller, the better.
 METRICS = {"val_score": 1, "val_loss": -1} | {
@@ -36,33 +36,41 @@ class Search(NamedTuple):
     seed: int = 0
     metric: str = "val_score"
     limits: Mapping[str, float] = {}
+    halving: int = 0  # one in so many trials goes on beyond each rung of atalaia/halving.py; 0: all do
 
 
 def train_trial(
     search: Search,
-    check: Callable[[spaces.Point], None],
+    check: Callable[[spaces.Point], int],
     arguments: Sequence[str],
     executor: Executor,
     point: spaces.Point,
     folder: Path,
     stop: threading.Event,
+    least: Sequence[float | None] = (),
 ) -> dict:
     """The objective of the command: trains the point's run, and where there are limits exports it and estimates them.
 
     Args:
-      search: what is searched; check: refuses a point that cannot be trained, which is its result then.
+      search: what is searched; check: see `make_check`; what it refuses is the point's result.
       arguments: flags of atalaia.train that all trials share.
       executor: where it runs.
       point, folder, stop: see `run`.
+      least: with halving, what it needs at each rung to go on.
     """
     try:
-        check(point)
+        steps = check(point)
     except UserError as error:
         return dict(value=None, refused=str(error))
     call = partial(_call, executor, folder, stop)
     data_dir = [a for a in arguments if a.startswith("--data_dir=")]
-    if not call("train", [f"--config={search.config}", *arguments, *runs.override_flags(point)]):
-        return dict(value=None)
+    early = partial(_ended_early, search, folder, steps, least)
+    if not early():  # else a search that goes on would train it a little further
+        flags = [f"--config={search.config}", *arguments, *runs.override_flags(point)]
+        if not call("train", flags, lambda: bool(early())):
+            return dict(value=None)
+    if ended := early():
+        return ended
     value = metrics.last(folder, search.metric)
     if value is None:
         raise UserError(f"{folder} has no {search.metric}: give data.validation a part of the images")
@@ -70,6 +78,8 @@ def train_trial(
     if not math.isfinite(value):
         value = None
     found = dict(value=value, seconds=done["seconds"], data=done["dataset"], sources=done.get("sources", {}))
+    if search.halving:
+        found["rungs"] = halving.reached(folder, search.metric, steps, search.halving)
     if search.limits and value is not None:
         from atalaia.codegen import __main__ as codegen
 
@@ -82,15 +92,27 @@ def train_trial(
     return found
 
 
-def _call(executor, folder, stop, step, arguments):
+def _ended_early(search, folder, steps, least):
+    """The result of a trial that was too bad at a rung, by its metrics.jsonl; {} of one that goes on, or has ended."""
+    if not search.halving:
+        return {}
+    values = halving.reached(folder, search.metric, steps, search.halving)
+    rung = halving.ends_at(values, least, METRICS[search.metric])
+    if rung is None:
+        return {}
+    value = values[rung] if math.isfinite(values[rung]) else None
+    return dict(value=value, ended=halving.rungs(search.halving)[rung], rungs=values[: rung + 1])
+
+
+def _call(executor, folder, stop, step, arguments, enough=lambda: False):
     """One step of a trial, what it says in the trial's log; False where training diverged."""
-    code = finish(executor.submit(runs.command(step, folder, arguments), folder), stop)
-    if code not in (0, Diverged.code):
+    code = finish(executor.submit(runs.command(step, folder, arguments), folder), stop, enough)
+    if code not in (0, INTERRUPTED, Diverged.code):
         raise UserError(runs.failure(step, folder, code))
-    return code == 0
+    return code != Diverged.code
 
 
-def validate(search: Search, config: ConfigDict, check: Callable[[spaces.Point], None], trials: int) -> None:
+def validate(search: Search, config: ConfigDict, check: Callable[[spaces.Point], int], trials: int) -> None:
     """Refuses what some trial would fail at: each end of each field is tried on the config.
 
     Args:
@@ -100,6 +122,8 @@ def validate(search: Search, config: ConfigDict, check: Callable[[spaces.Point],
     Raises:
       UserError: names the flag or the field, what is wrong, and what is allowed.
     """
+    if search.halving not in (0, *range(2, 11)):
+        raise UserError(f"--halving must be from 2 to 10, or 0 for none, not {search.halving}")
     if trials < 1:
         raise UserError(f"--trials must be at least 1, not {trials}")
     allowed = ["val_score", "val_loss", *(f"val_{name}" for name in tasks.of(config).METRICS)]
@@ -161,8 +185,8 @@ def _fields(config, prefix=""):
             yield prefix + name, value
 
 
-def make_check(file: str, overrides: Mapping[str, Any], cache: Path) -> Callable[[spaces.Point], None]:
-    """`check(point)` raises the UserError that atalaia.train would stop with before it trains.
+def make_check(file: str, overrides: Mapping[str, Any], cache: Path) -> Callable[[spaces.Point], int]:
+    """`check(point)` gives a run's steps, or raises the UserError that atalaia.train would stop with before it trains.
 
     Args:
       file: the config's; overrides: its fields that all trials share; cache: where data sets are kept.
@@ -177,6 +201,6 @@ def make_check(file: str, overrides: Mapping[str, Any], cache: Path) -> Callable
             dataset = data.load(config.data, cache)
             held.clear()
             held[fields] = dataset
-        train.prepare(config, dataset)
+        return train.prepare(config, dataset)[1][-1].end
 
     return check
