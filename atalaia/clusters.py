@@ -83,7 +83,7 @@ class Dask:
         if not address:
             self._cluster, address = _serve(workers)
         self._address = address
-        self._lock, self._client, self._away = threading.Lock(), None, time.monotonic() - PATIENCE + 10
+        self._lock, self._client, self._away = threading.Lock(), None, time.monotonic() - PATIENCE + 30
         while self._connected() is None:
             time.sleep(0.2)
 

@@ -15,18 +15,23 @@ from atalaia import metrics
 LEAST = 0.1  # no rung stands before this part of a trial's steps
 
 
-def rungs(halving: int) -> list[float]:
-    """Parts of a trial's steps, ascending: 1 / halving ** k."""
-    parts: list[float] = []
-    while halving ** -(len(parts) + 1) >= LEAST:
-        parts.insert(0, halving ** -(len(parts) + 1))
-    return parts
+def parts(halving: int) -> list[int]:
+    """A rung stands after one part in so many of a trial's steps: halving ** k, the first rung first."""
+    found = [halving]
+    while found[0] * halving * LEAST <= 1:
+        found.insert(0, found[0] * halving)
+    return found
 
 
 def reached(workdir: Path, metric: str, steps: int, halving: int) -> list[float]:
     """What a run of so many steps had at the rungs that it has reached: at the first look at or after each."""
-    looks = [row for row in metrics.rows(workdir) if metric in row]
-    found = (next((row[metric] for row in looks if row["step"] >= part * steps), None) for part in rungs(halving))
+    looks = [(row["step"], row[metric]) for row in metrics.rows(workdir) if metric in row]
+    return at_rungs(looks, steps, halving)
+
+
+def at_rungs(looks: Sequence[tuple[int, float]], steps: int, halving: int) -> list[float]:
+    """The same of looks at the validation split: (step, value), by step."""
+    found = (next((value for step, value in looks if step * part >= steps), None) for part in parts(halving))
     return [value for value in found if value is not None]
 
 
@@ -42,7 +47,7 @@ def least(known: Sequence[Sequence[float]], sign: int, halving: int) -> list[flo
       A value for each rung; None where too few are known to tell.
     """
     found: list[float | None] = []
-    for rung in range(len(rungs(halving))):
+    for rung in range(len(parts(halving))):
         values = sorted((sign * values[rung] for values in known if len(values) > rung), reverse=True)
         places = (len(values) + 1) // halving  # of them and the trial
         found.append(sign * values[places - 1] if places else None)

@@ -2,7 +2,7 @@
 
 python -m atalaia.search --config=configs/x.py --space=configs/search_kd.py --workdir=runs/search --trials=20
     [--workers=2 --executor=local|dask|slurm] [--seed=0] [--metric=val_score] [--max_bytes=N --max_arena=N --max_ms=X]
-    [--halving=3] [--config.FIELD=VALUE]
+    [--goals=val_score,flash] [--halving=3] [--config.FIELD=VALUE]
 
 The folder gets search.json, search.md, search.png, and trial_000/ and so on with their logs. The test set is never
 looked at. Limits are those of codegen's static estimate: bytes of constants in flash, bytes of the arena, and the upper
@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from atalaia import cli, executors, files, halving, pictures, plan, runs
+from atalaia import cli, executors, files, goals, halving, pictures, plan, runs
 from atalaia import config as configs
 from atalaia import space as spaces
 from atalaia.errors import UserError
@@ -33,7 +32,7 @@ from atalaia.files import write_json, write_whole
 from atalaia.progress import Progress
 from atalaia.trials import LIMITS, METRICS, Search, make_check, train_trial, validate
 
-NEWER = ("halving",)  # fields of a search that older files do not have
+NEWER = ("cost", "halving")  # fields of a search that older files do not have
 Objective = Callable[..., dict]
 
 
@@ -126,8 +125,23 @@ def _finished(rows):
 def _proposed(search, rows, parallel):
     known = max(0, len(rows) - parallel + 1)
     results = [result(search, row) for row in rows[:known]]
+    if search.cost:
+        results = goals.weighed(results, [_cost(search, row) for row in rows[:known]], search.seed)
     point = spaces.propose(search.space, search.seed, results, [row["point"] for row in rows[known:]])
     return dict(trial=len(rows), point=point, known=known)
+
+
+def _cost(search, row):
+    """What a trial costs; None where it was never exported. Milliseconds are rounded to tenths, down to 0."""
+    figure = row.get("figures", {}).get(goals.COSTS[search.cost])
+    return None if figure is None else max(figure, 0.05)
+
+
+def front(search: Search, rows: Sequence[dict]) -> list[dict]:
+    """Of a search with two goals, the trials within the limits that no other beats, by rising cost."""
+    met = [row for row in rows if _meets(search, row)]
+    values = [METRICS[search.metric] * row["value"] for row in met]
+    return [met[i] for i in goals.front(values, [_cost(search, row) for row in met])]
 
 
 def result(search: Search, row: dict) -> spaces.Result:
@@ -245,7 +259,10 @@ def summary(search: Search, rows: Sequence[dict]) -> str:
     done, found = [row for row in rows if "value" in row], best(search, rows)
     named = next((f", {row['data']}," for row in done if "data" in row), "")
     lines = [f"# {search.metric} of {search.config}{named} over {', '.join(search.space)}", ""]
-    if found:
+    if search.cost and found:
+        points = ", ".join(f"trial {row['trial']} ({_words(row['point'])})" for row in front(search, done))
+        lines.append(f"No other trial of {len(done)} beats, in {search.metric} and {search.cost}: {points}.")
+    elif found:
         lines.append(f"Best of {len(done)} trials: trial {found['trial']}, {_words(found['point'])}.")
     elif near := nearest(search, done):
         lines.append(f"No trial of {len(done)} meets the limits; {near}.")
@@ -253,7 +270,7 @@ def summary(search: Search, rows: Sequence[dict]) -> str:
         dict(trial=row["trial"])
         | {field: str(value) for field, value in row["point"].items()}
         | {search.metric: row.get("refused", "NaN in training") if row["value"] is None else row["value"]}
-        | {LIMITS[name][0]: f"{row['figures'][name]:,}" for name in search.limits if row.get("figures")}
+        | {LIMITS[name][0]: f"{figure:,}" for name, figure in row.get("figures", {}).items()}
         | (dict(limits=_limits(search, row)) if search.limits else {})
         | (dict(ended=f"after {100 * row['ended']:.0f} %" if "ended" in row else "-") if search.halving else {})
         | dict(seconds=row.get("seconds", "-"))
@@ -279,8 +296,9 @@ def picture(search: Search, rows: Sequence[dict], path: Path) -> None:
 
     rows = [row for row in rows if row.get("value") is not None]
     grid = is_grid(search.space)
-    figure = Figure(figsize=(6.5 * (1 + grid), 4.2), layout="constrained")
-    axes = figure.subplots(1, 1 + grid, squeeze=False)[0]
+    panels = 1 + grid + bool(search.cost)
+    figure = Figure(figsize=(6.5 * panels, 4.2), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
     allowed = [row for row in rows if _meets(search, row)]
     broken = [row for row in rows if row not in allowed]
     axes[0].plot([r["trial"] for r in allowed], [r["value"] for r in allowed], "o", label="trial")
@@ -300,26 +318,24 @@ def picture(search: Search, rows: Sequence[dict], path: Path) -> None:
     figure.suptitle(next((row["data"] for row in rows if "data" in row), ""), fontsize=9)
     axes[0].legend()
     if grid:
-        grid_map(axes[1], search.space, [(row["point"], row["value"]) for row in rows], search.metric)
+        pictures.grid_map(axes[1], search.space, [(row["point"], row["value"]) for row in rows], search.metric)
+    if search.cost:
+        values = [METRICS[search.metric] * row["value"] for row in allowed]
+        costs, numbers = [_cost(search, row) for row in allowed], [row["trial"] for row in allowed]
+        goals.draw(
+            axes[-1],
+            values,
+            costs,
+            numbers,
+            METRICS[search.metric],
+            (search.metric, LIMITS[goals.COSTS[search.cost]][0]),
+        )
     pictures.save_figure(figure, path)
 
 
 def is_grid(space: spaces.Space) -> bool:
-    """Whether a space can be drawn by `grid_map`: two fields, both choices."""
+    """Whether a space can be drawn by `pictures.grid_map`: two fields, both choices."""
     return len(space) == 2 and all(spec.values for spec in space.values())
-
-
-def grid_map(axes: Any, space: spaces.Space, values: Sequence[tuple[spaces.Point, float]], label: str) -> None:
-    """Draws the values at the points of a grid on matplotlib's axes, empty where there is none."""
-    (down, rows), (across, columns) = space.items()
-    cells = np.full((len(rows.values), len(columns.values)), np.nan)
-    for point, value in values:
-        cells[rows.values.index(point[down]), columns.values.index(point[across])] = value
-    image = axes.imshow(cells, aspect="auto", cmap="viridis")
-    axes.set(xlabel=across, ylabel=down)
-    axes.set_xticks(range(len(columns.values)), [str(v) for v in columns.values])
-    axes.set_yticks(range(len(rows.values)), [str(v) for v in rows.values])
-    axes.figure.colorbar(image, ax=axes, label=label)
 
 
 @contextlib.contextmanager
@@ -342,7 +358,8 @@ def main() -> None:
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     file = config_flags.get_config_filename(values["config"])
     overrides = config_flags.get_override_values(values["config"])
-    search = Search(file, spaces.load(values.space), values.seed, values.metric, limits, values.halving)
+    metric, cost = goals.parse(values.goals) or (values.metric, "")
+    search = Search(file, spaces.load(values.space), values.seed, metric, limits, cost, values.halving)
     check = make_check(file, overrides, cli.cache())
     validate(search, config, check, values.trials)
     executors.validate()
@@ -370,6 +387,7 @@ if __name__ == "__main__":
     executors.define_flags()
     flags.DEFINE_alias("parallel", "workers")
     flags.DEFINE_integer("seed", 0, "Of the search; that of training is --config.seed.", lower_bound=0)
+    flags.DEFINE_list("goals", [], f"A metric and a cost, such as val_score,flash; costs are {', '.join(goals.COSTS)}.")
     flags.DEFINE_integer("halving", 0, "Bad trials end early: of each so many one goes on; such as 3. 0: all do.")
     flags.DEFINE_string("metric", "val_score", f"{' or '.join(METRICS)}, on the validation split.")
     flags.DEFINE_integer("max_bytes", None, "Limit of constants in flash, in bytes.")

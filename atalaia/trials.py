@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from atalaia import config as configs
-from atalaia import data, halving, metrics, plan, runs, tasks, tflite, train
+from atalaia import data, goals, halving, metrics, plan, runs, tasks, tflite, train
 from atalaia import space as spaces
 from atalaia.errors import Diverged, UserError
 from atalaia.executors import INTERRUPTED, Executor, finish
@@ -36,6 +36,7 @@ class Search(NamedTuple):
     seed: int = 0
     metric: str = "val_score"
     limits: Mapping[str, float] = {}
+    cost: str = ""  # what a trial costs, beside the metric: one of goals.COSTS; "": the metric alone counts
     halving: int = 0  # one in so many trials goes on beyond each rung of atalaia/halving.py; 0: all do
 
 
@@ -80,15 +81,16 @@ def train_trial(
     found = dict(value=value, seconds=done["seconds"], data=done["dataset"], sources=done.get("sources", {}))
     if search.halving:
         found["rungs"] = halving.reached(folder, search.metric, steps, search.halving)
-    if search.limits and value is not None:
+    wanted = [*search.limits, *([goals.COSTS[search.cost]] if search.cost else [])]
+    if wanted and value is not None:
         from atalaia.codegen import __main__ as codegen
 
         if not (folder / "export.json").is_file():  # what export writes last
             call("export", data_dir)
-        prefer = "speed" if "ms" in search.limits else "balanced"
+        prefer = "speed" if "ms" in wanted else "balanced"
         content, flash = tflite.load(folder / "model.tflite"), search.limits.get("bytes")
         made = codegen.report(content, prefer=prefer, flash=flash)
-        found["figures"] = {name: LIMITS[name][1](made) for name in search.limits}
+        found["figures"] = {name: LIMITS[name][1](made) for name in wanted}
     return found
 
 
@@ -101,7 +103,7 @@ def _ended_early(search, folder, steps, least):
     if rung is None:
         return {}
     value = values[rung] if math.isfinite(values[rung]) else None
-    return dict(value=value, ended=halving.rungs(search.halving)[rung], rungs=values[: rung + 1])
+    return dict(value=value, ended=1 / halving.parts(search.halving)[rung], rungs=values[: rung + 1])
 
 
 def _call(executor, folder, stop, step, arguments, enough=lambda: False):

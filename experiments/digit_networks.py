@@ -21,6 +21,6 @@ class Net(nn.Module):
         return layers.Dense(self.outputs, name="logits")(x, train)
 
 
-WIDTHS = (4, 6, 8, 12, 16, 24, 32, 48)
+WIDTHS = (4, 8, 16, 32)
 for _width in WIDTHS:
     globals()[f"w{_width}"] = partial(Net, width=_width)

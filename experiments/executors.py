@@ -4,8 +4,9 @@ python experiments/executors.py
 python experiments/executors.py --pages        # only writes the page, from the figures
 
 16 trainings of a small network on digits, 4 at once: first by local processes, left alone; then by 4 workers of dask.
-Every few seconds, at random, a worker that trains is killed (SIGKILL), mostly with its training; the scheduler once.
-What dies is started again, as a cluster does. The folders are runs/executors/alone and killed; they are made anew.
+At random, 12 times, a worker that trains is killed (SIGKILL), mostly with its training; in between the scheduler, once.
+What dies is started again, as a cluster does. The folders are runs/executors/alone, which goes on where it was, and
+killed, which is made anew.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from tables import ROOT, Table, grid
 RUNS = Path("runs/executors")
 TRIALS, WORKERS, FIELDS = 16, 4, ("value", "point", "known")
 SCHEDULER, FOLDERS = "scheduler", ("alone", "killed")
-KILL_EVERY = (15.0, 45.0)  # seconds between two kills
+KILLS, KILL_EVERY = 13, (10.0, 50.0)  # and the seconds between two of them
 SCHEDULER_AFTER = 5  # kills of workers before that of the scheduler
 WITH_PROGRAM = 0.7  # chance that a training dies with its worker; else it is left at work
 SEARCH = (
@@ -38,7 +39,7 @@ SEARCH = (
 
 
 def main() -> None:
-    shutil.rmtree(ROOT / RUNS, ignore_errors=True)
+    shutil.rmtree(ROOT / RUNS / "killed", ignore_errors=True)
     alone = _search("alone")
     alone.wait()
     with contextlib.closing(Cluster()) as cluster:
@@ -83,7 +84,7 @@ class Cluster:
                 mine[-1]["end"] = now
             else:
                 self.spans.append(dict(worker=worker, trial=trial, begin=now, end=now))
-        if now > self._next and busy:
+        if now > self._next and busy and len(self.kills) < KILLS:
             self._kill(now, busy)
             self._next = now + self._draw.uniform(*KILL_EVERY)
 

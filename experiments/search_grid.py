@@ -2,7 +2,7 @@
 
 python experiments/search_grid.py    # goes on where it was; then experiments/halving.py and experiments/goals.py
 
-8 widths of a network for digits and 6 learning rates. Each point's validation accuracy stands after each epoch, as its
+4 widths of a network for digits and 6 learning rates. Each point's validation accuracy stands after each epoch, as its
 metrics.jsonl has it. Flash, arena and milliseconds are those of codegen's report: they are the same for all learning
 rates, since nothing is pruned, so one point of each width is exported.
 """

@@ -37,9 +37,9 @@ with (folder / "metrics.jsonl").open("a") as file:
 
 
 class RungsTest(parameterized.TestCase):
-    @parameterized.parameters((2, [1 / 8, 1 / 4, 1 / 2]), (3, [1 / 9, 1 / 3]), (4, [1 / 4]), (10, [1 / 10]))
+    @parameterized.parameters((2, [8, 4, 2]), (3, [9, 3]), (4, [4]), (10, [10]))
     def test_parts_of_the_steps(self, factor, expected):
-        self.assertSequenceAlmostEqual(halving.rungs(factor), expected)
+        self.assertEqual(halving.parts(factor), expected)
 
     def test_what_a_run_had_at_its_rungs(self):
         """Of 90 steps, rungs at 10 and 30: the first looks there or later are those of 12 and 36."""
@@ -106,11 +106,11 @@ class SearchTest(absltest.TestCase):
                 rung = halving.ends_at(values, least, 1)
                 if rung is None:
                     return dict(value=values[1] + 0.5, seconds=1.0, rungs=values)
-                return dict(value=values[rung], ended=halving.rungs(3)[rung], rungs=values[: rung + 1])
+                return dict(value=values[rung], ended=1 / halving.parts(3)[rung], rungs=values[: rung + 1])
 
             while True:
                 try:
-                    return search.run(asked, folder / name, 12, 3, objective), kills
+                    return search.run(asked, folder / name, 9, 3, objective), kills
                 except Killed:
                     kills += 1
 
@@ -120,9 +120,9 @@ class SearchTest(absltest.TestCase):
         whole, none = searched("whole", 0.0)
         killed, kills = searched("killed", 0.3)
         self.assertEqual((whole, none), (killed, 0))
-        self.assertGreater(kills, 3)
+        self.assertGreater(kills, 1)
         ended = [row["trial"] for row in whole if "ended" in row]
-        self.assertBetween(len(ended), 1, 11)
+        self.assertBetween(len(ended), 1, 8)
         self.assertNotIn(search.best(asked, whole)["trial"], ended)
         self.assertIn("| after 11 % |", (folder / "whole/search.md").read_text())
         self.assertEqual(search.load(folder / "whole", SPACE), (asked, whole))
