@@ -157,6 +157,7 @@ case $word in
     ;;
   sweep | search)
     setup requirements.txt
+    case "$*" in *--executor=dask* | *--executor=slurm*) setup requirements-clusters.txt ;; esac
     .venv/bin/python -m "atalaia.$word" "$@"
     ;;
   test)
