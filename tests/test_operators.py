@@ -42,6 +42,17 @@ class OperatorsTest(parameterized.TestCase):
         self.assertGreater(len(files), 300)
         self.assertEqual(wrong(files), {})
 
+    def test_one_scale_of_weights_is_multiplied_in_float64(self):
+        """Sums about halves of the output's grid: a product of scales in float32 rounds some of them the other way."""
+        given, weights, out = (float(np.float32(scale)) for scale in (0.018, 4.36e-05, 0.372))
+        halves = np.round((np.arange(-127, 127) + 0.5) * out / (given * weights))
+        bias = (halves[:, None] + np.arange(-1, 2)).ravel()
+        net = Net()
+        x, y = net.given((1, 4), given), net.tensor((1, bias.size), out)
+        kernel = net.tensor((bias.size, 4), weights, data=np.zeros((bias.size, 4)))
+        sums = net.tensor(bias.shape, given * weights, data=bias, dtype="INT32")
+        self.assertEqual(wrong({"halves": net.file(net.op("FULLY_CONNECTED", (x, kernel, sums), y))}, 1), {})
+
     def test_each_kernel_names_the_files_that_it_needs(self):
         """A program of many models has them all; here each has its own."""
         needed = {}

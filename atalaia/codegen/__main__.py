@@ -3,6 +3,8 @@
 python -m atalaia.codegen --tflite=FILE --out=mcu/models/NAME [--sparse=auto|always|never]
     [--prefer=balanced|speed|size] [--samples=16 --config=configs/cifar10.py] [--flash=BYTES --ram=BYTES] [--count]
     [--task=classify|regress|detect] [--borders=file|int8]
+python -m atalaia.codegen --tflite=FILE --package=idf|arduino|platformio|plain --out=NAME
+    [--arena=static|given|psram] [--labels=FILE] [--package_version=1.0.0]
 python -m atalaia.codegen --tflite=FILE --explain
 
 Writes model.c, model.h, golden.h, report.json and the file itself as model.tflite. Golden inputs are images of
@@ -11,6 +13,8 @@ C in the emulators and enters the instructions that they count in report.json. -
 of the outputs what the task answers, and golden answers, which are Python's. Of a detector it also writes detector.h,
 which mcu/apps need. --borders=int8 leaves out what the file converts from and to float32 at its borders.
 --explain writes nothing: it lists a file's operators, what is not supported and why, and size and time of the rest.
+--package writes what a project takes in as it is: a component or a library with a C interface, and an example. In place
+of --tflite, --workdir=RUN takes the file of a run that was exported, its config, task and labels.
 """
 
 import json
@@ -24,8 +28,9 @@ from ml_collections import ConfigDict, config_flags
 
 from atalaia import cli, data, tflite
 from atalaia import config as configs
-from atalaia.codegen import answers, boards, camera, emit, explained, golden, kernels, lowering, memory
+from atalaia.codegen import answers, boards, camera, emit, explained, golden, interface, kernels, lowering, memory
 from atalaia.codegen import borders as of_borders
+from atalaia.codegen import package as packages
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
@@ -103,6 +108,7 @@ def generate(
     name = Path(out).name
     scales = {i: _grid(model.tensors[i]) for i in (*lowered.inputs, *lowered.outputs)}
     decoded = answer.decode(outputs) if answer else None
+    found |= interface.described(model, lowered) | dict(task=task, answers=0 if decoded is None else decoded.shape[1])
     files = {
         "model.c": emit.model_c(name, lowered, calls, plan) + (emit.answer_c(answer) if answer else ""),
         "model.h": emit.model_h(name, lowered, plan, scales, 0 if decoded is None else decoded.shape[1]),
@@ -269,6 +275,8 @@ def _refuse_too_large(report, flash, ram):
 
 def main() -> None:
     values = flags.FLAGS
+    packages.take_run(values)
+    package = packages.asked(values)
     if not values.tflite or not (values.out or values.explain):
         raise UserError("give --tflite=FILE and --out=mcu/models/NAME")
     tflite_bytes = tflite.load(values.tflite)
@@ -285,6 +293,15 @@ def main() -> None:
         name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram", "task", "borders")
     }
     fields = values.config.get(values.task or "") if values.config is not None else None
+    if package:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / package.name
+            generate(tflite_bytes, made, images, fields=fields, **options)
+            if values.count:
+                count(made)
+            files = packages.write(package, made, view.names if view and values.task else ())
+        print(f"written: {values.out}/{', '.join(files)}")
+        return
     report = generate(tflite_bytes, Path(values.out), images, fields=fields, view=view, **options)
     if values.count:
         count(Path(values.out))
@@ -303,6 +320,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("prefer", "balanced", ["balanced", "speed", "size"], "Of instructions and bytes of flash.")
     flags.DEFINE_enum("task", None, list(answers.TASKS), "Whose answer model_answer() makes of the outputs.")
     flags.DEFINE_enum("borders", None, list(of_borders.BORDERS), "Types at the borders: the file's, or int8.")
+    packages.define_flags()
     flags.DEFINE_bool("explain", False, "List the file's operators; write nothing.")
     flags.DEFINE_bool("count", False, "Run it in the emulators and enter the instructions in report.json.")
     flags.DEFINE_integer("samples", 16, "Golden vectors.", lower_bound=1)

@@ -1,5 +1,8 @@
 """The generated files as text: model.c, model.h and golden.h. The same input gives the same bytes."""
 
+import functools
+import re
+
 import numpy as np
 
 from atalaia.codegen import answers
@@ -53,6 +56,9 @@ _HEAD = """#include <stdint.h>
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-schedule-insns", "no-tree-loop-distribute-patterns")
 #endif
+#ifdef __cplusplus /* C leaves fields that a layer has no use for at 0 without a word */
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#endif
 """
 
 
@@ -81,7 +87,7 @@ def body(graph: Graph, calls: list[Call], plan: Plan, prefix: str = "") -> str:
         statements.append(_statement(f"{prefix}s{number}", call, graph, plan, plan.windows[number]))
     parts.append(
         f"void {prefix}model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena)\n{{\n"
-        "    uint8_t *const a = arena;\n" + "\n".join(statements) + "\n}\n"
+        "    uint8_t *const a = (uint8_t *)arena;\n" + "\n".join(statements) + "\n}\n"
     )
     return "\n".join(parts)
 
@@ -116,7 +122,8 @@ def _constants(name, number, call):
         parts.append(f"static const {kind} {name}_{array}[{max(values.size, 1)}] = {{\n{literals(values, style)}}};")
 
     def struct(kind, fields):
-        text = ", ".join(f".{field} = {value}" for field, value in fields.items())
+        declared = sorted(fields, key=lambda field: _place(kind, field))
+        text = ", ".join(f".{field} = {fields[field]}" for field in declared)
         parts.append(f"static const {kind} {name} = {{{text}}};\n")
 
     arrays = {array: f"{name}_{array}" for array in call.arrays if array not in ("constant", "table")}
@@ -135,6 +142,16 @@ def _constants(name, number, call):
     elif "b_inner" in v:
         struct("pair_t", {f: int(x) for f, x in v.items() if f not in ("constant", "tables")})
     return parts
+
+
+@functools.cache
+def _place(kind, field):
+    """Where the struct of a kernel declares a field: C++ takes designated initialisers in that order alone."""
+    sources = "\n".join((KERNELS / f"{file}.c").read_text() for file in _FILES)
+    (body,) = re.findall(
+        rf"typedef struct[^{{}}]*{{([^{{}}]*)}} {kind};", re.sub(r"/\*.*?\*/", "", sources, flags=re.S)
+    )
+    return re.search(rf"\b{field}\b", body).start()
 
 
 def _describe(call):
@@ -196,7 +213,7 @@ def _call(name, call, graph, plan, window, place):
             given.append(f"(const uint8_t *){name}_constant" if v["constant"].itemsize > 1 else f"{name}_constant")
         return f"{step.kind}(&{name}, {', '.join(given)}, {out})"
     second = f"{name}_constant" if "constant" in v else place[step.inputs[1]]
-    last = dict(add=f", {int(step.kind == 'sub')}", add_tabled=f", (void *)(a + {window})")
+    last = dict(add=f", {int(step.kind == 'sub')}", add_tabled=f", (int32_t *)(void *)(a + {window})")
     return f"{call.kernel}(&{name}, {first}, {second}, {out}{last.get(call.kernel, '')})"
 
 

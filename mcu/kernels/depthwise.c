@@ -7,7 +7,7 @@ INLINE void depthwise(const conv_t *c, const uint8_t *window, uint32_t row_bytes
     for (int x = 0; x < c->out_w; x += pixels) {
         if (x + pixels > c->out_w)
             x = c->out_w - pixels;
-        const int8_t *w = c->weights;
+        const int8_t *w = (const int8_t *)c->weights;
         for (int o = 0, channel = 0, filter = 0; o < out_c; o++) {
             uint32_t sums[4], a = 0, b = 0, d = 0, e = 0;
             const uint8_t *row = window + (uint32_t)x * step + channel;
@@ -34,7 +34,7 @@ enum { COLUMNS = 16 }; /* outputs that are summed before they are stored */
 INLINE void depthwise_columns(const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out)
 {
     const int filters = c->out_c / c->in_c;
-    const int8_t *w = c->weights;
+    const int8_t *w = (const int8_t *)c->weights;
     for (int o = 0, channel = 0, filter = 0; o < c->out_c; o++, w += 9) {
         const uint32_t w0 = (uint32_t)w[0], w1 = (uint32_t)w[1], w2 = (uint32_t)w[2];
         const uint32_t w3 = (uint32_t)w[3], w4 = (uint32_t)w[4], w5 = (uint32_t)w[5];

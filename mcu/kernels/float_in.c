@@ -2,7 +2,7 @@
  * value but the first the least that gives it, which codegen has found by TFLite's QUANTIZE. `from` need not be aligned. */
 static void float_in(const int32_t *least, const void *from, uint8_t *to, uint32_t values)
 {
-    const uint8_t *in = from;
+    const uint8_t *in = (const uint8_t *)from;
     for (; values--; in += 4) {
         int32_t bits;
         uint32_t found = 0;
