@@ -260,6 +260,7 @@ def cut(
     whole: dict,
     split: data.Split,
     left: int = 1,
+    cuts: int = 1,
 ) -> tuple[Any, str]:
     """A step.TrainState without the channels that matter least, and a table of what was done.
 
@@ -267,7 +268,7 @@ def cut(
       config: of the run; model: the network as its code is; state: whatever it has lost already.
       whole: its parameters, or their shapes, before any cut.
       split: training images.
-      left: cuts that are left, this one counted: each takes its part, as a factor, of the way to the goal.
+      left, cuts: how many are left, this one counted, of how many: each takes its part, as a factor, of the way.
     """
     fields, shape = config.shrink, split.images.shape[1:]
     state, now = jax.device_get(state), channels.fitted(model, whole, state.params)
@@ -276,7 +277,7 @@ def cut(
     least = {name: _least(first[name], group.size, fields) for name, group in ties.groups.items()}
     cost = Costs(now, ties, shape, fields.goal)
     before = {name: group.size for name, group in ties.groups.items()}
-    part = fields.keep ** (1 / fields.cuts) if fields.keep else min(1, fields.budget / cost(before)) ** (1 / left)
+    part = fields.keep ** (1 / cuts) if fields.keep else min(1, fields.budget / cost(before)) ** (1 / left)
     _refuse_more(cost(least), part * cost(before), cost(before), fields)
     variables = dict(params=state.params, batch_stats=state.batch_stats)
     found = scores(config, now, variables, ties, split)
