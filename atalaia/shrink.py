@@ -152,7 +152,8 @@ def scores(
 
     Args:
       config: of the run; config.shrink.score names one of these, of a layer that makes the group's channels:
-        l2: the size of the channel's weights, BatchNorm folded in, relative to the group's mean;
+        l2: the size of the channel's weights, BatchNorm folded in, relative to the group's mean, as often as there are
+        layers that make it: or those that many layers share would all go first, since most is saved with them;
         norm: the same of BatchNorm's scale (Liu et al., 2017, arXiv:1708.06519), of weights where there is none;
         taylor: how much the loss would change without the channel, by its first derivative (Molchanov et al., 2019,
         arXiv:1906.10771), over `calibration.images` of the training images.
@@ -172,7 +173,8 @@ def scores(
         return np.square(kernel).sum(tuple(range(kernel.ndim - 1)))
 
     found = {name: np.sqrt(sum(square(maker) for maker in g.makers)) for name, g in ties.groups.items()}
-    return {name: value / max(value.mean(), np.finfo(np.float64).tiny) for name, value in found.items()}
+    tiny = np.finfo(np.float64).tiny
+    return {name: len(ties.groups[name].makers) * value / max(value.mean(), tiny) for name, value in found.items()}
 
 
 def _taylor(config, model, variables, ties, split):

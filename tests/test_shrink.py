@@ -288,7 +288,7 @@ class ChoiceTest(parameterized.TestCase):
         p, s = self.variables["params"], self.variables["batch_stats"]
         factor = p["stem"]["norm"]["scale"] / np.sqrt(s["stem"]["norm"]["var"] + layers.BATCH_NORM_EPSILON)
         square = np.square(p["stem"]["kernel"] * factor).sum((0, 1, 2)) + np.square(p["b"]["kernel"]).sum((0, 1, 2))
-        np.testing.assert_allclose(found["stem"], np.sqrt(square) / np.sqrt(square).mean(), rtol=1e-5)
+        np.testing.assert_allclose(found["stem"], 2 * np.sqrt(square) / np.sqrt(square).mean(), rtol=1e-5)
 
     def test_norm_is_batch_norms_scale_and_weights_where_there_is_none(self):
         found = shrink.scores(self.config(score="norm"), self.model, self.variables, self.ties)
