@@ -150,6 +150,7 @@ def _stage(epochs):
     c.warmup = 0.05  # part of the stage in which the learning rate grows from 0
     c.momentum = 0.9
     c.weight_decay = 5e-4  # of kernels only
+    c.average = 0.0  # part of their moving average that weights keep in a step, such as 0.999; 0: no average is used
     return c
 
 
@@ -206,7 +207,8 @@ def _validate_stage(name, stage):
     choice(f"{name}.optimizer", stage.optimizer, optimizers.OPTIMIZERS)
     choice(f"{name}.lr_schedule", stage.lr_schedule, optimizers.SCHEDULES)
     _range(f"{name}.warmup", stage.warmup, 0, 1)
-    _range(f"{name}.momentum", stage.momentum, 0, 1)
+    for field in ("momentum", "average"):
+        _range(f"{name}.{field}", stage[field], 0, 1)
     for field in ("learning_rate", "weight_decay"):
         _range(f"{name}.{field}", stage[field], 0)
 

@@ -152,7 +152,8 @@ def scores(
 
     Args:
       config: of the run; config.shrink.score names one of these, of a layer that makes the group's channels:
-        l2: the size of the channel's weights, BatchNorm folded in, relative to the group's mean;
+        l2: the size of the channel's weights, BatchNorm folded in, relative to the group's mean, as often as there are
+        layers that make it: or those that many layers share would all go first, since most is saved with them;
         norm: the same of BatchNorm's scale (Liu et al., 2017, arXiv:1708.06519), of weights where there is none;
         taylor: how much the loss would change without the channel, by its first derivative (Molchanov et al., 2019,
         arXiv:1906.10771), over `calibration.images` of the training images.
@@ -172,7 +173,8 @@ def scores(
         return np.square(kernel).sum(tuple(range(kernel.ndim - 1)))
 
     found = {name: np.sqrt(sum(square(maker) for maker in g.makers)) for name, g in ties.groups.items()}
-    return {name: value / max(value.mean(), np.finfo(np.float64).tiny) for name, value in found.items()}
+    tiny = np.finfo(np.float64).tiny
+    return {name: len(ties.groups[name].makers) * value / max(value.mean(), tiny) for name, value in found.items()}
 
 
 def _taylor(config, model, variables, ties, split):
@@ -260,6 +262,7 @@ def cut(
     whole: dict,
     split: data.Split,
     left: int = 1,
+    cuts: int = 1,
 ) -> tuple[Any, str]:
     """A step.TrainState without the channels that matter least, and a table of what was done.
 
@@ -267,7 +270,7 @@ def cut(
       config: of the run; model: the network as its code is; state: whatever it has lost already.
       whole: its parameters, or their shapes, before any cut.
       split: training images.
-      left: cuts that are left, this one counted: each takes its part, as a factor, of the way to the goal.
+      left, cuts: how many are left, this one counted, of how many: each takes its part, as a factor, of the way.
     """
     fields, shape = config.shrink, split.images.shape[1:]
     state, now = jax.device_get(state), channels.fitted(model, whole, state.params)
@@ -276,7 +279,7 @@ def cut(
     least = {name: _least(first[name], group.size, fields) for name, group in ties.groups.items()}
     cost = Costs(now, ties, shape, fields.goal)
     before = {name: group.size for name, group in ties.groups.items()}
-    part = fields.keep ** (1 / fields.cuts) if fields.keep else min(1, fields.budget / cost(before)) ** (1 / left)
+    part = fields.keep ** (1 / cuts) if fields.keep else min(1, fields.budget / cost(before)) ** (1 / left)
     _refuse_more(cost(least), part * cost(before), cost(before), fields)
     variables = dict(params=state.params, batch_stats=state.batch_stats)
     found = scores(config, now, variables, ties, split)

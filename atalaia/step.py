@@ -59,6 +59,14 @@ def masks_of(state: TrainState) -> pruning.Masks:
     return pruning.masks_of(state.opt_state) or {}
 
 
+def averaged(state: TrainState) -> TrainState:
+    """With the average of the parameters in their place, where the optimiser keeps one; what is pruned stays zero."""
+    kept = state.opt_state.inner if isinstance(state.opt_state, pruning.PruneState) else state.opt_state
+    if not isinstance(kept, optimizers.AverageState):
+        return state
+    return state._replace(params=pruning.apply_masks(kept.average, masks_of(state)))
+
+
 def key_of(key: jax.Array, name: str, step: Any) -> jax.Array:
     """The key of one use of randomness in one step."""
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
@@ -225,6 +233,8 @@ def make_optimizer(
         optimizer = qat.make_optimizer(optimizer, stage.config, steps)
     if config.trainable:
         optimizer = optimizers.only(optimizer, params, config.trainable)
+    if stage.config.average:
+        optimizer = optimizers.averaged(optimizer, stage.config.average)
     if stage.name == "prune":
         sparsity, shared = _pruned(config, params)
         schedule = pruning.SCHEDULES[config.prune.schedule](config.prune, steps)

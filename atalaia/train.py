@@ -197,12 +197,14 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
             (pause,) = processes.any_of(epoch_ends and not guide.ready(epoch + 1)) if epoch_ends else (False,)
             save = last or stopped or pause or due
             look = last or (done - stage.first) % eval_steps == 0
+            if done == stage.end:
+                state = step.averaged(state)
             if save or look or done % config.log_steps == 0:
                 row = _mean(jax.device_get(window))
                 _refuse_nan(run, stage, number, row)
                 row["images_per_s"] = len(window) * config.batch_size / (time.monotonic() - since)
                 row["learning_rate"] = float(rate(number - stage.first))
-                row |= evaluate(state) if look else {}
+                row |= evaluate(step.averaged(state)) if look else {}
                 run.writer.write(dict(step=done, stage=stage.name, epoch=(done - stage.first) / epoch_steps) | row)
                 bar.update(0, **row)
                 window, since = [], time.monotonic()
@@ -221,7 +223,7 @@ def _enter_stage(run, stage, state):
     first, whole = int(state.step) == stage.first, run.initial.params
     if int(state.step) in stage.cuts:
         left = sum(at >= int(state.step) for at in stage.cuts)
-        state, table = shrink.cut(run.config, run.model, state, whole, run.dataset.train, left)
+        state, table = shrink.cut(run.config, run.model, state, whole, run.dataset.train, left, len(stage.cuts))
         print(f"channels at step {state.step}\n{table}", flush=True)
     masks = pruning.masks_of(state.opt_state)
     if first and stage.name == "quantize":

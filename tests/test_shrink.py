@@ -25,6 +25,7 @@ from atalaia import (
     optimizers,
     pruning,
     shrink,
+    step,
     train,
 )
 from atalaia import config as configs
@@ -287,7 +288,7 @@ class ChoiceTest(parameterized.TestCase):
         p, s = self.variables["params"], self.variables["batch_stats"]
         factor = p["stem"]["norm"]["scale"] / np.sqrt(s["stem"]["norm"]["var"] + layers.BATCH_NORM_EPSILON)
         square = np.square(p["stem"]["kernel"] * factor).sum((0, 1, 2)) + np.square(p["b"]["kernel"]).sum((0, 1, 2))
-        np.testing.assert_allclose(found["stem"], np.sqrt(square) / np.sqrt(square).mean(), rtol=1e-5)
+        np.testing.assert_allclose(found["stem"], 2 * np.sqrt(square) / np.sqrt(square).mean(), rtol=1e-5)
 
     def test_norm_is_batch_norms_scale_and_weights_where_there_is_none(self):
         found = shrink.scores(self.config(score="norm"), self.model, self.variables, self.ties)
@@ -400,7 +401,7 @@ class StageTest(absltest.TestCase):
         c.model, c.batch_size, c.stages, c.data.validation = "plain", 32, ("shrink",), 0.0
         for stage in (c.shrink, c.prune):
             stage.epochs, stage.steps, stage.optimizer, stage.learning_rate = 0.0, 10, "adam", 1e-3
-        c.shrink.cuts, c.shrink.keep = 2, 0.4
+        c.shrink.cuts, c.shrink.keep, c.shrink.average = 2, 0.4, 0.9
         cls.run_config(c, "run")
         cls.dataset = data.load(c.data, cls.folder)
 
@@ -426,6 +427,14 @@ class StageTest(absltest.TestCase):
         self.assertGreater(small, 0.25 * whole)
         (row,) = ledger.read(self.folder / "run")
         self.assertEqual(row["parameters"], sum(x.size for x in jax.tree.leaves(run.variables)))
+
+    def test_the_average_of_the_weights_is_cut_too_and_is_what_stays(self):
+        shapes = step.state_shapes(self.config, Plain(10), (8, 8, 1))
+        manager = checkpoint.open_folder(self.folder / "run", writing=False)
+        for at, equal in ((3, False), (10, True)):
+            state, _ = finished.restore(manager, self.config, Plain(10), shapes, at)
+            found = checkpoint.digest(state.params) == checkpoint.digest(state.opt_state.average)
+            self.assertEqual((at, found), (at, equal))
 
     def test_stopped_between_two_cuts_it_ends_with_the_same_bytes(self):
         stopped = self.folder / "stopped"
