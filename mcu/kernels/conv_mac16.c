@@ -154,9 +154,10 @@ static void mac16_row(const conv_mac16_t *c, const uint8_t *in, int y, uint32_t 
     mac16_fill(to, zero, have ? (most - have) * pixel : width * pixel);
 }
 
-/* `scratch` holds the input rows of c->rows output rows and the weights of an output, and one word more. */
-static void conv_mac16(const conv_mac16_t *c, const uint8_t *in, uint8_t *out, uint32_t *scratch)
+/* `memory` holds the input rows of c->rows output rows and the weights of an output, and one word more. */
+static void conv_mac16(const conv_mac16_t *c, const uint8_t *in, uint8_t *out, void *memory)
 {
+    uint32_t *scratch = (uint32_t *)memory;
     const int row = mac16_row_words(c), quads = c->kernel_h * c->kernel_w * mac16_pixel(c) / 2;
     uint32_t *weights = scratch + ((c->rows - 1) * c->stride_h + c->kernel_h) * row;
     int next = -c->pad_top; /* the first input row that was not widened yet */
