@@ -98,7 +98,7 @@ def generate(
         raise UserError(f"--task={task} needs int8 outputs: this file's are {', '.join(lowered.dtypes.values())}")
     heads = [answers.Head(lowered.shapes[i][1:], *_grid(model.tensors[i])) for i in lowered.outputs]
     answer = answers.of(task, heads, fields) if task else None
-    found = _report(*compiled, target)
+    found = _report(lowered, calls, plan, target)
     _refuse_too_large(found, flash, ram)
     inputs = golden.golden_inputs(tflite_bytes, model, lowered, images, samples)
     outputs, arena = golden.golden_outputs(tflite_bytes, model, lowered, inputs)
@@ -236,7 +236,7 @@ def count(out: Path, samples: int | None = None) -> dict[str, dict]:
       UserError: as boards.run(), or a board's bytes are not the golden ones.
     """
     report = json.loads((Path(out) / "report.json").read_text())
-    found = {board: boards.run(out, board, samples) for board in counting(report["target"])}
+    found = {board: boards.run(out, board, samples) for board in counting(report.get("target", "any"))}
     for board, row in found.items():
         if row["equal"] < row["samples"]:
             wrong = row["samples"] - row["equal"]
@@ -246,7 +246,7 @@ def count(out: Path, samples: int | None = None) -> dict[str, dict]:
     counted = {board: row["instructions"] for board, row in found.items()}
     report["counted_instructions"] = counted
     report["code_bytes"] = {board: row["code_bytes"] for board, row in found.items()}
-    report["estimated"] = _estimates(counted, report["layers"], report["target"])
+    report["estimated"] = _estimates(counted, report["layers"], report.get("target", "any"))
     write_json(Path(out) / "report.json", report)
     return found
 
