@@ -4,7 +4,7 @@ python experiments/mcu_costs.py
 
 Runs networks of one step, of several sizes and shares of zeros, with every kernel that can run it, on rv32, lx106 and
 esp32isa (the Debian packages are those that `make -C mcu run` names), and fits the instructions of each part of a
-kernel by non-negative least squares of relative errors. Half an hour; run it after changing mcu/kernels. How well the
+kernel by non-negative least squares of relative errors. Run it after changing mcu/kernels. How well the
 sums predict whole networks stands in docs/results/mcu.md and mcu_esp32.md.
 """
 

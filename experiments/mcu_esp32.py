@@ -5,7 +5,7 @@ python experiments/mcu_esp32.py --pages        # only writes the page, from the 
 
 Layers have random weights; of networks there are `cifar10`, the committed model of experiments/results/cifar10, whose
 weights are half zeros, and the same with random weights in place of these zeros. Needs requirements-dev.txt, and the
-Debian packages that `make -C mcu run` names. Under a minute on a quiet machine.
+Debian packages that `make -C mcu run` names.
 """
 
 import sys
