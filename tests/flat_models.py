@@ -2,6 +2,7 @@
 
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,17 @@ int main(void)
 """
 
 
-def wrong(files: dict[str, bytes], samples: int = 4) -> dict[str, str]:
-    """Of files by name, those whose C does not answer as TFLite Micro, and how; all of them are one program."""
+def wrong(files: dict[str, bytes], samples: int = 4, choose: Callable | None = None) -> dict[str, str]:
+    """Of files by name, those whose C does not answer as TFLite Micro, and how; all of them are one program.
+
+    choose: from a graph to the graph to run and its calls, where they are not codegen's choice.
+    """
     sources, rows, given, wanted, calls = [], [], [], {}, []
     for number, (name, content) in enumerate(files.items()):
         model = tflite.read(content)
         lowered = lowering.lower(model)
-        chosen, plan = kernels.choose(lowered), memory.plan(lowered)
+        lowered, chosen = choose(lowered) if choose else (lowered, kernels.choose(lowered))
+        plan = memory.plan(lowered)
         inputs = golden.random_inputs(model, lowered, samples)
         wanted[name] = tflm(content, model, lowered, inputs)
         sources.append(emit.body(lowered, chosen, plan, f"m{number}_"))

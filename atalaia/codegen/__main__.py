@@ -2,7 +2,7 @@
 
 python -m atalaia.codegen --tflite=FILE --out=mcu/models/NAME [--sparse=auto|always|never]
     [--prefer=balanced|speed|size] [--samples=16 --config=configs/cifar10.py] [--flash=BYTES --ram=BYTES] [--count]
-    [--task=classify|regress|detect] [--borders=file|int8]
+    [--task=classify|regress|detect] [--borders=file|int8] [--target=any|esp32]
 python -m atalaia.codegen --tflite=FILE --package=idf|arduino|platformio|plain --out=NAME
     [--arena=static|given|psram] [--labels=FILE] [--package_version=1.0.0]
 python -m atalaia.codegen --tflite=FILE --explain
@@ -12,6 +12,7 @@ the validation split of the config, or random bytes by a fixed seed; golden outp
 C in the emulators and enters the instructions that they count in report.json. --task adds model_answer(), which makes
 of the outputs what the task answers, and golden answers, which are Python's. Of a detector it also writes detector.h,
 which mcu/apps need. --borders=int8 leaves out what the file converts from and to float32 at its borders.
+--target=esp32 may take kernels for the ESP32's own instructions, which run anywhere but are fast there alone.
 --explain writes nothing: it lists a file's operators, what is not supported and why, and size and time of the rest.
 --package writes what a project takes in as it is: a component or a library with a C interface, and an example. In place
 of --tflite, --workdir=RUN takes the file of a run that was exported, its config, task and labels.
@@ -75,6 +76,7 @@ def generate(
     fields: ConfigDict | None = None,
     view: camera.View | None = None,
     borders: str | None = None,
+    target: str = "any",
 ) -> dict:
     """Writes the C of a model into folder `out` and returns what report.json holds.
 
@@ -83,7 +85,7 @@ def generate(
       out: the folder, whose name is the model's.
       images: uint8 `[n, height, width, channels]` for the golden inputs; None: random bytes.
       samples: golden vectors.
-      sparse, prefer, flash: as kernels.choose takes them; the constants must fit `flash`.
+      sparse, prefer, flash, target: as kernels.choose takes them; the constants must fit `flash`.
       ram: bytes that the arena must fit.
       task: of answers.TASKS, whose answer model_answer() makes of the outputs; None: there is no such function.
       fields: the task's part of a config, which detect needs.
@@ -94,13 +96,14 @@ def generate(
       UserError: the file is damaged or not supported, the model does not fit, or its outputs have no such answer;
         nothing is written then.
     """
-    model, *compiled = _compile(tflite_bytes, sparse, prefer, flash, borders or ("int8" if task else "file"))
+    borders = borders or ("int8" if task else "file")
+    model, *compiled = _compile(tflite_bytes, sparse, prefer, flash, borders, target)
     lowered, calls, plan = compiled
     if task and any(i in lowered.dtypes for i in lowered.outputs):
         raise UserError(f"--task={task} needs int8 outputs: this file's are {', '.join(lowered.dtypes.values())}")
     heads = [answers.Head(lowered.shapes[i][1:], *_grid(model.tensors[i])) for i in lowered.outputs]
     answer = answers.of(task, heads, fields) if task else None
-    found = _report(*compiled)
+    found = _report(lowered, calls, plan, target)
     _refuse_too_large(found, flash, ram)
     inputs = golden.golden_inputs(tflite_bytes, model, lowered, images, samples)
     outputs, arena = golden.golden_outputs(tflite_bytes, model, lowered, inputs)
@@ -155,14 +158,16 @@ def explain(tflite_bytes: bytes, prefer: str = "balanced") -> str:
     return explained.text(model, rows, calls, _report(lowered, calls, plan))
 
 
-def _compile(tflite_bytes, sparse, prefer, flash, borders="file"):
+def _compile(tflite_bytes, sparse, prefer, flash, borders="file", target="any"):
     """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
     model = tflite.read(tflite_bytes)
     lowered = lowering.lower(model, borders)
-    return model, lowered, kernels.choose(lowered, sparse, prefer, flash), memory.plan(lowered)
+    calls = kernels.choose(lowered, sparse, prefer, flash, target)
+    lowered = lowered._replace(steps=[call.step for call in calls])
+    return model, lowered, calls, memory.plan(lowered)
 
 
-def _report(lowered, calls, plan):
+def _report(lowered, calls, plan, target="any"):
     """Sizes and estimates, layer by layer."""
     layers = [
         dict(
@@ -174,32 +179,40 @@ def _report(lowered, calls, plan):
             weight_bytes=call.weight_bytes,
             sweeps=call.sweeps,
             live_bytes=plan.layers[i],
-            instructions={board: round(n) for board, n in call.instructions.items()},
+            instructions={board: round(call.instructions[board]) for board in counting(target)},
         )
         for i, call in enumerate(calls)
     ]
-    instructions = {b: sum(layer["instructions"][b] for layer in layers) for b in kernels.BOARDS}
+    instructions = {b: sum(layer["instructions"][b] for layer in layers) for b in counting(target)}
     return dict(
         weight_bytes=sum(layer["weight_bytes"] for layer in layers),
         arena_bytes=plan.arena,
         arena_bound_bytes=plan.bound,
+        target=target,
         macs=sum(layer["macs"] for layer in layers),
         estimated_instructions=instructions,
         counted_instructions=None,
-        estimated={chip: estimate(chip, instructions[CHIPS[chip].board], layers) for chip in CHIPS},
+        estimated=_estimates(instructions, layers, target),
         published=list(PUBLISHED),
         notes=lowered.notes,
         layers=layers,
     )
 
 
-def estimate(chip: str, instructions: float, layers: list[dict]) -> dict:
+def _estimates(instructions, layers, target):
+    """By chip; C that was made for the ESP32 alone is not estimated by what another Xtensa needs for it."""
+    boards = {chip: "esp32isa" if chip == target else found.board for chip, found in CHIPS.items()}
+    return {chip: estimate(chip, board, instructions[board], layers) for chip, board in boards.items()}
+
+
+def estimate(chip: str, board: str, instructions: float, layers: list[dict]) -> dict:
     """Milliseconds on a chip, smallest and largest, and how they come about.
 
     Args:
-      chip: of `CHIPS`; instructions: an inference's; layers: of report.json, with weight_bytes and sweeps.
+      chip: of `CHIPS`; board: whose instructions are given; instructions: an inference's.
+      layers: of report.json, with weight_bytes and sweeps.
     """
-    board, hertz, cpi, cache = CHIPS[chip]
+    _, hertz, cpi, cache = CHIPS[chip]
     per_byte = FLASH_CLOCKS_PER_BYTE * hertz / FLASH_HERTZ
     once = sum(layer["weight_bytes"] for layer in layers)
     fits = [layer["weight_bytes"] <= cache for layer in layers]
@@ -228,20 +241,25 @@ def count(out: Path, samples: int | None = None) -> dict[str, dict]:
     Raises:
       UserError: as boards.run(), or a board's bytes are not the golden ones.
     """
-    found = {board: boards.run(out, board, samples) for board in boards.EMULATORS}
+    report = json.loads((Path(out) / "report.json").read_text())
+    found = {board: boards.run(out, board, samples) for board in counting(report.get("target", "any"))}
     for board, row in found.items():
         if row["equal"] < row["samples"]:
             wrong = row["samples"] - row["equal"]
             raise UserError(f"{out} on {board}: {wrong} of {row['samples']} samples differ from TFLite Micro")
         if row["answers_equal"] not in (None, row["samples"]):
             raise UserError(f"{out} on {board}: only {row['answers_equal']} of {row['samples']} answers are Python's")
-    report = json.loads((Path(out) / "report.json").read_text())
     counted = {board: row["instructions"] for board, row in found.items()}
     report["counted_instructions"] = counted
     report["code_bytes"] = {board: row["code_bytes"] for board, row in found.items()}
-    report["estimated"] = {c: estimate(c, counted[CHIPS[c].board], report["layers"]) for c in CHIPS}
+    report["estimated"] = _estimates(counted, report["layers"], report.get("target", "any"))
     write_json(Path(out) / "report.json", report)
     return found
+
+
+def counting(target: str) -> tuple[str, ...]:
+    """The emulators that count what is estimated."""
+    return boards.EMULATORS if target == "any" else (*boards.EMULATORS, *kernels.TARGETS[target])
 
 
 def flash_bytes(tflite_bytes: bytes) -> int:
@@ -290,7 +308,8 @@ def main() -> None:
         images = dataset.validation.images if len(dataset.validation.images) else dataset.train.images
         view = camera.View(values.config.data.fit, tuple(dataset.names))
     options: dict[str, Any] = {
-        name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram", "task", "borders")
+        name: values[name].value
+        for name in ("samples", "sparse", "prefer", "flash", "ram", "task", "borders", "target")
     }
     fields = values.config.get(values.task or "") if values.config is not None else None
     if package:
@@ -317,6 +336,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("tflite", None, "The int8 .tflite file.")
     flags.DEFINE_string("out", None, "The folder to write, such as mcu/models/NAME.")
     flags.DEFINE_enum("sparse", "auto", ["auto", "always", "never"], "When zeros are left out.")
+    flags.DEFINE_enum("target", "any", list(kernels.TARGETS), "What the C is to be fast on.")
     flags.DEFINE_enum("prefer", "balanced", ["balanced", "speed", "size"], "Of instructions and bytes of flash.")
     flags.DEFINE_enum("task", None, list(answers.TASKS), "Whose answer model_answer() makes of the outputs.")
     flags.DEFINE_enum("borders", None, list(of_borders.BORDERS), "Types at the borders: the file's, or int8.")

@@ -33,7 +33,7 @@ _FILES = (
         "minimum",
     ),
     *("sub_from", "prelu", "squared_difference", "strided", "nearest", "bilinear", "reduce", "reduce_most", "arg_most"),
-    *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv"),
+    *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv", "conv_mac16"),
     *("conv", "conv_dense", "conv_packed", "conv_sparse", "depthwise"),
 )
 _CONV = (
@@ -157,7 +157,7 @@ def _place(kind, field):
 def _describe(call):
     step, v = call.step, call.step.values
     text = f"{step.op}"
-    if step.kind in ("conv", "depthwise"):
+    if step.kind in ("conv", "depthwise", "conv_mac16"):
         zeros = 1 - np.count_nonzero(v["kernel"]) / v["kernel"].size
         text += f" {v['kernel_h']}x{v['kernel_w']}, {v['in_h']}x{v['in_w']}x{v['in_c']} to "
         text += f"{v['out_h']}x{v['out_w']}x{v['out_c']}, {100 * zeros:.0f} % zeros: {call.kernel}"
@@ -211,7 +211,8 @@ def _call(name, call, graph, plan, window, place):
         given = [place[i] for i in step.inputs]
         if "constant" in v:
             given.append(f"(const uint8_t *){name}_constant" if v["constant"].itemsize > 1 else f"{name}_constant")
-        return f"{step.kind}(&{name}, {', '.join(given)}, {out})"
+        scratch = "" if window is None else f", (void *)(a + {window})"
+        return f"{step.kind}(&{name}, {', '.join(given)}, {out}{scratch})"
     second = f"{name}_constant" if "constant" in v else place[step.inputs[1]]
     last = dict(add=f", {int(step.kind == 'sub')}", add_tabled=f", (int32_t *)(void *)(a + {window})")
     return f"{call.kernel}(&{name}, {first}, {second}, {out}{last.get(call.kernel, '')})"

@@ -13,20 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atalaia.codegen import memory, plain
+from atalaia.codegen import mac16, memory, plain
 from atalaia.codegen.graph import Graph, Step
 
-BOARDS = ("rv32", "lx106")
+BOARDS, ESP32 = ("rv32", "lx106"), ("esp32isa",)
+TARGETS = dict(any=BOARDS, esp32=ESP32)  # the boards whose instructions choose a kernel
 COSTS = Path(__file__).with_name("costs.json")  # board to kernel to part to instructions
 GAPS = {"PAIRS": 255, "TRIPLETS": 15, "NIBBLES": 15}  # forms of sparse weights, and the largest gap of each
 COLUMNS = 16  # of depthwise.c
 BITS = (2, 4)  # of packed weights, which are signed: [-2, 1] and [-8, 7]
 SMALL = 1 << 20  # bound of the sums that rescale_small takes
-# Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs
-# but for the kernels with a struct of their own.
-STRUCT_BYTES = dict(
-    conv=60, depthwise=60, max_pool=20, mean_pool=20, min_pool=20, pad=20, mean=24, pair=48, add_tabled=32
-)
+# Of the struct with a step's parameters, where it has one, with 32-bit pointers; "pair" is of two inputs, if not named.
+STRUCT_BYTES = dict(conv=60, depthwise=60, max_pool=20, mean_pool=20, min_pool=20, pad=20, mean=24, pair=48)
+STRUCT_BYTES |= dict(add_tabled=32)
 
 
 class Call(NamedTuple):
@@ -60,10 +59,13 @@ class Call(NamedTuple):
     def instructions(self) -> dict[str, float]:
         """Of an inference, by board."""
         batch = self.step.values.get("batch", 1)
-        return {b: batch * sum(n * _costs()[b][self.cost][part] for part, n in self.work.items()) for b in BOARDS}
+        costs = _costs()
+        return {b: batch * sum(n * costs[b][self.cost][part] for part, n in self.work.items()) for b in costs}
 
 
-def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None) -> list[Call]:
+def choose(
+    graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None, target: str = "any"
+) -> list[Call]:
     """Calls of a graph's steps.
 
     Args:
@@ -73,49 +75,51 @@ def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: 
         constants, "balanced" the smallest product of both: a percent of one is worth a percent of the other.
       flash: bytes that all constants together should fit. Where the preferred kernels exceed them, the fastest that fit
         are taken, and where none fit, the smallest.
+      target: of TARGETS: what C runs fast on; esp32 may take kernels for its own instructions.
     """
-    choices = [_allowed(candidates(step), sparse) for step in graph.steps]
-    chosen = [_best(calls, prefer) for calls in choices]
+    choices = [_allowed(candidates(step, target), sparse) for step in graph.steps]
+    chosen = [_best(calls, prefer, TARGETS[target]) for calls in choices]
     if flash is None or sum(call.weight_bytes for call in chosen) <= flash:
         return chosen
-    return _fastest_within(choices, flash)
+    return _fastest_within(choices, flash, TARGETS[target])
 
 
-def candidates(step: Step) -> list[Call]:
-    """Every kernel that can run a step."""
+def candidates(step: Step, target: str = "any") -> list[Call]:
+    """Every kernel that can run a step, on a target."""
     batch = step.values.get("batch", 1)
-    return [call._replace(sweeps=call.sweeps * batch) for call in _CHOICES.get(step.kind, _pair)(step)]
+    calls = list(_CHOICES.get(step.kind, _pair)(step))
+    if target == "esp32" and step.kind == "conv":
+        calls += _plain(mac16.step(step, _common(step.values)))
+    return [call._replace(sweeps=call.sweeps * batch) for call in calls]
 
 
 def _allowed(calls, sparse):
     """Those of a step's calls that `sparse` allows; all where it would leave none."""
     if sparse == "auto":
         return calls
-    return [c for c in calls if c.template and c.template[0].endswith("sparse") == (sparse == "always")] or calls
+    return [c for c in calls if ("conv_sparse" in c.template) == (sparse == "always")] or calls
 
 
-def _best(calls, prefer):
+def _best(calls, prefer, boards):
     """One of a step's calls; instructions count as their mean over the boards, each relative to the first call's."""
-    if len(calls) == 1:
-        return calls[0]
     first = calls[0].instructions
 
     def rank(call):
-        time, size = sum(call.instructions[b] / first[b] for b in BOARDS), call.weight_bytes
+        time, size = sum(call.instructions[b] / first[b] for b in boards), call.weight_bytes
         return dict(speed=(time, size), size=(size, time), balanced=(time * size, time))[prefer]
 
     return min(calls, key=rank)
 
 
-def _fastest_within(choices, flash):
+def _fastest_within(choices, flash, boards):
     """Of each step one call, together of the fewest instructions within `flash` bytes: a knapsack, solved exactly.
 
     Instructions count as their mean over the boards, each relative to those of every step's first call.
     """
-    whole = {b: sum(calls[0].instructions[b] for calls in choices) for b in BOARDS}
+    whole = {b: sum(calls[0].instructions[b] for calls in choices) for b in boards}
     front = [(0, 0.0, ())]  # bytes, instructions, calls: from the smallest to the fastest
     for calls in choices:
-        costs = [(c.weight_bytes, sum(c.instructions[b] / whole[b] for b in BOARDS), c) for c in calls]
+        costs = [(c.weight_bytes, sum(c.instructions[b] / whole[b] for b in boards), c) for c in calls]
         sums = [(size + b, time + t, (*picked, call)) for size, time, picked in front for b, t, call in costs]
         sums.sort(key=lambda point: point[:2])
         front = sums[:1]
@@ -354,7 +358,7 @@ def _float(step):
 def _plain(step):
     kernel, v = plain.KERNELS[step.kind], step.values
     arrays = v["arrays"] | ({"constant": (f"{v['constant'].dtype}_t", v["constant"])} if "constant" in v else {})
-    yield Call(step, step.kind, kernel.files, arrays, kernel.work(v["fields"]), step.kind)
+    yield Call(step, step.kind, kernel.files, arrays, kernel.work(v["fields"]), step.kind, (), v.get("sweeps", 1))
 
 
 def _pair(step):

@@ -99,7 +99,7 @@ def in_place_is_safe(step: Step) -> bool:
 
 def _worth_in_place(step, graph):
     """A convolution that is safe to run in place, where that takes fewer bytes than an output of its own."""
-    if step.kind not in ("conv", "depthwise") or "batch" in step.values or not in_place_is_safe(step):
+    if step.kind not in ("conv", "depthwise", "conv_mac16") or "batch" in step.values or not in_place_is_safe(step):
         return False
     return scratch_bytes(step, True) - scratch_bytes(step, False) < graph.sizes[step.output]
 
@@ -107,6 +107,8 @@ def _worth_in_place(step, graph):
 def scratch_bytes(step: Step, in_place: bool = False) -> int:
     """Bytes of the rows that a convolution copies, 0 where it can read them where they lie; of the tables of a sum."""
     v = step.values
+    if "scratch" in v:
+        return v["scratch"]
     if step.kind in ("add", "sub"):
         return 2 * 256 * 4 if v.get("tables") and v["values"] >= TABLED else 0
     if step.kind not in ("conv", "depthwise"):
