@@ -33,8 +33,6 @@ SAMPLES = 100  # random inputs on the host
 COUNTED = 2  # of them on the emulators, whose counts hardly differ from one to the next
 BOARDS = ("rv32", "lx106")  # emulators of mcu/, in the order of the columns
 
-_FILES = flags.DEFINE_string("files", None, "A folder with the files, where they are not to be downloaded.")
-
 
 def main():
     for name in tables.chosen(FILES):
@@ -82,10 +80,10 @@ def _content(name):
     from atalaia import data, fetch
     from atalaia.errors import UserError
 
-    if _FILES.value is None:
+    if flags.FLAGS.files is None:
         return fetch.fetch(name, data.cache_dir(DATA.value)).read_bytes()
     artefact = fetch.manifest()[name]
-    path = Path(_FILES.value) / artefact.file
+    path = Path(flags.FLAGS.files) / artefact.file
     if not path.is_file():
         raise UserError(f"there is no {path}: put the file of {artefact.url} there, or leave --files out")
     content = path.read_bytes()
@@ -249,4 +247,5 @@ TABLE = Published(
 
 if __name__ == "__main__":
     tables.define_rows()
+    flags.DEFINE_string("files", None, "A folder with the files, where they are not to be downloaded.")
     tables.start(main, TABLE)
