@@ -211,7 +211,7 @@ class PackageTest(parameterized.TestCase):
         (out / "notes.txt").write_text("mine")
         with self.assertRaisesRegex(UserError, r"cat holds notes\.txt, which is no file of this package"):
             self.package("cat", "plain", version="1.0.2")
-        with self.assertRaisesRegex(UserError, "there are 1 labels, and 4 values"):
+        with self.assertRaisesRegex(UserError, "there are 1 labels, of --labels or the config's data, and 4 values"):
             self.package("cat", "arduino", labels=("one",))
         self.assertFalse((self.folder / "arduino").exists())
 

@@ -128,9 +128,11 @@ def _refuse_others(package):
     """Whatever a person has put into the folder stays there."""
     if package.out.exists() and not package.out.is_dir():
         raise UserError(f"--out={package.out} is a file, where a folder is needed: choose another")
-    found = {path.relative_to(package.out).as_posix() for path in package.out.rglob("*") if not path.is_dir()}
-    if others := sorted(found - set(_files(package))):
-        raise UserError(f"{package.out} holds {others[0]}, which is no file of this package: give an empty folder")
+    own = _files(package)
+    for path in package.out.rglob("*"):
+        name = path.relative_to(package.out).as_posix()
+        if name not in own and not path.is_dir():
+            raise UserError(f"{package.out} holds {name}, which is no file of this package: give an empty folder")
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -164,7 +166,10 @@ def write(package: Package, generated: Path, names: Sequence[str] = ()) -> list[
     report = json.loads((generated / "report.json").read_text())
     columns = report["outputs"][-1]["shape"][-1] if report["outputs"][-1]["shape"] else 1
     if package.labels and len(package.labels) != columns:
-        raise UserError(f"there are {len(package.labels)} labels, and {columns} values in the model's last output")
+        raise UserError(
+            f"there are {len(package.labels)} labels, of --labels or the config's data, and {columns} values in a row "
+            "of the model's last output: give --labels=FILE with one for each"
+        )
     files, words = _files(package), _words(package, generated, report)
     place = Path(os.path.realpath(package.out))
     place.parent.mkdir(parents=True, exist_ok=True)
