@@ -174,7 +174,7 @@ TABLE = Table(
         "rates. Their costs depend on the width alone.",
         "Drawn functions are Gaussian processes over 32 points; score and cost are drawn apart from each other.",
         "Proposals: ParEGO (Knowles, 2006) on the model that a search with one goal has. Libraries for expected "
-        "hypervolume were looked at: botorch needs PyTorch, trieste does not go with our TensorFlow, pymoo has no "
+        "hypervolume were looked at: botorch needs PyTorch, pip found no trieste beside our pins, pymoo has no "
         "proposals by a model.",
     ),
 )

@@ -110,7 +110,7 @@ class SearchTest(absltest.TestCase):
 
             while True:
                 try:
-                    return search.run(asked, folder / name, 9, 3, objective), kills
+                    return search.run(asked, folder / name, 7, 2, objective), kills
                 except Killed:
                     kills += 1
 
@@ -120,9 +120,9 @@ class SearchTest(absltest.TestCase):
         whole, none = searched("whole", 0.0)
         killed, kills = searched("killed", 0.3)
         self.assertEqual((whole, none), (killed, 0))
-        self.assertGreater(kills, 1)
+        self.assertGreater(kills, 0)
         ended = [row["trial"] for row in whole if "ended" in row]
-        self.assertBetween(len(ended), 1, 8)
+        self.assertBetween(len(ended), 1, 6)
         self.assertNotIn(search.best(asked, whole)["trial"], ended)
         self.assertIn("| after 11 % |", (folder / "whole/search.md").read_text())
         self.assertEqual(search.load(folder / "whole", SPACE), (asked, whole))
