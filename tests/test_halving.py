@@ -11,11 +11,12 @@ import threading
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from atalaia import executors, halving, metrics, runs, search
 from atalaia.errors import UserError
-from atalaia.space import choice
+from atalaia.space import Result, choice
 from atalaia.trials import Search, train_trial
 
 SPACE = {"rate": choice(*range(12)), "width": choice(1, 2)}
@@ -64,6 +65,16 @@ class RungsTest(parameterized.TestCase):
         self.assertEqual(halving.ends_at([0.5, 0.95], [0.5, 0.9], -1), 1)
         self.assertIsNone(halving.ends_at([0.5, 0.8], [None, None], 1))
         self.assertEqual(halving.ends_at([math.nan], [None, None], 1), 0)
+
+    def test_a_trial_that_ended_counts_as_one_that_learned_on(self):
+        """From the first rung two others gained 0.3 and 0.5, from the second one 0.1."""
+        values = [0.5, 0.8, 0.2, 0.4, None]
+        reached = [[0.2, 0.4], [0.3], [0.2], [0.1, 0.4], [0.1]]
+        results = [Result({}, value) for value in values]
+        found = halving.comparable(results, reached, [False, False, True, True, True])
+        np.testing.assert_allclose([r.value for r in found[:4]], [0.5, 0.8, 0.2 + 0.4, 0.4 + 0.1])
+        self.assertIsNone(found[4].value)
+        self.assertEqual(halving.comparable(results[2:3], reached[2:3], [True]), results[2:3])
 
 
 class TrialTest(absltest.TestCase):
