@@ -174,11 +174,11 @@ TABLE = Table(
         "The older [grid](search_replay.md) of 32 points has no curves: only last values were written down. So a new "
         "one was trained.",
         "One part is one whole training. A search that lost the best points, because they ended early, is not in the "
-        "means; the last column counts it.",
+        "means until it is found; a column counts it.",
         "Rungs: after 1/9 and 1/3 of the steps with 3; 1/8, 1/4, 1/2 with 2; 1/4 with 4.",
-        "With the proposals of `atalaia.search` nothing is won on so few points: without halving, a best point is found "
-        "by the fifth trial. With as many trials, halving costs well under half the training and finds less. What it "
-        "saves has to be spent on more trials.",
+        "With the proposals of `atalaia.search` nothing is won on so few points: the difference is within chance, since "
+        "without halving half the searches find a best point by the fifth trial. With as many trials, halving costs "
+        "less than half the training and finds less. What it saves has to be spent on more trials.",
         "One seed a point, one space, a small network: another space may save more, or less.",
     ),
 )
