@@ -176,8 +176,8 @@ TABLE = Table(
         "One part is one whole training. A search that lost the best points, because they ended early, is not in the "
         "means until it is found; a column counts it.",
         "Rungs: after 1/9 and 1/3 of the steps with 3; 1/8, 1/4, 1/2 with 2; 1/4 with 4.",
-        "With the proposals of `atalaia.search` nothing is won on so few points: the difference is within chance, since "
-        "without halving half the searches find a best point by the fifth trial. With as many trials, halving costs "
+        "With the proposals of `atalaia.search` nothing is won on so few points: the difference is within chance. Even "
+        "without halving, half the searches find a best point by the fifth trial. With as many trials, halving costs "
         "less than half the training and finds less. What it saves has to be spent on more trials.",
         "One seed a point, one space, a small network: another space may save more, or less.",
     ),
