@@ -150,7 +150,9 @@ def _serve(workers):
     command = [sys.executable, "-m", "atalaia.clusters", str(workers)]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     process = subprocess.Popen(command, start_new_session=True, **pipes)
-    return process, process.stdout.readline().decode().strip()
+    if not (address := process.stdout.readline().decode().strip()):
+        raise UserError(f"dask does not start on this machine: python -m atalaia.clusters {workers} says why")
+    return process, address
 
 
 class Slurm:

@@ -7,10 +7,12 @@ a trial waits at a rung for its promotion; here it never waits.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from atalaia import metrics
+from atalaia.space import Result
 
 LEAST = 0.1  # no rung stands before this part of a trial's steps
 
@@ -60,3 +62,24 @@ def ends_at(values: Sequence[float], least: Sequence[float | None], sign: int) -
         if not math.isfinite(value) or (needed is not None and sign * value < sign * needed):
             return rung
     return None
+
+
+def comparable(results: Sequence[Result], rungs: Sequence[Sequence[float]], ended: Sequence[bool]) -> list[Result]:
+    """Results whose values all tell of a last step, for what is proposed next.
+
+    A trial that ended at a rung counts as having gained from there what the trials that went on did, by their median.
+    Its own value would tell the model that a point is worse than it is: most of them learn on.
+
+    Args:
+      results: of the known trials. rungs: what each had at the rungs that it reached, the higher the better.
+      ended: which of them ended early.
+    """
+    both = list(zip(results, rungs, ended, strict=True))
+    whole = [(result.value, at) for result, at, early in both if not early and result.value is not None]
+    found = []
+    for result, at, early in both:
+        gains = [value - other[len(at) - 1] for value, other in whole if len(other) >= len(at)] if early else []
+        if gains and result.value is not None:
+            result = result._replace(value=result.value + statistics.median(gains))
+        found.append(result)
+    return found

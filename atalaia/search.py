@@ -125,6 +125,9 @@ def _finished(rows):
 def _proposed(search, rows, parallel):
     known = max(0, len(rows) - parallel + 1)
     results = [result(search, row) for row in rows[:known]]
+    if search.halving:
+        reached = [[METRICS[search.metric] * value for value in row.get("rungs", [])] for row in rows[:known]]
+        results = halving.comparable(results, reached, ["ended" in row for row in rows[:known]])
     if search.cost:
         results = goals.weighed(results, [_cost(search, row) for row in rows[:known]], search.seed)
     point = spaces.propose(search.space, search.seed, results, [row["point"] for row in rows[known:]])

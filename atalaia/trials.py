@@ -68,7 +68,7 @@ def train_trial(
     early = partial(_ended_early, search, folder, steps, least)
     if not early():  # else a search that goes on would train it a little further
         flags = [f"--config={search.config}", *arguments, *runs.override_flags(point)]
-        if not call("train", flags, lambda: bool(early())):
+        if not call("train", flags, lambda: bool(early())) and not early():
             return dict(value=None)
     if ended := early():
         return ended

@@ -185,6 +185,23 @@ def headline(figures: dict) -> str:
     return f"{len(kills)} kills in a search of {len(rows)} trials: {same} rows are those of a search left alone"
 
 
+def _merged(times):
+    """Spans in which a worker trained one trial: those that only a slow look parted are one."""
+    found = []
+    for span in sorted(times["spans"], key=lambda span: (span["worker"], span["begin"])):
+        last = found[-1] if found else None
+        same = last and all(last[name] == span[name] for name in ("worker", "trial"))
+        killed = same and any(
+            kill["role"] == span["worker"] and last["end"] - 1 <= kill["seconds"] <= span["begin"]
+            for kill in times["kills"]
+        )
+        if same and not killed:
+            last["end"] = span["end"]
+        else:
+            found.append(dict(span))
+    return found
+
+
 def draw(figures: dict, path: Path) -> None:
     """Which worker trained which trial when, and the kills."""
     from matplotlib.figure import Figure
@@ -193,7 +210,7 @@ def draw(figures: dict, path: Path) -> None:
 
     times, figure = figures["times"], Figure(figsize=(9, 3.2), layout="constrained")
     axes, roles = figure.subplots(), [*map(str, range(WORKERS)), SCHEDULER]
-    for span in times["spans"]:
+    for span in _merged(times):
         width = max(span["end"] - span["begin"], 0.25)
         axes.barh(roles.index(span["worker"]), width, left=span["begin"], color=f"C{span['trial'] % 10}", height=0.7)
         axes.text(span["begin"], roles.index(span["worker"]), str(span["trial"]), fontsize=7, va="center")
@@ -224,8 +241,9 @@ TABLE = Table(
         "second, on a busy machine of 2 cores.",
         "A training that was killed with its worker goes on from its checkpoint on another worker. One that is left "
         "at work keeps its folder's lock: the next waits for it, and finds it done.",
-        "A training that is killed before its first checkpoint begins anew. What was trained twice gives the same "
-        "weights.",
+        "Kills fell into the first trials: the machine was so busy that one training took minutes, most of them for "
+        "imports and compilation. So most were hit before a first checkpoint, or had ended but for their last words. "
+        "`tests/test_executors.py` kills programs between checkpoints, and sees them go on there.",
     ),
 )
 

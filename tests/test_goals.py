@@ -95,10 +95,10 @@ class SearchTest(absltest.TestCase):
         self.enter_context(contextlib.redirect_stdout(io.StringIO()))
         self.enter_context(contextlib.redirect_stderr(io.StringIO()))
         with mock.patch.object(search, "picture"):
-            search.run(asked, folder / "whole", 7, 2, objective)
-        whole = search.run(asked, folder / "whole", 8, 2, objective)  # with one picture: they take long
+            search.run(asked, folder / "whole", 5, 2, objective)
+        whole = search.run(asked, folder / "whole", 6, 2, objective)  # with one picture: they take long
         with mock.patch.object(search, "picture"):
-            for trials in (5, 8):
+            for trials in (4, 6):
                 rows = search.run(asked, folder / "parts", trials, 2, objective)
         self.assertEqual(rows, whole)
         self.assertEqual(search.load(folder / "parts", SPACE), (asked, whole))
@@ -107,7 +107,7 @@ class SearchTest(absltest.TestCase):
         self.assertEqual(sizes, sorted(set(sizes)))
         self.assertGreater(len(best), 1)
         text = (folder / "whole/search.md").read_text()
-        self.assertIn(f"No other trial of 8 beats, in val_score and flash: trial {best[0]['trial']} (width=", text)
+        self.assertIn(f"No other trial of 6 beats, in val_score and flash: trial {best[0]['trial']} (width=", text)
         self.assertEqual((folder / "whole/search.png").read_bytes()[:4], b"\x89PNG")
 
 

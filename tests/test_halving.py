@@ -11,11 +11,12 @@ import threading
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from atalaia import executors, halving, metrics, runs, search
 from atalaia.errors import UserError
-from atalaia.space import choice
+from atalaia.space import Result, choice
 from atalaia.trials import Search, train_trial
 
 SPACE = {"rate": choice(*range(12)), "width": choice(1, 2)}
@@ -65,6 +66,16 @@ class RungsTest(parameterized.TestCase):
         self.assertIsNone(halving.ends_at([0.5, 0.8], [None, None], 1))
         self.assertEqual(halving.ends_at([math.nan], [None, None], 1), 0)
 
+    def test_a_trial_that_ended_counts_as_one_that_learned_on(self):
+        """From the first rung two others gained 0.3 and 0.5, from the second one 0.1."""
+        values = [0.5, 0.8, 0.2, 0.4, None]
+        reached = [[0.2, 0.4], [0.3], [0.2], [0.1, 0.4], [0.1]]
+        results = [Result({}, value) for value in values]
+        found = halving.comparable(results, reached, [False, False, True, True, True])
+        np.testing.assert_allclose([r.value for r in found[:4]], [0.5, 0.8, 0.2 + 0.4, 0.4 + 0.1])
+        self.assertIsNone(found[4].value)
+        self.assertEqual(halving.comparable(results[2:3], reached[2:3], [True]), results[2:3])
+
 
 class TrialTest(absltest.TestCase):
     def _train(self, values, least, steps=9):
@@ -110,7 +121,7 @@ class SearchTest(absltest.TestCase):
 
             while True:
                 try:
-                    return search.run(asked, folder / name, 9, 3, objective), kills
+                    return search.run(asked, folder / name, 7, 2, objective), kills
                 except Killed:
                     kills += 1
 
@@ -120,9 +131,9 @@ class SearchTest(absltest.TestCase):
         whole, none = searched("whole", 0.0)
         killed, kills = searched("killed", 0.3)
         self.assertEqual((whole, none), (killed, 0))
-        self.assertGreater(kills, 1)
+        self.assertGreater(kills, 0)
         ended = [row["trial"] for row in whole if "ended" in row]
-        self.assertBetween(len(ended), 1, 8)
+        self.assertBetween(len(ended), 1, 6)
         self.assertNotIn(search.best(asked, whole)["trial"], ended)
         self.assertIn("| after 11 % |", (folder / "whole/search.md").read_text())
         self.assertEqual(search.load(folder / "whole", SPACE), (asked, whole))
