@@ -52,7 +52,7 @@ def main():
 
 def proposals(folder: Path) -> list[dict]:
     """A proposal after each number of trials."""
-    return [proposal(count) for count in TRIALS]
+    return [proposal(count) for count in TRIALS if count <= flags.FLAGS.most]
 
 
 def proposal(count: int) -> dict:
@@ -298,5 +298,6 @@ TABLE = Table(
 
 if __name__ == "__main__":
     tables.define_rows()
+    flags.DEFINE_integer("most", TRIALS[-1], "Trials before the last proposal; that after 2,000 takes minutes.")
     flags.DEFINE_string("folder", None, "Where the made-up images are written (else the system's temporary folder).")
     tables.start(main, TABLE)
