@@ -233,7 +233,7 @@ def body(found: dict) -> str:
     loads = ", ".join(f"{part} {found[part]['load'][0]:.0f} to {found[part]['load'][1]:.0f}" for part in PARTS)
     rows = {part: found[part]["rows"] for part in PARTS}
     ends = "\n".join(
-        f"- {way}: exit code {limit[key]['code']}, {' '.join(limit[key]['said']) or 'nothing on stderr'}"
+        f"- {way}: exit code {limit[key]['code']}, {' '.join(limit[key]['said']) if limit[key]['code'] else 'trained'}"
         for way, key in (("in memory", "memory"), ("on the disk", "disk"))
     )
     return (
@@ -248,7 +248,7 @@ def body(found: dict) -> str:
         f"## A set that does not fit\n\n{limit['images']:,} images, {limit['bytes'] / GIB:.1f} GiB, in a process that "
         f"may allocate {limit['limit'] / GIB:.1f} GiB (`setrlimit` on data):\n\n{ends}\n\n"
         f"## Images from the disk\n\nBatches of {BATCH} in a random order.\n\n{grid(rates, rows['loaders'], left=2)}"
-        f"\n## A run folder\n\n{trial['files']} files, {trial['folder'] / MIB:.1f} MiB for this small network.\n"
+        f"\n## A run folder\n\n{trial['files']} files, {trial['folder'] / 1024:,.0f} KiB for this small network.\n"
     )
 
 
