@@ -74,7 +74,9 @@ def _guarded(function, goes_on=False):
         print("stopped" + "; give the same command again to go on" * goes_on, file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        line, code = message(error) or processes.lost(error), getattr(error, "code", UserError.code)
+        line, code = message(error) or processes.lost(error), UserError.code
+        if isinstance(error, UserError):
+            code = error.code
         processes.speak()
         if line is None:
             if not jax.distributed.is_initialized():

@@ -26,7 +26,9 @@ from atalaia.errors import UserError
 
 AUTO = "auto"  # of --coordinator: Slurm, Open MPI or Kubernetes tell where it is
 _GRACE = 5.0  # seconds in which a process may end by itself after another has, and say why
+_PATIENCE = 7 * 24 * 3600  # seconds that they wait for the first, which may wait for a run folder or a teacher
 _SHUTDOWN = 60  # seconds that the first to end waits for the others
+_STOPPED = 130  # exit code after Ctrl-C, which all processes see
 # What an operation over all processes says when one of them is gone.
 _LOST = re.compile("Gloo|NCCL|Barrier|[Cc]oordination|heartbeat|Connection (reset|closed)")
 
@@ -115,7 +117,7 @@ def _share(cores, number, count):
 
 def _watch(number, process, log):
     """Ends this process with one line when one that it started failed, whatever it is waiting for."""
-    if process.wait() == 0:
+    if process.wait() in (0, _STOPPED):
         return
     time.sleep(_GRACE)  # what ended that one may end this one too, which then says so itself
     print(f"error: {_how_it_ended(number, process, log)}", file=sys.stderr, flush=True)
@@ -150,7 +152,8 @@ def lost(error: BaseException) -> str | None:
             time.sleep(0.05)
         if process.returncode:
             return _how_it_ended(number, process, log)
-    return "another process of this training is gone (its own output says why): give all the same commands again"
+    said = " ".join(str(error).split())[:150]
+    return f"another process of this training is gone; its own output says why ({said}): give all the commands again"
 
 
 def speak() -> None:
@@ -195,13 +198,13 @@ def on_devices(tree: Any, *axes: str | None) -> Any:
 # --- What they agree on ---
 
 
-def any_of(*wishes: bool) -> tuple[bool, ...]:
-    """For each wish, whether any process has it; waits for all of them."""
-    return wishes if jax.process_count() == 1 else _read(_asked(wishes))
+def any_of(wish: bool) -> bool:
+    """Whether any process has the wish; waits for all of them."""
+    return wish if jax.process_count() == 1 else _read(_asked([wish]))[0]
 
 
 class Wishes:
-    """`any_of` at the end of each step, answered at the end of the next one, so that no step waits for the answer."""
+    """`any_of` for some wishes at the end of each step, answered at the end of the next: no step waits for it."""
 
     def __init__(self) -> None:
         self._before: Any = None
@@ -228,9 +231,12 @@ def _any_row():
     return jax.jit(lambda rows: rows.any(0), out_shardings=over_devices())
 
 
-def wait_for_all() -> None:
-    """Returns when all processes have come here."""
-    any_of(False)
+def wait_for_all(place: str) -> None:
+    """Returns when all processes have come to this place, however late: other operations give up after a while."""
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.sync_global_processes(f"atalaia_{place}", timeout=_PATIENCE)
 
 
 def refuse_unlike(what: str, sha256: str) -> None:

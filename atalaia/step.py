@@ -209,7 +209,10 @@ def make_evaluate(config: ConfigDict, forward: Callable, split: data.Split) -> C
         return forward(variables, data.to_float(images))[0]
 
     def evaluate(state):
-        batches = jax.device_get([answer(variables_of(state), x) for x in kept or map(read, starts)])
+        if kept is None:  # one after the other: together their images may be more than the memory
+            batches = [jax.device_get(answer(variables_of(state), read(start))) for start in starts]
+        else:
+            batches = jax.device_get([answer(variables_of(state), x) for x in kept])
         outputs = jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *batches)
         found = task.metrics(outputs, split.targets)
         return dict(val_loss=float(hard(outputs, split.targets)), val_score=found[score]) | {

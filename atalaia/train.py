@@ -88,7 +88,7 @@ def _claimed(config, workdir):
             stack.enter_context(locked(workdir / "lock", lambda: print(waiting, flush=True)))
             configs.refuse_other_run(config, workdir)  # the other process may have begun one
             configs.claim(config, workdir)
-        processes.wait_for_all()
+        processes.wait_for_all("begin")
         configs.refuse_unshared(config, workdir)
         yield
 
@@ -194,7 +194,7 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
 
             done, last, epoch_ends = number + 1, number + 1 == end, place + 1 == epoch_steps
             stopped, due = wishes(run.stop(), time.monotonic() - saved > config.checkpoint_seconds)
-            (pause,) = processes.any_of(epoch_ends and not guide.ready(epoch + 1)) if epoch_ends else (False,)
+            pause = epoch_ends and processes.any_of(not guide.ready(epoch + 1))
             save = last or stopped or pause or due
             look = last or (done - stage.first) % eval_steps == 0
             if done == stage.end:
@@ -318,7 +318,7 @@ def _finish(run):
             validation=looked,
         )
         write_json(path, summary)
-    processes.wait_for_all()
+    processes.wait_for_all("end")
     print(f"trained: {run.workdir} (metrics.jsonl, tensorboard, checkpoints, ledger.json)", flush=True)
     return json.loads(path.read_text())
 

@@ -1,6 +1,6 @@
 """What grows with trials and with images: time of a proposal, memory of a training, images a second from the disk.
 
-python experiments/scaling.py [--folder=FOLDER]
+python experiments/scaling.py [--folder=FOLDER] [proposals memory limit loaders]
 python experiments/scaling.py --pages              # only writes the page, from the figures
 
 Made-up images of 96x96x3 are written to FOLDER (3.3 GB, removed at the end). About two minutes on a quiet machine. The
@@ -27,7 +27,7 @@ from tables import ROOT, Table, grid
 
 SHAPE = (96, 96, 3)
 TRIALS = (30, 100, 300, 1000, 2000)
-IMAGES = (2_000, 8_000, 16_000)  # of the memory's slope
+IMAGES = (2_000, 16_000)  # of the memory's slope
 LARGE = 120_000  # images that do not fit
 LIMIT = 3 << 30  # bytes that a process may allocate for them
 BATCH, BATCHES, REPEATS = 128, 40, 3  # of the loaders
@@ -35,21 +35,24 @@ MIB, GIB = 2**20, 2**30
 
 
 def main():
-    with tempfile.TemporaryDirectory(dir=flags.FLAGS.folder) as temporary:
-        folder = Path(temporary)
-        found = dict(
-            machine=dict(cores=os.cpu_count(), load=os.getloadavg()[0], shape=SHAPE),
-            proposals=[proposal(count) for count in TRIALS],
-            memory=[memory(folder, count, where) for count in IMAGES for where in (True, False)],
-        )
-        write_set(folder / "large", LARGE)
-        found |= dict(limit=limited(folder), loaders=loaders(folder / "large"))
-        found["trial"] = trial_files(folder)
-    found["machine"]["load_at_end"] = os.getloadavg()[0]
-    TABLE.save(found)
+    from atalaia.files import write_json
+
+    for part in tables.chosen(PARTS):
+        with tempfile.TemporaryDirectory(dir=flags.FLAGS.folder) as temporary:
+            before = os.getloadavg()[0]
+            found = dict(rows=PARTS[part](Path(temporary)), cores=os.cpu_count(), load=[before, os.getloadavg()[0]])
+        TABLE.folder.mkdir(parents=True, exist_ok=True)
+        write_json(TABLE.folder / f"{part}.json", found)
+    if TABLE.there():
+        TABLE.write()
 
 
 # ---- trials
+
+
+def proposals(folder: Path) -> list[dict]:
+    """A proposal after each number of trials."""
+    return [proposal(count) for count in TRIALS if count <= flags.FLAGS.most]
 
 
 def proposal(count: int) -> dict:
@@ -67,12 +70,6 @@ def proposal(count: int) -> dict:
         seconds.append(time.process_time() - begin)
     print(f"{count} trials: {statistics.median(seconds):.2f} s", flush=True)
     return dict(trials=count, seconds=statistics.median(seconds))
-
-
-def trial_files(folder: Path) -> dict:
-    """Files and bytes of a run folder, a run of the memory's."""
-    files = [path for path in (folder / f"run_{IMAGES[0]}_memory").rglob("*") if path.is_file()]
-    return dict(files=len(files), bytes=sum(path.stat().st_size for path in files))
 
 
 # ---- images
@@ -118,20 +115,28 @@ def training(folder: Path, name: str, data: Path, in_memory: bool, limit: int | 
     return workdir, dict(code=done.returncode, said=done.stderr.strip().splitlines()[-1:], s=time.monotonic() - begin)
 
 
-def memory(folder: Path, count: int, in_memory: bool) -> dict:
-    """The most memory that a training of so many images held."""
+def memory(folder: Path) -> list[dict]:
+    """A training of each number of images, in memory and from the disk."""
+    for count in IMAGES:
+        write_set(folder / f"set_{count}", count)
+    return [peak(folder, count, where) for count in IMAGES for where in (True, False)]
+
+
+def peak(folder: Path, count: int, in_memory: bool) -> dict:
+    """The most memory that a training of so many images held, and what its run folder holds."""
     data = folder / f"set_{count}"
-    if not data.exists():
-        write_set(data, count)
     workdir, ended = training(folder, str(count), data, in_memory)
     assert ended["code"] == 0, ended
-    peak = json.loads((workdir / "train.json").read_text())["peak_memory_bytes"]
-    print(f"{count} images, in_memory={in_memory}: {peak / MIB:.0f} MiB", flush=True)
-    return dict(images=count, in_memory=in_memory, bytes=count * int(np.prod(SHAPE)), peak=peak)
+    most = json.loads((workdir / "train.json").read_text())["peak_memory_bytes"]
+    print(f"{count} images, in_memory={in_memory}: {most / MIB:.0f} MiB", flush=True)
+    files = [path.stat().st_size for path in workdir.rglob("*") if path.is_file()]
+    held = dict(files=len(files), folder=sum(files))
+    return dict(images=count, in_memory=in_memory, bytes=count * int(np.prod(SHAPE)), peak=most, **held)
 
 
-def limited(folder: Path) -> dict:
+def limit(folder: Path) -> dict:
     """A set that is larger than the memory that a process may take: in memory, and from the disk."""
+    write_set(folder / "large", LARGE)
     found = {}
     for in_memory in (True, False):
         _, found["memory" if in_memory else "disk"] = training(folder, "large", folder / "large", in_memory, LIMIT)
@@ -139,9 +144,10 @@ def limited(folder: Path) -> dict:
     return found | dict(limit=LIMIT, images=LARGE, bytes=LARGE * int(np.prod(SHAPE)))
 
 
-def loaders(data: Path) -> list[dict]:
+def loaders(folder: Path) -> list[dict]:
     """Images a second of batches in a random order, by each way; cold: none of the file is in the system's cache."""
-    path, ways = data / "train_images.npy", {"one thread": one_thread, "read ahead (ours)": ours}
+    write_set(folder / "set", LARGE)
+    path, ways = folder / "set/train_images.npy", {"one thread": one_thread, "read ahead (ours)": ours}
     if importlib.util.find_spec("grain"):
         ways["grain, 2 threads"] = grains
     rows = []
@@ -223,24 +229,26 @@ def body(found: dict) -> str:
         "file": lambda r: "not in the cache" if r["cold"] else "in the cache",
         "images/s": lambda r: f"{r['rate']:,.0f} ({r['least']:,.0f} to {r['most']:,.0f})",
     }
-    limit, trial, machine = found["limit"], found["trial"], found["machine"]
+    limit, trial = found["limit"]["rows"], found["memory"]["rows"][0]
+    loads = ", ".join(f"{part} {found[part]['load'][0]:.0f} to {found[part]['load'][1]:.0f}" for part in PARTS)
+    rows = {part: found[part]["rows"] for part in PARTS}
     ends = "\n".join(
-        f"- {way}: exit code {limit[key]['code']}, {' '.join(limit[key]['said']) or 'nothing on stderr'}"
+        f"- {way}: exit code {limit[key]['code']}, {' '.join(limit[key]['said']) if limit[key]['code'] else 'trained'}"
         for way, key in (("in memory", "memory"), ("on the disk", "disk"))
     )
     return (
-        f"Images are {'x'.join(map(str, SHAPE))}. {machine['cores']} cores; load average {machine['load']:.1f} at the "
-        f"beginning, {machine['load_at_end']:.1f} at the end.\n\n"
-        f"## One proposal of a search\n\n{grid(proposals, found['proposals'], left=0)}\n"
-        f"It grows with the power {slope(found['proposals'], 'trials', 'seconds'):.1f} of the trials.\n\n"
-        f"## Memory of a training\n\n{grid(peaks, found['memory'], left=0)}\n"
-        f"A byte of images takes {per_byte(found['memory'], True):.2f} bytes of memory when they are kept in memory, "
-        f"{per_byte(found['memory'], False):.2f} when they stay on the disk (the system's cache of the file counts, "
+        f"Images are {'x'.join(map(str, SHAPE))}. {found['memory']['cores']} cores; load average from beginning to "
+        f"end: {loads}.\n\n"
+        f"## One proposal of a search\n\n{grid(proposals, rows['proposals'], left=0)}\n"
+        f"It grows with the power {slope(rows['proposals'], 'trials', 'seconds'):.1f} of the trials.\n\n"
+        f"## Memory of a training\n\n{grid(peaks, rows['memory'], left=0)}\n"
+        f"A byte of images takes {per_byte(rows['memory'], True):.2f} bytes of memory when they are kept in memory, "
+        f"{per_byte(rows['memory'], False):.2f} when they stay on the disk (what the system keeps of the file counts, "
         "and gives way).\n\n"
         f"## A set that does not fit\n\n{limit['images']:,} images, {limit['bytes'] / GIB:.1f} GiB, in a process that "
         f"may allocate {limit['limit'] / GIB:.1f} GiB (`setrlimit` on data):\n\n{ends}\n\n"
-        f"## Images from the disk\n\nBatches of {BATCH} in a random order.\n\n{grid(rates, found['loaders'], left=2)}\n"
-        f"## A run folder\n\n{trial['files']} files, {trial['bytes'] / MIB:.1f} MiB for this small network.\n"
+        f"## Images from the disk\n\nBatches of {BATCH} in a random order.\n\n{grid(rates, rows['loaders'], left=2)}"
+        f"\n## A run folder\n\n{trial['files']} files, {trial['folder'] / 1024:,.0f} KiB for this small network.\n"
     )
 
 
@@ -252,12 +260,12 @@ def draw(found: dict, path: Path) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rows = found["proposals"]
+    rows = found["proposals"]["rows"]
     left.loglog([r["trials"] for r in rows], [r["seconds"] for r in rows], "o-")
     left.set(xlabel="trials", ylabel="CPU seconds of the next proposal")
     left.grid(alpha=0.3)
     for kept, label in ((True, "in memory"), (False, "on the disk")):
-        rows = [r for r in found["memory"] if r["in_memory"] == kept]
+        rows = [r for r in found["memory"]["rows"] if r["in_memory"] == kept]
         right.plot([r["bytes"] / MIB for r in rows], [r["peak"] / MIB for r in rows], "o-", label=label)
     right.set(xlabel="images, MiB", ylabel="peak memory of a training, MiB", ylim=0)
     right.grid(alpha=0.3)
@@ -265,6 +273,7 @@ def draw(found: dict, path: Path) -> None:
     pictures.save_figure(figure, path)
 
 
+PARTS = dict(proposals=proposals, memory=memory, limit=limit, loaders=loaders)
 TABLE = Table(
     name="scaling",
     title="What grows with trials and images",
@@ -273,12 +282,12 @@ TABLE = Table(
     command="python experiments/scaling.py",
     body=body,
     headline=lambda found: (
-        f"a proposal after {found['proposals'][-1]['trials']:,} trials takes {found['proposals'][-1]['seconds']:.0f} "
-        f"CPU s; a byte of images {per_byte(found['memory'], True):.1f} bytes of memory"
+        f"a proposal's time grows with the power {slope(found['proposals']['rows'], 'trials', 'seconds'):.1f} of the "
+        f"trials; a byte of images takes {per_byte(found['memory']['rows'], True):.1f} bytes of memory"
     ),
     picture="Time of a proposal, and peak memory",
     draw=draw,
-    files=("figures.json",),
+    files=tuple(f"{part}.json" for part in PARTS),
     notes=(
         "The slopes count. A machine that does other work (see the load average) gives lower rates than a quiet one.",
         "Proposals are CPU time on one thread, of four fields with numbers as values.",
@@ -288,5 +297,7 @@ TABLE = Table(
 
 
 if __name__ == "__main__":
+    tables.define_rows()
+    flags.DEFINE_integer("most", TRIALS[-1], "Trials before the last proposal; that after 2,000 takes minutes.")
     flags.DEFINE_string("folder", None, "Where the made-up images are written (else the system's temporary folder).")
     tables.start(main, TABLE)

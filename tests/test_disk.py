@@ -46,7 +46,7 @@ class RowsTest(absltest.TestCase):
 
 class MemoryTest(absltest.TestCase):
     def test_images_that_do_not_fit_are_refused_with_the_way_out(self):
-        with mock.patch.object(disk, "free_memory", return_value=2 * IMAGES.nbytes):
+        with mock.patch.object(disk, "free_memory", return_value=disk.COPIES * IMAGES.nbytes):
             disk.refuse_too_large(IMAGES.shape)
             with self.assertRaisesRegex(UserError, r"91 images of 8x8x3 need .* give --config.data.in_memory=False"):
                 disk.refuse_too_large((91, 8, 8, 3))
