@@ -37,7 +37,7 @@ DEPTHWISE = (
 )
 COUNTS = ROOT / "runs/mcu_costs.json"  # what was counted already, by the C that was run: a run that was stopped goes on
 FLOATS = ("float_in", "float_out")  # steps at one of the borders in place of a flip
-SHARED = ("line", "copied", "large")  # parts of conv.c, which all its kernels go through
+SHARED = ("line", "copied", "small", "large", "turned")  # parts of conv.c, which all its kernels go through
 # So that no layer's constants are built into a kernel: a network has several layers of a kind.
 GENERAL = '#pragma GCC optimize("no-ipa-cp", "no-inline-functions-called-once")\n'
 # Clang does not know these: there, where the constants lie goes through an instruction that it does not look into.
@@ -54,7 +54,7 @@ def main(argv):
 
     known = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
     COUNTS.parent.mkdir(exist_ok=True)
-    cases = [(call, shapes) for step, shapes in steps() for call in kernels.candidates(step, "esp32")]
+    cases = [(call, shapes) for step, shapes in steps() for call in kernels.candidates(step, "esp32") if worth(call)]
     costs = {}
     with Progress("measure kernels", len(cases) * len(BOARDS), "runs") as progress:
         for board in BOARDS:
@@ -66,6 +66,11 @@ def main(argv):
             costs[board] = fit(cases, counts)
     write_json(kernels.COSTS, costs)
     print(f"written: {kernels.COSTS}")
+
+
+def worth(call) -> bool:
+    """Not lines for sums so large that nearly all outputs have one value."""
+    return not ("grid" in call.arrays and call.step.values["bias"].any())
 
 
 def steps() -> list:
@@ -105,7 +110,8 @@ def _linear(kind, height, width, channels, kernel, stride, bias=0):
     pads = [max((o - 1) * stride + k - n, 0) // 2 for o, k, n in ((out_h, tall, height), (out_w, wide, width))]
     values = dict(in_h=height, in_w=width, in_c=channels, out_h=out_h, out_w=out_w, out_c=outputs)
     values |= dict(kernel_h=tall, kernel_w=wide, stride_h=stride, stride_w=stride, pad_top=pads[0], pad_left=pads[1])
-    values |= dict(in_zero=128, out_zero=128, out_low=0, out_high=255, low=None, high=None, kernel=kernel)
+    values |= dict(in_zero=128, out_low=0, out_high=255, low=None, high=None, kernel=kernel)
+    values |= dict(out_zero=0 if height % 2 else 128)  # lines of some turn, of others not
     values |= dict(bias=np.full(outputs, bias, np.int32), multiplier=np.full(outputs, 1 << 30, np.int32))
     values |= dict(shift=np.full(outputs, -6, np.int8))
     return step(kind, (1, height, width, channels), (1, out_h, out_w, outputs), **values)
@@ -279,7 +285,7 @@ def fit(cases: list, counts: list[int]) -> dict[str, dict[str, float]]:
     costs = {"flip": {"value": round(flip, 3)}}
     for name in sorted({call.cost for call in calls} - {"flip"}):
         parts = {part for call in calls if call.cost == name for part in call.work}
-        parts = sorted(parts | ({"large"} if "line" in parts else set()))
+        parts = sorted(parts | (set(SHARED) if "line" in parts else set()))
         costs[name] = {part: round(float(found["" if part in SHARED else name, part]), 3) for part in parts}
     return costs
 

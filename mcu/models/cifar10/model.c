@@ -76,12 +76,15 @@ static inline uint8_t clamp(int32_t x, int32_t low, int32_t high)
     return (uint8_t)(x < low ? low : x > high ? high : x);
 }
 
-/* int8 at the borders, value + 128 inside. */
-static void flip(const void *from, void *to, uint32_t values)
+/* int8 to value + 128, or back, by words where both are aligned. */
+static void flip(const void *from, void *to, uint32_t size)
 {
-    const uint8_t *in = from;
+    const uint8_t *in = from, *end = in + size;
     uint8_t *out = to;
-    while (values--)
+    if ((((uintptr_t)from | (uintptr_t)to) & 3) == 0)
+        for (const uint8_t *last = end - (size & 3); in < last; in += 4, out += 4)
+            *(uint32_t *)(void *)out = *(const uint32_t *)(const void *)in ^ 0x80808080u;
+    while (in < end)
         *out++ = *in++ ^ 128;
 }
 
@@ -124,78 +127,163 @@ typedef struct {
     uint8_t bits, out_low, out_high;
 } add_tabled_t;
 
+/* Most values need no clamp, which one comparison tells. */
+#define ADD_TABLED(i)                                                          \
+    {                                                                          \
+        const int32_t value = (terms[a[i]] + b_terms[b[i]]) >> bits;           \
+        out[i] = (uint8_t)value;                                               \
+        if ((uint32_t)(value - low) > span)                                    \
+            out[i] = (uint8_t)(value < low ? low : low + (int32_t)span);       \
+    }
+
 /* `terms`: room for 512. */
 static void add_tabled(const add_tabled_t *t, const uint8_t *a, const uint8_t *b, uint8_t *out, int32_t *terms)
 {
     const int32_t *const b_terms = terms + 256;
-    const int bits = t->bits, low = t->out_low, high = t->out_high;
+    const int bits = t->bits, low = t->out_low;
+    const uint32_t span = (uint32_t)(t->out_high - low);
     int64_t a_term = t->start, b_term = 0;
     for (int i = 0; i < 256; i++) {
         terms[i] = (int32_t)(a_term >> 32), terms[256 + i] = (int32_t)(b_term >> 32);
         a_term += t->a_step, b_term += t->b_step;
     }
-    for (const uint8_t *end = a + t->values; a < end;)
-        *out++ = clamp((terms[*a++] + b_terms[*b++]) >> bits, low, high);
+    const uint8_t *const end = a + t->values;
+    for (const uint8_t *four = a + (t->values & ~3u); a < four; a += 4, b += 4, out += 4) {
+        ADD_TABLED(0)
+        ADD_TABLED(1)
+        ADD_TABLED(2)
+        ADD_TABLED(3)
+    }
+    for (; a < end; a++, b++, out++)
+        ADD_TABLED(0)
 }
 
 /* Convolutions and matrix products (a matrix product is a convolution of one pixel). Inside, an activation is its int8
  * value + 128, so that no load needs a sign; the input's zero point lies in the bias. */
+
 typedef struct conv {
     const void *weights;       /* as the row function has them */
     const void *counts;        /* sparse: groups of weights, by output and kernel row */
     const int32_t *bias, *multiplier;
     const int8_t *shift;
     const uint8_t *low, *high; /* bounds by output channel, or NULL */
+    const uint32_t *grid;      /* lines by output channel, in place of all these, or NULL */
     uint16_t in_h, in_w, in_c, out_h, out_w, out_c, kernel_h, kernel_w;
     uint16_t chunk;            /* packed: taps whose products fit 16 bits */
     uint8_t stride_h, stride_w, pad_top, pad_left;
     uint8_t in_zero, out_zero, out_low, out_high;
     uint8_t small;             /* whether every sum lies within 2^20 and every shift is to the right */
+    uint8_t turned;            /* whether lines have values below the zero point */
     void (*row)(const struct conv *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out);
 } conv_t;
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Values of `outputs` channels from o on and `pixels` pixels from x on, from sums[outputs][pixels]: for each channel
- * `*to = clamp(EXPRESSION, low, high)` with each sum x, its bias added. */
-#define CONV_STORE(EXPRESSION)                                                                                     \
-    const int out_c = c->out_c, zero = c->out_zero;                                                                \
-    for (out += x * out_c + o; outputs--; o++, out++) {                                                            \
-        const int32_t multiplier = c->multiplier[o];                                                               \
-        const uint32_t bias = (uint32_t)c->bias[o];                                                                \
-        const int shift = c->shift[o];                                                                             \
-        const int low = c->low ? c->low[o] : c->out_low, high = c->low ? c->high[o] : c->out_high;                 \
-        uint8_t *to = out;                                                                                         \
-        for (const uint32_t *end = sums + pixels; sums < end; to += out_c) {                                       \
-            const int32_t sum = (int32_t)(*sums++ + bias);                                                         \
-            *to = clamp((EXPRESSION) + zero, low, high);                                                           \
-        }                                                                                                          \
+/* A kernel's sums and pointers just fit the registers. A compiler that moves products ahead of other sums, or loads weights
+ * long before, has to put some of them into memory. */
+#if defined(__GNUC__) && (defined(__XTENSA__) || defined(__riscv))
+#define ADD_IN_ORDER(sum, x) __asm__ volatile("add %0, %0, %1" : "+r"(sum) : "r"(x))
+#else
+#define ADD_IN_ORDER(sum, x) (sum += x)
+#endif
+#if defined(__GNUC__) && defined(__XTENSA__)
+#define LOAD_FROM_HERE(pointer) __asm__ volatile("" : "+r"(pointer))
+#define SELDOM(condition) __builtin_expect(condition, 0)
+#else
+#define LOAD_FROM_HERE(pointer) (void)(pointer)
+#define SELDOM(condition) (condition)
+#endif
+
+enum { COLUMNS = 48 }; /* outputs of a channel that some kernels sum before they are stored */
+
+/* Values of `outputs` channels from o on and `pixels` pixels from x on, from sums[outputs][pixels]: for each channel its
+ * NUMBERS, and with each sum, its bias added, `*to = EXPRESSION`; one or four SUMS at once. A function of its own: inlined,
+ * it would take registers from a kernel. */
+#define CONV_STORE(NAME, NUMBERS, SUMS, EXPRESSION)                                                           \
+    static __attribute__((noinline)) void NAME(const conv_t *c, int x, int o, int outputs, int pixels,        \
+                                               const uint32_t *sums, uint8_t *out)                            \
+    {                                                                                                         \
+        const int out_c = c->out_c;                                                                           \
+        for (out += x * out_c + o; outputs--; o++, out++) {                                                   \
+            NUMBERS                                                                                           \
+            uint8_t *to = out;                                                                                \
+            const uint32_t *const end = sums + pixels;                                                        \
+            if (SUMS == 4)                                                                                    \
+                for (const uint32_t *four = sums + (pixels & ~3); sums < four; sums += 4) {                   \
+                    CONV_STORE_ONE(0, EXPRESSION)                                                             \
+                    CONV_STORE_ONE(1, EXPRESSION)                                                             \
+                    CONV_STORE_ONE(2, EXPRESSION)                                                             \
+                    CONV_STORE_ONE(3, EXPRESSION)                                                             \
+                }                                                                                             \
+            for (; sums < end; sums++)                                                                        \
+                CONV_STORE_ONE(0, EXPRESSION)                                                                 \
+        }                                                                                                     \
+    }
+#define CONV_STORE_ONE(i, EXPRESSION)                    \
+    {                                                    \
+        const int32_t sum = (int32_t)(sums[i] + bias);   \
+        *to = EXPRESSION;                                \
+        to += out_c;                                     \
     }
 
-/* A function of its own: inlined, it would take registers from the one below. */
-static __attribute__((noinline)) void conv_store_any(const conv_t *c, int x, int o, int outputs, int pixels,
-                                                     const uint32_t *sums, uint8_t *out)
+#define BY_MULTIPLIER                                                                              \
+    const int32_t multiplier = c->multiplier[o];                                                   \
+    const int shift = c->shift[o], zero = c->out_zero;                                             \
+    const int low = c->low ? c->low[o] : c->out_low, high = c->low ? c->high[o] : c->out_high;     \
+    const uint32_t bias = (uint32_t)c->bias[o];
+CONV_STORE(conv_store_any, BY_MULTIPLIER, 1, clamp(rescale(sum, multiplier, shift) + zero, low, high))
+CONV_STORE(conv_store_small, BY_MULTIPLIER, 1,
+           clamp(rescale_small(sum, multiplier, -shift, 1 << (-shift - 1)) + zero, low, high))
+
+/* How sums become values in two products of 32 bits: a value is the upper byte of a line. codegen makes it where no sum
+ * gives another byte than TFLite's roundings. Five words of a channel: its bias, with which a sum is 0 where the values
+ * start to rise; times 4096 the sum where they end to rise, plus the lower 12 bits of the slope; the slope without these
+ * bits, in 1/2^24 of a value; the line at 0; times 4096 the sum below which values lie that are rounded lower, plus the
+ * power of two by which. */
+static inline uint8_t on_line(int32_t sum, int32_t limit, uint32_t coarse, uint32_t fine, uint32_t start, int32_t turn,
+                              uint32_t lower)
 {
-    CONV_STORE(rescale(sum, multiplier, shift))
+    if (!lower && sum < 0) /* often, behind a ReLU */
+        return (uint8_t)(start >> 24);
+    sum = sum < 0 ? 0 : sum;
+    if (SELDOM(sum > limit)) {
+        sum = limit;
+        LOAD_FROM_HERE(sum); /* so that it is a branch, not a minimum, which copies first */
+    }
+    start += (uint32_t)sum * coarse + ((uint32_t)sum * fine >> 12);
+    return (uint8_t)((sum < turn ? start - lower : start) >> 24);
 }
 
-static void conv_store(const conv_t *c, int x, int o, int outputs, int pixels, const uint32_t *sums, uint8_t *out)
+#define BY_LINE                                                                                    \
+    const uint32_t *line = c->grid + 5 * o;                                                        \
+    const uint32_t bias = line[0], fine = line[1] & 4095, coarse = line[2], start = line[3];       \
+    const int32_t limit = (int32_t)(line[1] >> 12);
+#define BY_TURNED_LINE                                                                             \
+    BY_LINE                                                                                        \
+    const int32_t turn = (int32_t)(line[4] >> 12);                                                 \
+    const uint32_t lower = 1u << (line[4] & 31);
+CONV_STORE(conv_store_line, BY_LINE, 4, on_line(sum, limit, coarse, fine, start, 0, 0))
+CONV_STORE(conv_store_turned, BY_TURNED_LINE, 4, on_line(sum, limit, coarse, fine, start, turn, lower))
+
+INLINE void conv_store(const conv_t *c, int x, int o, int outputs, int pixels, const uint32_t *sums, uint8_t *out)
 {
-    if (!c->small) {
-        conv_store_any(c, x, o, outputs, pixels, sums, out);
-        return;
-    }
-    CONV_STORE(rescale_small(sum, multiplier, -shift, 1 << (-shift - 1)))
+    (c->grid ? c->turned ? conv_store_turned : conv_store_line
+     : c->small ? conv_store_small : conv_store_any)(c, x, o, outputs, pixels, sums, out);
 }
 
 /* memmove to a lower address or elsewhere; by words where all is aligned, since some C libraries move single bytes. */
 static void conv_move(uint8_t *to, const uint8_t *from, uint32_t bytes)
 {
-    if ((((uintptr_t)to | (uintptr_t)from | bytes) & 3) == 0)
-        for (; bytes; bytes -= 4, to += 4, from += 4)
-            *(uint32_t *)(void *)to = *(const uint32_t *)(const void *)from;
-    else
+    if ((((uintptr_t)to | (uintptr_t)from | bytes) & 3) == 0) {
+        uint32_t *words = (uint32_t *)(void *)to;
+        const uint32_t *source = (const uint32_t *)(const void *)from;
+        for (; bytes >= 16; bytes -= 16, words += 4, source += 4)
+            words[0] = source[0], words[1] = source[1], words[2] = source[2], words[3] = source[3];
+        for (; bytes; bytes -= 4)
+            *words++ = *source++;
+    } else {
         memmove(to, from, bytes);
+    }
 }
 
 /* One input row as the kernel sees it, with zero points at both ends. */
@@ -1131,28 +1219,6 @@ static const conv_t s7 = {.bias = s7_bias, .multiplier = s7_multiplier, .shift =
 static const add_tabled_t s8 = {.start = -917998834815924096, .a_step = 1200811510746838, .b_step = 5201351432732672, .bits = 19, .values = 8192, .out_low = 0, .out_high = 255};
 
 /* step 9: CONV_2D 3x3, 16x16x32 to 8x8x64, 50 % zeros: conv_triplets_8_64 */
-static const int32_t s9_bias[64] = {
-    1289, 136, 40, -1930, 21869, -6277, -22420, -9134, 15584, 10616, -9842, 16616, 128, -15327,
-    -1896, -10228, 9861, -9371, 18709, -120, 5813, -770, 914, -1475, -11488, 12166, -2035, 8883,
-    -9312, 5193, 2618, -7870, 23666, 8776, 11190, -15284, -6466, 9436, 33637, 9338, -10259, -6042,
-    9682, 9632, 2184, -224, -20008, -2307, 7637, 15952, 3169, -12392, 18027, 2810, 6953, 262, 3382,
-    8198, 1278, -8413, 9912, 1992, 10986, 5872,
-};
-static const int32_t s9_multiplier[64] = {
-    1426260793, 1744073445, 1326331764, 1577775941, 1270917961, 1463042279, 1167334024, 1233721787,
-    1319276221, 1985954525, 1355567769, 1321131384, 1109835370, 1280590129, 1315199289, 1851464556,
-    1317673837, 1189985544, 1259069528, 1633122235, 2060572080, 1511142597, 1203459724, 1567988181,
-    1997846016, 1309866748, 1269792476, 2123057589, 2134446102, 1326422770, 1485466555, 1588128752,
-    1785532230, 1403438671, 1635577902, 1444704849, 1681746993, 1491373657, 1261345900, 1421354213,
-    2039561791, 1299141219, 1312981732, 1296017678, 1344050896, 1900354181, 1411291263, 1570222853,
-    1221789955, 1705930944, 2054623821, 1647995870, 2039633645, 1529611239, 1216302295, 1561388891,
-    1868767506, 1878950122, 1799698055, 1531605492, 1215730587, 1189739828, 1809611049, 1102343610,
-};
-static const int8_t s9_shift[64] = {
-    -8, -8, -8, -8, -8, -8, -8, -8, -8, -9, -8, -8, -8, -8, -8, -8, -8, -8, -8, -8, -8, -8, -8, -8,
-    -9, -8, -8, -9, -9, -8, -8, -8, -9, -8, -8, -8, -8, -8, -8, -8, -9, -8, -8, -8, -8, -8, -8, -8,
-    -8, -8, -8, -8, -9, -8, -8, -8, -9, -9, -8, -8, -8, -8, -9, -8,
-};
 static const uint8_t s9_weights[13974] = {
     39, 221, 73, 19, 180, 75, 17, 90, 78, 34, 159, 213, 17, 95, 172, 17, 78, 61, 17, 83, 74, 35,
     190, 79, 33, 86, 153, 65, 84, 77, 33, 255, 84, 33, 163, 185, 51, 111, 75, 17, 176, 80, 17, 154,
@@ -1800,7 +1866,37 @@ static const uint8_t s9_counts[192] = {
     21, 24, 23, 24, 25, 24, 20, 23, 26, 21, 24, 20, 27, 27, 22, 22, 29, 23, 24, 32, 27, 24, 19, 23,
     23, 26, 24, 22, 25, 22, 23, 28, 28, 30, 24, 28, 25, 25, 25, 23, 19, 20, 24, 26, 27, 23, 30, 26,
 };
-static const conv_t s9 = {.bias = s9_bias, .multiplier = s9_multiplier, .shift = s9_shift, .weights = s9_weights, .counts = s9_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_64};
+static const uint32_t s9_grid[320] = {
+    1098, 401023079, 43526, 16734802, 0, 4294967276, 327954013, 53224, 16724283, 0, 4294967130,
+    431236846, 40476, 16759588, 0, 4294965193, 362516073, 48149, 16751220, 0, 21654, 450041193,
+    38785, 16760272, 0, 4294960832, 390940701, 44648, 16770747, 0, 4294944642, 489972561, 35624,
+    16757441, 0, 4294957941, 463610679, 37650, 16742246, 0, 15377, 433541592, 40261, 16755430, 0,
+    10340, 576005166, 30303, 16768737, 0, 4294957253, 421939795, 41368, 16736517, 0, 16409,
+    432937903, 40317, 16767145, 0, 4294967178, 515360717, 33869, 16753248, 0, 4294951756, 446642214,
+    39080, 16745542, 0, 4294965192, 434887463, 40136, 16766881, 0, 4294956921, 308929390, 56502,
+    16726671, 0, 9654, 434070382, 40212, 16745364, 0, 4294957695, 480647073, 36315, 16773719, 0,
+    18492, 454278155, 38423, 16759060, 0, 4294967009, 350232311, 49838, 16744389, 0, 5681,
+    277580470, 62883, 16722025, 0, 4294966345, 378496665, 46116, 16768530, 0, 687, 475265746, 36726,
+    16758293, 0, 4294965647, 364778299, 47851, 16747250, 0, 4294955534, 572582752, 30484, 16757756,
+    0, 11957, 436658016, 39973, 16776026, 0, 4294965046, 450441180, 38750, 16752799, 0, 8625,
+    538809499, 32395, 16762807, 0, 4294957727, 535933185, 32569, 16775220, 0, 4987, 431207262,
+    40479, 16760115, 0, 2434, 385043831, 45332, 16762723, 0, 4294959254, 360152446, 48465, 16757371,
+    0, 23359, 640659700, 27245, 16769227, 0, 8581, 407546058, 42829, 16773094, 0, 11023, 349703686,
+    49913, 16757013, 0, 4294951823, 395906634, 44088, 16754112, 0, 4294960668, 340106630, 51322,
+    16735611, 0, 9253, 383517131, 45513, 16750135, 0, 33420, 453452686, 38493, 16774434, 0, 9146,
+    402408605, 43376, 16749697, 0, 4294956768, 560866276, 31121, 16776534, 0, 4294961044, 440265292,
+    39646, 16747164, 0, 9474, 435621980, 40069, 16755753, 0, 9421, 441324834, 39551, 16766623, 0,
+    1981, 425554650, 41017, 16747947, 0, 4294966928, 300979025, 57994, 16772512, 0, 4294947094,
+    405275408, 43069, 16776947, 0, 4294964815, 364258913, 47919, 16759314, 0, 7413, 468132128,
+    37286, 16773433, 0, 15792, 335281688, 52060, 16751082, 0, 3036, 278381130, 62702, 16760784, 0,
+    4294954738, 347069820, 50292, 16769998, 0, 17758, 560846191, 31122, 16776887, 0, 2631,
+    373923965, 46680, 16777126, 0, 6728, 470247835, 37118, 16773047, 0, 87, 366320875, 47649,
+    16760004, 0, 3089, 612127249, 28515, 16760021, 0, 7906, 608811023, 28670, 16776737, 0, 1126,
+    317810385, 54922, 16769459, 0, 4294958705, 373444158, 46740, 16741233, 0, 9687, 470467187,
+    37101, 16769106, 0, 1762, 480747430, 36307, 16772188, 0, 10683, 632137619, 27612, 16771620, 0,
+    5624, 518864311, 33640, 16764310, 0,
+};
+static const conv_t s9 = {.weights = s9_weights, .counts = s9_counts, .grid = s9_grid, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .turned = 0, .row = conv_triplets_8_64};
 
 /* step 10: CONV_2D 3x3, 8x8x64 to 8x8x64, 50 % zeros: conv_triplets_8_64 */
 static const int32_t s10_bias[64] = {
