@@ -10,7 +10,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from atalaia import tflite
-from atalaia.codegen import emit, golden, kernels, lowering, memory
+from atalaia.codegen import emit, golden, kernels, lowering, strips
 
 # Options have the operator's name, but for these.
 OPTIONS = dict(
@@ -133,13 +133,16 @@ int main(void)
 """
 
 
-def wrong(files: dict[str, bytes], samples: int = 4) -> dict[str, str]:
-    """Of files by name, those whose C does not answer as TFLite Micro, and how; all of them are one program."""
+def wrong(files: dict[str, bytes], samples: int = 4, planned=strips.plan) -> dict[str, str]:
+    """Of files by name, those whose C does not answer as TFLite Micro, and how; all of them are one program.
+
+    planned: of a graph and its calls, the strips.Planned that the C is made of.
+    """
     sources, rows, given, wanted, calls = [], [], [], {}, []
     for number, (name, content) in enumerate(files.items()):
         model = tflite.read(content)
         lowered = lowering.lower(model)
-        chosen, plan = kernels.choose(lowered), memory.plan(lowered)
+        chosen, plan, _ = planned(lowered, kernels.choose(lowered))
         inputs = golden.random_inputs(model, lowered, samples)
         wanted[name] = tflm(content, model, lowered, inputs)
         sources.append(emit.body(lowered, chosen, plan, f"m{number}_"))

@@ -277,7 +277,7 @@ class MemoryTest(parameterized.TestCase):
         lowered = lowering.lower(tflite.read(build(name)))
         plan = memory.plan(lowered)
         self.assertEqual(plan.arena, plan.bound)
-        uses = memory._lifetimes(lowered)
+        uses = memory.lifetimes(lowered)
         for i, (first, last) in uses.items():
             self.assertLessEqual(plan.tensors[i] + lowered.sizes[i], plan.arena)
             for j, (other_first, other_last) in uses.items():

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from atalaia import cli, data, tflite
 from atalaia import config as configs
-from atalaia.codegen import answers, boards, camera, emit, explained, golden, kernels, lowering, memory
+from atalaia.codegen import answers, boards, camera, emit, explained, golden, kernels, lowering, strips
 from atalaia.codegen import borders as of_borders
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
@@ -89,13 +89,14 @@ def generate(
       UserError: the file is damaged or not supported, the model does not fit, or its outputs have no such answer;
         nothing is written then.
     """
-    model, *compiled = _compile(tflite_bytes, sparse, prefer, flash, borders or ("int8" if task else "file"))
-    lowered, calls, plan = compiled
+    given = borders or ("int8" if task else "file")
+    model, lowered, planned = _compile(tflite_bytes, sparse, prefer, flash, given, ram)
+    calls, plan = planned.calls, planned.plan
     if task and any(i in lowered.dtypes for i in lowered.outputs):
         raise UserError(f"--task={task} needs int8 outputs: this file's are {', '.join(lowered.dtypes.values())}")
     heads = [answers.Head(lowered.shapes[i][1:], *_grid(model.tensors[i])) for i in lowered.outputs]
     answer = answers.of(task, heads, fields) if task else None
-    found = _report(*compiled)
+    found = _report(lowered, planned)
     _refuse_too_large(found, flash, ram)
     inputs = golden.golden_inputs(tflite_bytes, model, lowered, images, samples)
     outputs, arena = golden.golden_outputs(tflite_bytes, model, lowered, inputs)
@@ -133,8 +134,8 @@ def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", 
     Raises:
       UserError: the file is damaged or not supported.
     """
-    _, *compiled = _compile(tflite_bytes, sparse, prefer, flash)
-    return _report(*compiled)
+    _, lowered, planned = _compile(tflite_bytes, sparse, prefer, flash)
+    return _report(lowered, planned)
 
 
 def explain(tflite_bytes: bytes, prefer: str = "balanced") -> str:
@@ -145,19 +146,20 @@ def explain(tflite_bytes: bytes, prefer: str = "balanced") -> str:
     """
     model = tflite.read(tflite_bytes)
     rows, lowered = explained.operators(model)
-    calls, plan = kernels.choose(lowered, prefer=prefer), memory.plan(lowered)
-    return explained.text(model, rows, calls, _report(lowered, calls, plan))
+    found = strips.plan(lowered, kernels.choose(lowered, prefer=prefer))
+    return explained.text(model, rows, found.calls, _report(lowered, found))
 
 
-def _compile(tflite_bytes, sparse, prefer, flash, borders="file"):
+def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None):
     """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
     model = tflite.read(tflite_bytes)
     lowered = lowering.lower(model, borders)
-    return model, lowered, kernels.choose(lowered, sparse, prefer, flash), memory.plan(lowered)
+    return model, lowered, strips.plan(lowered, kernels.choose(lowered, sparse, prefer, flash), ram)
 
 
-def _report(lowered, calls, plan):
+def _report(lowered, planned):
     """Sizes and estimates, layer by layer."""
+    calls, plan = planned.calls, planned.plan
     layers = [
         dict(
             step=i,
@@ -168,11 +170,16 @@ def _report(lowered, calls, plan):
             weight_bytes=call.weight_bytes,
             sweeps=call.sweeps,
             live_bytes=plan.layers[i],
+            strip=next((k for k, strip in enumerate(plan.strips) if strip.first <= i <= strip.last), None),
             instructions={board: round(n) for board, n in call.instructions.items()},
         )
         for i, call in enumerate(calls)
     ]
-    instructions = {b: sum(layer["instructions"][b] for layer in layers) for b in kernels.BOARDS}
+    rows = [
+        dict(first=s.first, last=s.last, bytes=s.scratch, instructions={b: round(n) for b, n in s.added.items()})
+        for s in plan.strips
+    ]  # instructions: beside those of the layers
+    instructions = {b: sum(part["instructions"][b] for part in [*layers, *rows]) for b in kernels.BOARDS}
     return dict(
         weight_bytes=sum(layer["weight_bytes"] for layer in layers),
         arena_bytes=plan.arena,
@@ -183,6 +190,7 @@ def _report(lowered, calls, plan):
         estimated={chip: estimate(chip, instructions[CHIPS[chip].board], layers) for chip in CHIPS},
         published=list(PUBLISHED),
         notes=lowered.notes,
+        strips=rows,
         layers=layers,
     )
 

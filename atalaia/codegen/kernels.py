@@ -60,7 +60,7 @@ class Call(NamedTuple):
     def instructions(self) -> dict[str, float]:
         """Of an inference, by board."""
         batch = self.step.values.get("batch", 1)
-        return {b: batch * sum(n * _costs()[b][self.cost][part] for part, n in self.work.items()) for b in BOARDS}
+        return {b: batch * sum(n * costs()[b][self.cost][part] for part, n in self.work.items()) for b in BOARDS}
 
 
 def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None) -> list[Call]:
@@ -197,7 +197,7 @@ def _depthwise(step) -> Iterator[Call]:
 
 
 def _instance(step, template, kernel, constants, arrays, work, sweeps, cost=None):
-    files = ("rescale", "conv", "depthwise" if template.startswith("depthwise") else template)
+    files = ("rescale", "move", "conv", "conv_map", "depthwise" if template.startswith("depthwise") else template)
     small = small_sums(step)
     work |= {} if small else dict(large=work["output"])
     constants = (template, *map(str, constants))
@@ -370,7 +370,7 @@ def _pair(step):
 
 
 @functools.cache
-def _costs():
+def costs() -> dict[str, dict[str, dict[str, float]]]:
     return json.loads(COSTS.read_text())
 
 

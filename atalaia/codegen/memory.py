@@ -1,9 +1,15 @@
 """Where each tensor lies in the arena: lifetimes, tensors that share their bytes, and offsets."""
 
+from __future__ import annotations
+
 import random
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from atalaia.codegen.graph import GIVEN, TAKEN, Graph, Step
+
+if TYPE_CHECKING:
+    from atalaia.codegen.strips import Strip
 
 ALIGN = 4
 TABLED = 1024  # values from which on a sum is faster by tables of what each of the 256 values of a term gives
@@ -25,6 +31,7 @@ class Plan(NamedTuple):
 
     tensors: by number; windows: of each step's scratch bytes, None where it has none; arena: bytes.
     bound: bytes that live at once in the fullest step, below which no placement can be; layers: those bytes by step.
+    strips: steps that run row by row together; the scratch bytes of each are the window of its first step.
     """
 
     tensors: dict[int, int]
@@ -32,6 +39,7 @@ class Plan(NamedTuple):
     arena: int
     bound: int
     layers: list[int]
+    strips: tuple[Strip, ...] = ()
 
 
 class _Block(NamedTuple):
@@ -41,22 +49,18 @@ class _Block(NamedTuple):
     key: tuple
 
 
-def plan(graph: Graph) -> Plan:
+def plan(graph: Graph, strips: Sequence[Strip] = ()) -> Plan:
     """The smallest arena that was found; proven smallest where `arena == bound`."""
-    uses = _lifetimes(graph)
-    shared: dict[int, int] = {}  # a tensor to the one in whose bytes it lies
+    uses = lifetimes(graph, strips)
+    shared = in_place(graph, strips)
 
     def home(i):
         while i in shared:
             i = shared[i]
         return i
 
-    for at, step in enumerate(graph.steps):
-        if step.kind in _IN_PLACE or _worth_in_place(step, graph):
-            given = step.inputs[0]
-            if uses[given][1] == at and given not in graph.outputs and step.inputs.count(given) == 1:
-                shared[step.output] = given
-    windows = [scratch_bytes(step, step.output in shared) for step in graph.steps]
+    inside = {at for strip in strips for at in range(strip.first, strip.last + 1)}
+    windows = [0 if at in inside else scratch_bytes(step, step.output in shared) for at, step in enumerate(graph.steps)]
     blocks: dict[int, _Block] = {}
     for i, (first, last) in uses.items():
         root = home(i)
@@ -65,24 +69,49 @@ def plan(graph: Graph) -> Plan:
             old = blocks[root]
             size, begin, end = max(size, old.size), min(begin, old.first), max(end, old.last)
         blocks[root] = _Block(size, begin, end, ("tensor", root))
-    every = [b._replace(size=-(-b.size // ALIGN) * ALIGN) for b in blocks.values()]
-    every += [_Block(-(-n // ALIGN) * ALIGN, at, at, ("window", at)) for at, n in enumerate(windows) if n]
+    every = [b._replace(size=aligned(b.size)) for b in blocks.values()]
+    every += [_Block(aligned(n), at, at, ("window", at)) for at, n in enumerate(windows) if n]
+    every += [_Block(s.scratch, s.first, s.last, ("window", s.first)) for s in strips]
     layers = [sum(b.size for b in every if b.first <= at <= b.last) for at in range(len(graph.steps))]
     bound = max(layers, default=0)
     offsets, arena = _place(every, bound)
     tensors = {i: offsets["tensor", home(i)] for i in uses}
-    return Plan(tensors, [offsets.get(("window", at)) for at in range(len(windows))], arena, bound, layers)
+    return Plan(
+        tensors, [offsets.get(("window", at)) for at in range(len(windows))], arena, bound, layers, tuple(strips)
+    )
 
 
-def _lifetimes(graph):
-    """First and last step of each tensor in the arena."""
-    uses = {}
+def aligned(size: int) -> int:
+    """Bytes of a block."""
+    return -(-size // ALIGN) * ALIGN
+
+
+def lifetimes(graph: Graph, strips: Sequence[Strip] = ()) -> dict[int, tuple[int, int]]:
+    """First and last step of each tensor in the arena; a strip's tensors live in all its steps, or not at all."""
+    spans = {at: (s.first, s.last) for s in strips for at in range(s.first, s.last + 1)}
+    rows_alone = {i for s in strips for i in s.inside}
+    uses: dict[int, tuple[int, int]] = {}
     for at, step in enumerate(graph.steps):
+        begin, end = spans.get(at, (at, at))
         inside = [] if step.kind in GIVEN else list(step.inputs)
         inside += [] if step.kind in TAKEN else [step.output]
         for i in inside:
-            uses[i] = (uses.get(i, (at, at))[0], at)
+            if i not in rows_alone:
+                first, last = uses.get(i, (begin, end))
+                uses[i] = min(first, begin), max(last, end)
     return uses
+
+
+def in_place(graph: Graph, strips: Sequence[Strip] = ()) -> dict[int, int]:
+    """From a tensor to the one in whose bytes it lies."""
+    uses, shared = lifetimes(graph, strips), {}
+    inside = {at for strip in strips for at in range(strip.first, strip.last + 1)}
+    for at, step in enumerate(graph.steps):
+        if at not in inside and (step.kind in _IN_PLACE or _worth_in_place(step, graph)):
+            given = step.inputs[0]
+            if uses[given][1] == at and given not in graph.outputs and step.inputs.count(given) == 1:
+                shared[step.output] = given
+    return shared
 
 
 def in_place_is_safe(step: Step) -> bool:

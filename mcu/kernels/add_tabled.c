@@ -6,16 +6,20 @@ typedef struct {
     uint8_t bits, out_low, out_high;
 } add_tabled_t;
 
-/* `terms`: room for 512. */
-static void add_tabled(const add_tabled_t *t, const uint8_t *a, const uint8_t *b, uint8_t *out, int32_t *terms)
+/* Writes the terms of both tensors' values, 512 of them. */
+static void add_tables(const add_tabled_t *t, int32_t *terms)
 {
-    const int32_t *const b_terms = terms + 256;
-    const int bits = t->bits, low = t->out_low, high = t->out_high;
     int64_t a_term = t->start, b_term = 0;
     for (int i = 0; i < 256; i++) {
         terms[i] = (int32_t)(a_term >> 32), terms[256 + i] = (int32_t)(b_term >> 32);
         a_term += t->a_step, b_term += t->b_step;
     }
+}
+
+static void add_tabled(const add_tabled_t *t, const uint8_t *a, const uint8_t *b, uint8_t *out, const int32_t *terms)
+{
+    const int32_t *const b_terms = terms + 256;
+    const int bits = t->bits, low = t->out_low, high = t->out_high;
     for (const uint8_t *end = a + t->values; a < end;)
         *out++ = clamp((terms[*a++] + b_terms[*b++]) >> bits, low, high);
 }

@@ -1,0 +1,362 @@
+"""Strips: steps that run row by row together, so that of the maps between them only a few rows lie in memory.
+
+A strip is a run of steps of which only the last one's output, and what is read elsewhere, is whole. Whenever its last
+step lacks a row of a map, the step that makes it runs; nothing is computed twice. Of each map as many rows are kept as
+that order needs, which is found by going through it. mcu/kernels/strips.c runs in the same order.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from atalaia.codegen import kernels, memory, rows
+from atalaia.codegen.graph import GIVEN, TAKEN, Graph
+from atalaia.codegen.kernels import BOARDS, Call
+from atalaia.codegen.rows import Read, Rows
+
+FREE = 0.005  # share of a network's instructions that strips may add where nobody asks for a smaller arena
+LONGEST = 48  # steps of a strip
+TABLES = 2 * 256 * 4  # bytes of the tables of a sum
+TURN = 150  # instructions of finding a step and its rows, about
+
+
+class Stage(NamedTuple):
+    """A step of a strip, and the rows that it makes.
+
+    step: its number in the graph; None: it copies the rows of a whole map, to put zero points around them.
+    tensor: whose rows; size: bytes of a row's values.
+    reads: what a row needs; sources: of each map the stage that makes it, -1 where it is whole before.
+    rows, end: of the map, and with rows of zero points below it; above: such rows above it.
+    left, pitch: bytes of zero points before a row's values, and from a row to the next.
+    zero: the zero point; None where none is needed.
+    room, drop: rows that fit, and that are given up together where the next one has no room.
+    at: bytes from the strip's scratch bytes to the rows; None where the map is whole, or the caller's.
+    """
+
+    step: int | None
+    tensor: int
+    size: int
+    reads: tuple[Read, ...]
+    sources: tuple[int, ...]
+    rows: int
+    end: int = 0
+    above: int = 0
+    left: int = 0
+    pitch: int = 0
+    zero: int | None = None
+    room: int = 0
+    drop: int = 0
+    at: int | None = None
+
+
+class Strip(NamedTuple):
+    """Steps `first` to `last`, in the order in which the graph has them.
+
+    inside: tensors that are never whole; scratch: bytes of their rows, and of tables; tables: step to where these lie.
+    calls: of the steps, as their rows need them.
+    added: instructions of an inference beside those of the steps by themselves, by board; below 0 where they are fewer.
+    """
+
+    first: int
+    last: int
+    stages: tuple[Stage, ...]
+    inside: frozenset[int]
+    scratch: int
+    tables: dict[int, int]
+    calls: tuple[Call, ...]
+    added: dict[str, float]
+
+
+class Network:
+    """A graph and its calls, with what strips ask of it: how each step makes rows, and which steps read each tensor."""
+
+    def __init__(self, graph: Graph, calls: Sequence[Call]):
+        self.graph, self.calls = graph, list(calls)
+        self.rows = [rows.of(step, graph) for step in graph.steps]
+        self.readers: dict[int, list[int]] = {}
+        self.makers: dict[int, list[int]] = {}
+        for at, step in enumerate(graph.steps):
+            for i in () if step.kind in GIVEN else step.inputs:
+                self.readers.setdefault(i, []).append(at)
+            if step.kind not in TAKEN:
+                self.makers.setdefault(step.output, []).append(at)
+
+        self.total = {b: sum(call.instructions[b] for call in calls) for b in BOARDS}
+
+    def cost(self, strip: Strip) -> float:
+        """What a strip adds, as a share of all instructions, in the mean of the boards."""
+        return sum(strip.added[b] / self.total[b] for b in BOARDS) / len(BOARDS)
+
+    def read_by(self, at: int) -> list[int]:
+        """Steps that read what step `at` makes."""
+        step = self.graph.steps[at]
+        return [] if step.kind in TAKEN else self.readers.get(step.output, [])
+
+
+def build(network: Network, first: int, last: int, tables: bool = True) -> Strip | None:
+    """Steps `first` to `last` as a strip; None where they cannot be one. tables: whether sums may use them."""
+    graph, steps = network.graph, range(first, last + 1)
+    made = {graph.steps[at].output for at in steps if graph.steps[at].kind not in TAKEN}
+    if any(network.rows[at] is None for at in steps) or not _joined(network, steps, made):
+        return None
+    whole = {graph.steps[at].output for at in steps if at == last or any(k > last for k in network.read_by(at))}
+    whole &= made
+    stages = _stages(network, steps, made, whole)
+    stages = _padded(graph, stages, whole)
+    log = _run(stages)
+    stages = _with_room(stages, log)
+    calls, sums, scratch = [], {}, sum(s.room * s.pitch for s in stages if s.at is not None)
+    for at in steps:
+        call, found = network.calls[at], network.rows[at]
+        assert found is not None
+        if call.kernel == "add_tabled" and not tables:
+            call = _without_tables(call)
+        if call.kernel == "add_tabled":
+            sums[at], scratch = scratch, scratch + TABLES
+        calls.append(call._replace(step=rows.of_one_row(call.step, found), files=rows.files(call)))
+    moved = sum(s.size * s.rows for s in stages if s.step is None)
+    moved += sum(_slides(s, len(made)) * (s.room - s.drop) * s.pitch for s, made in zip(stages, log, strict=True))
+    moved += sum(s.room * s.pitch for s in stages if s.zero is not None)
+    added = _added(network.calls[first : last + 1], calls, moved, sum(map(len, log)))
+    return Strip(first, last, tuple(stages), frozenset(made - whole), scratch, sums, tuple(calls), added)
+
+
+def _joined(network, steps, made):
+    """Whether each step but the last is read by a later one of them, and row by row."""
+    for at in steps:
+        step, by_rows = network.graph.steps[at], {r.tensor for r in network.rows[at].reads}
+        if step.kind not in GIVEN and any(i in made and i not in by_rows for i in step.inputs):
+            return False
+        if step.kind not in TAKEN and len(network.makers[step.output]) > 1:
+            return False
+        if at != steps[-1] and not any(reader in steps for reader in network.read_by(at)):
+            return False
+    return True
+
+
+def _stages(network, steps, made, whole):
+    """Stages in the order of the steps; before one that reads a whole map with zero points around it, a copy of that."""
+    stages, of_tensor, copies = [], {}, {}
+    for at in steps:
+        found, sources = network.rows[at], []
+        for read in found.reads:
+            source = of_tensor.get(read.tensor, -1)
+            if (source < 0 or read.tensor in whole) and _looks_outside(network.graph, read, found):
+                if read.tensor not in copies:
+                    height, size = rows.view(network.graph, read.tensor)
+                    copies[read.tensor] = len(stages)
+                    stages.append(Stage(None, read.tensor, size, (Read(read.tensor),), (source,), height))
+                source = copies[read.tensor]
+            sources.append(source)
+        step = network.graph.steps[at]
+        if step.kind not in TAKEN:
+            of_tensor[step.output] = len(stages)
+        stages.append(Stage(at, step.output, found.size, found.reads, tuple(sources), found.height))
+    return stages
+
+
+def _looks_outside(graph, read, found):
+    height, size = rows.view(graph, read.tensor)
+    below = (found.height - 1) * read.stride - read.pad + read.kernel > height
+    return read.left is not None and bool(read.pad or read.left or read.width > size or below)
+
+
+def _readers(stages):
+    """Of each stage (reading stage, what it reads)."""
+    found = [[] for _ in stages]
+    for k, stage in enumerate(stages):
+        for source, read in zip(stage.sources, stage.reads, strict=True):
+            if source >= 0:
+                found[source].append((k, read))
+    return found
+
+
+def _padded(graph, stages, whole):
+    """Stages with the rows that their readers need, and all zero points around them; the last stage first."""
+    stages, readers = list(stages), _readers(stages)
+    for k in reversed(range(len(stages))):
+        stage = stages[k]
+        if not readers[k] or (stage.step is not None and stage.tensor in whole):
+            stages[k] = stage._replace(end=stage.rows, pitch=stage.size, room=stage.rows)
+            continue
+        around = [(stages[c], r) for c, r in readers[k] if r.left is not None]
+        wanted = [(stages[c].rows - 1) * r.stride - r.pad + r.kernel for c, r in readers[k]]
+        made = max(1, min(stage.rows, max(wanted)))
+        end = max([made, *((c.rows - 1) * r.stride - r.pad + r.kernel for c, r in around)])
+        above, left = (max([0, *(getattr(r, side) for _, r in around)]) for side in ("pad", "left"))
+        pitch = memory.aligned(max([left + stage.size, *(left - r.left + r.width for _, r in around)]))
+        outside = above or left or end > made or any(r.width > stage.size for _, r in around)
+        zero = next(graph.steps[c.step].values["in_zero"] for c, _ in around) if outside else None
+        stages[k] = stage._replace(rows=made, end=end, above=above, left=left, pitch=pitch, zero=zero, at=0)
+    return stages
+
+
+def _run(stages):
+    """Of each stage, for each row in turn, the oldest row that is needed still when it is made."""
+    links = [list(zip(s.sources, s.reads, strict=True)) for s in stages]
+    readers = _readers(stages)
+    log: list[list[int]] = [[] for _ in stages]
+
+    def make(k):
+        row = len(log[k])
+        for source, r in links[k] if row < stages[k].rows else ():
+            wanted = min(row * r.stride - r.pad + r.kernel, stages[source].end) if source >= 0 else 0
+            while source >= 0 and len(log[source]) < wanted:
+                make(source)
+        needed = [len(log[c]) * r.stride - r.pad for c, r in readers[k] if len(log[c]) < stages[c].rows]
+        log[k].append(min([row, *(max(n, -stages[k].above) for n in needed)]))
+
+    while len(log[-1]) < stages[-1].end:
+        make(len(stages) - 1)
+    return log
+
+
+def _with_room(stages, log):
+    """Stages with room for as many rows as are needed at once, where they lie, and how many go at once."""
+    found, at = [], 0
+    for stage, oldest in zip(stages, log, strict=True):
+        if stage.at is not None:
+            room = max(row - old for row, old in enumerate(oldest)) + 1
+            stage = stage._replace(room=room, drop=_drop(oldest, room, stage.above), at=at)
+            at += room * stage.pitch
+        found.append(stage)
+    return found
+
+
+def _drop(oldest, room, above):
+    """The most rows that can always go at once."""
+    for drop in range(room, 1, -1):
+        first = -above
+        for row, old in enumerate(oldest):
+            first += drop if row - first == room else 0
+            if first > old:
+                break
+        else:
+            return drop
+    return 1
+
+
+def _slides(stage, made):
+    """How often rows go to make room, of so many that are made."""
+    return max(0, -(-(made + stage.above - stage.room) // stage.drop)) if stage.at is not None else 0
+
+
+def _without_tables(call):
+    values = {k: v for k, v in call.step.values.items() if k != "tables"}
+    return kernels.candidates(call.step._replace(values=values))[0]
+
+
+def _added(whole, calls, moved, turns):
+    """Instructions beside those of whole maps: other kernels, bytes that are copied, and turns of choosing a step."""
+    moved -= sum(call.work.get("copied", 0) for call in whole)
+    found = {}
+    for board in BOARDS:
+        changed = sum(new.instructions[board] - old.instructions[board] for new, old in zip(calls, whole, strict=True))
+        found[board] = changed + moved * kernels.costs()[board]["conv_dense_1"]["copied"] + turns * TURN
+    return found
+
+
+class Planned(NamedTuple):
+    """Calls, those of strips as their rows need them; where all lies; and the share of instructions that strips add."""
+
+    calls: list[Call]
+    plan: memory.Plan
+    cost: float
+
+
+def planned(network: Network, strips: Sequence[Strip]) -> Planned:
+    """A network with these strips."""
+    calls = list(network.calls)
+    for strip in strips:
+        calls[strip.first : strip.last + 1] = strip.calls
+    return Planned(calls, memory.plan(network.graph, strips), sum(map(network.cost, strips)))
+
+
+def plan(graph: Graph, calls: Sequence[Call], ram: int | None = None) -> Planned:
+    """Strips where they make the arena smaller.
+
+    Without `ram`: the smallest arena that strips give for FREE. With it: where that arena is larger, the strips that
+    cost least and fit; if none fit, those of the smallest arena that was found.
+    """
+    network = Network(graph, calls)
+    search = _Search(network)
+    found = planned(network, search.smallest(FREE))
+    if ram is None or found.plan.arena <= ram:
+        return found
+    limit = ram
+    while limit > 0:
+        strips = search.within(limit)
+        if strips is None:
+            break
+        tried = planned(network, strips)
+        if tried.plan.arena <= ram:
+            return tried
+        limit -= max(memory.ALIGN, tried.plan.arena - ram)  # gaps between maps
+    return planned(network, search.smallest())
+
+
+class _Search:
+    """Strips of a network: what each costs and how many bytes live in it, and the cheapest ones within a limit."""
+
+    def __init__(self, network: Network):
+        graph = network.graph
+        self.network, self.count = network, len(graph.steps)
+        self.uses = [(*span, memory.aligned(graph.sizes[i])) for i, span in memory.lifetimes(graph).items()]
+        shared = memory.in_place(graph)
+        self.alone = []  # bytes that live in each step by itself
+        for at, step in enumerate(graph.steps):
+            live = sum(size for first, last, size in self.uses if first <= at <= last)
+            live += memory.aligned(memory.scratch_bytes(step, step.output in shared))
+            if step.output in shared and step.inputs and shared[step.output] == step.inputs[0]:
+                live -= min(memory.aligned(graph.sizes[i]) for i in (step.output, step.inputs[0]))
+            self.alone.append(live)
+        self.built: dict[tuple[int, int, bool], tuple[Strip, float] | None] = {}
+
+    def strip(self, first, last, tables):
+        """(strip, cost) of steps `first` to `last`; None where they cannot be one."""
+        key = first, last, tables
+        if key not in self.built:
+            strip = build(self.network, first, last, tables)
+            self.built[key] = strip and (strip, self.network.cost(strip))
+        return self.built[key]
+
+    def smallest(self, most=math.inf):
+        """Strips of the smallest arena, to a hundredth, that add at most this share of instructions."""
+        low, high, found = 0, max(self.alone, default=0), ()
+        while high - low > max(memory.ALIGN, high // 100):
+            limit = (low + high) // 2
+            strips = self.within(limit)
+            if strips is None or sum(map(self.network.cost, strips)) > most:
+                low = limit
+            else:
+                high, found = limit, strips
+        return found
+
+    def within(self, limit):
+        """The strips that cost least, with no step above so many bytes; None where there are none. Shortest path."""
+        best = [(0.0, ())]  # cost and strips up to each step
+        for end in range(1, self.count + 1):
+            paths = [best[end - 1]] if self.alone[end - 1] <= limit else []
+            for first in range(end - 2, max(-1, end - 1 - LONGEST), -1):
+                if self.network.rows[first] is None or self.network.rows[end - 1] is None:
+                    break
+                if best[first] is None or max(self.alone[first:end]) <= limit:
+                    continue
+                found = self._cheapest(first, end - 1, limit)
+                if found:
+                    paths.append((best[first][0] + found[1], (*best[first][1], found[0])))
+            best.append(min((p for p in paths if p), key=lambda p: (p[0], len(p[1])), default=None))
+        return None if best[-1] is None else best[-1][1]
+
+    def _cheapest(self, first, last, limit):
+        """(strip, cost), with tables of sums where these fit."""
+        around = sum(
+            size
+            for begin, end, size in self.uses
+            if begin <= last and end >= first and not first <= begin <= end <= last
+        )
+        for tables in (True, False):
+            found = self.strip(first, last, tables) if around <= limit else None
+            if found and around + found[0].scratch <= limit:
+                return found
+        return None
