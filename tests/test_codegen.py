@@ -287,8 +287,8 @@ class MemoryTest(parameterized.TestCase):
                     self.assertTrue(ends[0] <= plan.tensors[j] or ends[1] <= plan.tensors[i], f"{i} and {j}")
 
     def test_no_arena_is_below_the_fullest_step(self):
-        blocks = [memory._Block(10, 0, 1, "a"), memory._Block(20, 1, 2, "b"), memory._Block(30, 2, 3, "c")]
-        offsets, arena = memory._place(blocks, 50)
+        blocks = [memory.Block(10, 0, 1, "a"), memory.Block(20, 1, 2, "b"), memory.Block(30, 2, 3, "c")]
+        offsets, arena = memory.place(blocks, 50, 300)
         self.assertEqual(arena, 50)
         self.assertEqual(offsets["c"] + offsets["b"], max(offsets["b"], offsets["c"]))  # one of them lies at 0
 

@@ -42,7 +42,9 @@ class Plan(NamedTuple):
     strips: tuple[Strip, ...] = ()
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
+    """Bytes that are needed from step `first` to step `last`."""
+
     size: int
     first: int
     last: int
@@ -51,34 +53,47 @@ class _Block(NamedTuple):
 
 def plan(graph: Graph, strips: Sequence[Strip] = ()) -> Plan:
     """The smallest arena that was found; proven smallest where `arena == bound`."""
-    uses = lifetimes(graph, strips)
     shared = in_place(graph, strips)
+    blocks = _blocks(graph, strips, shared)
+    for i in [i for i, given in shared.items() if graph.sizes[i] != graph.sizes[given]]:
+        fewer = {k: given for k, given in shared.items() if k != i}
+        apart = _blocks(graph, strips, fewer)  # where the smaller one outlives the other, it is better off alone
+        if max(_layers(graph, apart)) < max(_layers(graph, blocks)):
+            shared, blocks = fewer, apart
+    layers = _layers(graph, blocks)
+    bound = max(layers, default=0)
+    offsets, arena = place(blocks, bound, 300)
+    tensors = {i: offsets["tensor", _home(i, shared)] for i in lifetimes(graph, strips)}
+    windows = [offsets.get(("window", at)) for at in range(len(graph.steps))]
+    return Plan(tensors, windows, arena, bound, layers, tuple(strips))
 
-    def home(i):
-        while i in shared:
-            i = shared[i]
-        return i
 
-    inside = {at for strip in strips for at in range(strip.first, strip.last + 1)}
-    windows = [0 if at in inside else scratch_bytes(step, step.output in shared) for at, step in enumerate(graph.steps)]
-    blocks: dict[int, _Block] = {}
-    for i, (first, last) in uses.items():
-        root = home(i)
+def _home(i, shared):
+    while i in shared:
+        i = shared[i]
+    return i
+
+
+def _blocks(graph, strips, shared):
+    """Blocks of tensors, of those together that share their bytes, and of steps' scratch bytes."""
+    blocks: dict[int, Block] = {}
+    for i, (first, last) in lifetimes(graph, strips).items():
+        root = _home(i, shared)
         size, begin, end = graph.sizes[i], first, last
         if root in blocks:
             old = blocks[root]
             size, begin, end = max(size, old.size), min(begin, old.first), max(end, old.last)
-        blocks[root] = _Block(size, begin, end, ("tensor", root))
+        blocks[root] = Block(size, begin, end, ("tensor", root))
+    inside = {at for strip in strips for at in range(strip.first, strip.last + 1)}
+    windows = {at: scratch_bytes(s, s.output in shared) for at, s in enumerate(graph.steps) if at not in inside}
     every = [b._replace(size=aligned(b.size)) for b in blocks.values()]
-    every += [_Block(aligned(n), at, at, ("window", at)) for at, n in enumerate(windows) if n]
-    every += [_Block(s.scratch, s.first, s.last, ("window", s.first)) for s in strips]
-    layers = [sum(b.size for b in every if b.first <= at <= b.last) for at in range(len(graph.steps))]
-    bound = max(layers, default=0)
-    offsets, arena = _place(every, bound)
-    tensors = {i: offsets["tensor", home(i)] for i in uses}
-    return Plan(
-        tensors, [offsets.get(("window", at)) for at in range(len(windows))], arena, bound, layers, tuple(strips)
-    )
+    every += [Block(aligned(n), at, at, ("window", at)) for at, n in windows.items() if n]
+    return every + [Block(s.scratch, s.first, s.last, ("window", s.first)) for s in strips]
+
+
+def _layers(graph, blocks):
+    """Bytes that live in each step."""
+    return [sum(b.size for b in blocks if b.first <= at <= b.last) for at in range(len(graph.steps))]
 
 
 def aligned(size: int) -> int:
@@ -145,7 +160,7 @@ def scratch_bytes(step: Step, in_place: bool = False) -> int:
     return 0 if direct and not in_place else v["kernel_h"] * width * v["in_c"]
 
 
-def _place(blocks, bound, tries=300):
+def place(blocks: Sequence[Block], bound: int = 0, tries: int = 1) -> tuple[dict[tuple, int], int]:
     """Offsets by key, and the arena: first fit, largest first, then in other orders until the bound is reached."""
     best, order, draw = None, sorted(blocks, key=lambda b: -b.size), random.Random(0)
     for _ in range(tries):

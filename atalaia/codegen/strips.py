@@ -105,20 +105,21 @@ def build(network: Network, first: int, last: int, tables: bool = True) -> Strip
     stages = _padded(graph, stages, whole)
     log = _run(stages)
     stages = _with_room(stages, log)
-    calls, sums, scratch = [], {}, sum(s.room * s.pitch for s in stages if s.at is not None)
+    calls, sums = [], []
     for at in steps:
         call, found = network.calls[at], network.rows[at]
         assert found is not None
         if call.kernel == "add_tabled" and not tables:
             call = _without_tables(call)
         if call.kernel == "add_tabled":
-            sums[at], scratch = scratch, scratch + TABLES
+            sums.append(at)
         calls.append(call._replace(step=rows.of_one_row(call.step, found), files=rows.files(call)))
+    stages, terms, scratch = _placed(stages, sums)
     moved = sum(s.size * s.rows for s in stages if s.step is None)
     moved += sum(_slides(s, len(made)) * (s.room - s.drop) * s.pitch for s, made in zip(stages, log, strict=True))
     moved += sum(s.room * s.pitch for s in stages if s.zero is not None)
     added = _added(network.calls[first : last + 1], calls, moved, sum(map(len, log)))
-    return Strip(first, last, tuple(stages), frozenset(made - whole), scratch, sums, tuple(calls), added)
+    return Strip(first, last, tuple(stages), frozenset(made - whole), scratch, terms, tuple(calls), added)
 
 
 def _joined(network, steps, made):
@@ -212,15 +213,31 @@ def _run(stages):
 
 
 def _with_room(stages, log):
-    """Stages with room for as many rows as are needed at once, where they lie, and how many go at once."""
-    found, at = [], 0
+    """Stages with room for as many rows as are needed at once, and how many go at once."""
+    found = []
     for stage, oldest in zip(stages, log, strict=True):
         if stage.at is not None:
             room = max(row - old for row, old in enumerate(oldest)) + 1
-            stage = stage._replace(room=room, drop=_drop(oldest, room, stage.above), at=at)
-            at += room * stage.pitch
+            stage = stage._replace(room=room, drop=_drop(oldest, room, stage.above))
         found.append(stage)
     return found
+
+
+def _placed(stages, sums):
+    """Stages with the places of their rows, places of the tables of each of `sums`, and bytes of all.
+
+    A single row whose reader runs right behind its maker lies there from the one to the other; all else stays.
+    """
+    last, blocks = len(stages), [memory.Block(TABLES, 0, len(stages), ("table", at)) for at in sums]
+    for k, (stage, readers) in enumerate(zip(stages, _readers(stages), strict=True)):
+        if stage.at is not None:
+            passing = stage.room == 1 and stage.zero is None and len(readers) == 1
+            passing = passing and stages[readers[0][0]].sources[-1] == k
+            spans = (k, readers[0][0]) if passing else (0, last)
+            blocks.append(memory.Block(stage.room * stage.pitch, *spans, ("rows", k)))
+    places, scratch = memory.place(blocks)
+    stages = [s if s.at is None else s._replace(at=places["rows", k]) for k, s in enumerate(stages)]
+    return stages, {at: places["table", at] for at in sums}, scratch
 
 
 def _drop(oldest, room, above):
@@ -251,7 +268,11 @@ def _added(whole, calls, moved, turns):
     moved -= sum(call.work.get("copied", 0) for call in whole)
     found = {}
     for board in BOARDS:
-        changed = sum(new.instructions[board] - old.instructions[board] for new, old in zip(calls, whole, strict=True))
+        changed = sum(
+            new.instructions[board] - old.instructions[board]
+            for new, old in zip(calls, whole, strict=True)
+            if new.kernel != old.kernel
+        )
         found[board] = changed + moved * kernels.costs()[board]["conv_dense_1"]["copied"] + turns * TURN
     return found
 
@@ -320,17 +341,23 @@ class _Search:
             self.built[key] = strip and (strip, self.network.cost(strip))
         return self.built[key]
 
-    def smallest(self, most=math.inf):
+    def smallest(self, most: float = math.inf) -> tuple[Strip, ...]:
         """Strips of the smallest arena, to a hundredth, that add at most this share of instructions."""
-        low, high, found = 0, max(self.alone, default=0), ()
+        low, high, found = 0, 1024, None
+        while found is None:  # small limits first, since few strips lie within them
+            if high >= max(self.alone, default=0):
+                return ()
+            found = self._within(high, most)
+            low, high = (low, high) if found is not None else (high, 2 * high)
         while high - low > max(memory.ALIGN, high // 100):
             limit = (low + high) // 2
-            strips = self.within(limit)
-            if strips is None or sum(map(self.network.cost, strips)) > most:
-                low = limit
-            else:
-                high, found = limit, strips
+            better = self._within(limit, most)
+            low, high, found = (limit, high, found) if better is None else (low, limit, better)
         return found
+
+    def _within(self, limit, most):
+        strips = self.within(limit)
+        return None if strips is None or sum(map(self.network.cost, strips)) > most else strips
 
     def within(self, limit):
         """The strips that cost least, with no step above so many bytes; None where there are none. Shortest path."""
