@@ -26,5 +26,6 @@ class T(absltest.TestCase):
         made = {f"seed {seed}": random_networks.network(seed) for seed in range(200)}
         print(wrong({name: content for name, (content, _) in made.items()}, 3, longest))
 
+
 if __name__ == "__main__":
     absltest.main()

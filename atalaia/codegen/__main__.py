@@ -79,7 +79,7 @@ def generate(
       images: uint8 `[n, height, width, channels]` for the golden inputs; None: random bytes.
       samples: golden vectors.
       sparse, prefer, flash: as kernels.choose takes them; the constants must fit `flash`.
-      ram: bytes that the arena must fit.
+      ram: bytes that the arena must fit, by strips that cost instructions if need be.
       task: of answers.TASKS, whose answer model_answer() makes of the outputs; None: there is no such function.
       fields: the task's part of a config, which detect needs.
       view: of task detect, the data's: it writes detector.h, for a camera's app.
@@ -158,30 +158,22 @@ def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None):
 
 
 def _report(lowered, planned):
-    """Sizes and estimates, layer by layer."""
-    calls, plan = planned.calls, planned.plan
-    layers = [
-        dict(
-            step=i,
-            op=call.step.op,
-            kernel=call.kernel,
-            macs=call.step.macs,
-            zeros=float(np.mean(call.step.values["kernel"] == 0)) if "kernel" in call.step.values else None,
-            weight_bytes=call.weight_bytes,
-            sweeps=call.sweeps,
-            live_bytes=plan.layers[i],
-            strip=next((k for k, strip in enumerate(plan.strips) if strip.first <= i <= strip.last), None),
-            instructions={board: round(n) for board, n in call.instructions.items()},
-        )
-        for i, call in enumerate(calls)
-    ]
+    """Sizes and estimates, layer by layer; instructions of a strip are those beside its layers'."""
+    plan = planned.plan
+    layers = [_layer(i, call, plan) for i, call in enumerate(planned.calls)]
     rows = [
-        dict(first=s.first, last=s.last, bytes=s.scratch, instructions={b: round(n) for b, n in s.added.items()})
-        for s in plan.strips
-    ]  # instructions: beside those of the layers
-    instructions = {b: sum(part["instructions"][b] for part in [*layers, *rows]) for b in kernels.BOARDS}
+        dict(
+            first=strip.first,
+            last=strip.last,
+            bytes=strip.scratch,
+            table_bytes=strip.table_bytes,
+            instructions={board: round(n) for board, n in strip.added.items()},
+        )
+        for strip in plan.strips
+    ]
+    instructions = {b: sum(part["instructions"][b] for part in (*layers, *rows)) for b in kernels.BOARDS}
     return dict(
-        weight_bytes=sum(layer["weight_bytes"] for layer in layers),
+        weight_bytes=sum(x["weight_bytes"] for x in layers) + sum(x["table_bytes"] for x in rows),
         arena_bytes=plan.arena,
         arena_bound_bytes=plan.bound,
         macs=sum(layer["macs"] for layer in layers),
@@ -195,17 +187,34 @@ def _report(lowered, planned):
     )
 
 
+def _layer(i, call, plan):
+    """A step in the report."""
+    v = call.step.values
+    return dict(
+        step=i,
+        op=call.step.op,
+        kernel=call.kernel,
+        macs=call.step.macs,
+        zeros=float(np.mean(v["kernel"] == 0)) if "kernel" in v else None,
+        weight_bytes=call.weight_bytes,
+        sweeps=call.sweeps,
+        rows=v.get("out_h", 1),
+        strip=next((k for k, strip in enumerate(plan.strips) if strip.first <= i <= strip.last), None),
+        live_bytes=plan.layers[i],
+        instructions={board: round(n) for board, n in call.instructions.items()},
+    )
+
+
 def estimate(chip: str, instructions: float, layers: list[dict]) -> dict:
     """Milliseconds on a chip, smallest and largest, and how they come about.
 
     Args:
-      chip: of `CHIPS`; instructions: an inference's; layers: of report.json, with weight_bytes and sweeps.
+      chip: of `CHIPS`; instructions: an inference's; layers: of report.json, with weight_bytes, sweeps, rows and strip.
     """
     board, hertz, cpi, cache = CHIPS[chip]
     per_byte = FLASH_CLOCKS_PER_BYTE * hertz / FLASH_HERTZ
     once = sum(layer["weight_bytes"] for layer in layers)
-    fits = [layer["weight_bytes"] <= cache for layer in layers]
-    again = sum(w["weight_bytes"] * (1 if fit else w["sweeps"]) for w, fit in zip(layers, fits, strict=True))
+    again = sum(layer["weight_bytes"] * _passes(layer, layers, cache) for layer in layers)
     cycles = [instructions * c + b * per_byte for c, b in zip(cpi, (once, again), strict=True)]
     return dict(
         milliseconds=[round(1e3 * c / hertz, 1) for c in cycles],
@@ -216,10 +225,19 @@ def estimate(chip: str, instructions: float, layers: list[dict]) -> dict:
         formula=(
             f"(instructions on {board} * CPI {cpi[0]} to {cpi[1]} + bytes read from flash * {per_byte:.3g} cycles) / "
             f"{hertz / 1e6:.0f} MHz; assumed: flash by four lines at {FLASH_HERTZ / 1e6:.0f} MHz, constants read once "
-            f"(smallest) or, in layers that exceed the cache of {cache >> 10} KiB, at every pass over them (largest); "
+            f"(smallest) or, in layers that exceed the cache of {cache >> 10} KiB, at every pass over them, and in "
+            "strips that exceed it, at every row (largest); "
             "CPI holds some reads already, so that this is rather too much"
         ),
     )
+
+
+def _passes(layer, layers, cache):
+    """How often a layer's constants are read from flash."""
+    if layer["weight_bytes"] > cache:
+        return layer["sweeps"]
+    strip = [x["weight_bytes"] for x in layers if x["strip"] is not None and x["strip"] == layer["strip"]]
+    return layer["rows"] if sum(strip) > cache else 1
 
 
 def count(out: Path, samples: int | None = None) -> dict[str, dict]:
@@ -270,7 +288,8 @@ def _refuse_too_large(report, flash, ram):
         worst = max(report["layers"], key=lambda layer: layer["live_bytes"])
         over = report["arena_bytes"] - ram
         raise UserError(
-            f"the arena takes {report['arena_bytes']:,} bytes, {over:,} more than --ram={ram}: step {worst['step']} "
+            f"the arena takes {report['arena_bytes']:,} bytes at the least that was found, {over:,} more than "
+            f"--ram={ram}: step {worst['step']} "
             f"({worst['op']}) needs {worst['live_bytes']:,}; use smaller images or fewer channels"
         )
 
@@ -315,6 +334,6 @@ if __name__ == "__main__":
     flags.DEFINE_bool("count", False, "Run it in the emulators and enter the instructions in report.json.")
     flags.DEFINE_integer("samples", 16, "Golden vectors.", lower_bound=1)
     flags.DEFINE_integer("flash", None, "Bytes that the constants must fit, by slower kernels if need be.")
-    flags.DEFINE_integer("ram", None, "Bytes that the arena must fit.")
+    flags.DEFINE_integer("ram", None, "Bytes that the arena must fit, by slower strips if need be.")
     config_flags.DEFINE_config_file("config", help_string="The experiment whose data set gives golden inputs.")
     cli.run(main)

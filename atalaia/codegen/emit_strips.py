@@ -18,7 +18,7 @@ def _borders(strip, graph):
 
 
 def function(prefix: str, strip: Strip, graph: Graph, plan: Plan) -> str:
-    """The function of a strip: what its steps read and where their rows lie, and a loop that makes one row after another."""
+    """The function of a strip: what its steps read, where their rows lie, and a loop that makes row after row."""
     types = dict(inputs="const int8_t *const inputs[]", outputs="int8_t *const outputs[]")
     given = [*(types[name] for name in _borders(strip, graph)), "uint8_t *const a"]
     last, window = len(strip.stages) - 1, plan.windows[strip.first]

@@ -162,9 +162,11 @@ def scratch_bytes(step: Step, in_place: bool = False) -> int:
 
 def place(blocks: Sequence[Block], bound: int = 0, tries: int = 1) -> tuple[dict[tuple, int], int]:
     """Offsets by key, and the arena: first fit, largest first, then in other orders until the bound is reached."""
-    best, order, draw = None, sorted(blocks, key=lambda b: -b.size), random.Random(0)
+    order, draw = sorted(blocks, key=lambda b: -b.size), random.Random(0)
+    best: tuple[dict[tuple, int], int] | None = None
     for _ in range(tries):
-        offsets, placed = {}, []
+        offsets: dict[tuple, int] = {}
+        placed: list[tuple[int, Block]] = []
         for block in order:
             offset = 0
             for other_offset, other in sorted(placed, key=lambda p: p[0]):
@@ -178,4 +180,5 @@ def place(blocks: Sequence[Block], bound: int = 0, tries: int = 1) -> tuple[dict
         if best[1] <= bound:
             break
         order = draw.sample(blocks, len(blocks))
+    assert best is not None
     return best

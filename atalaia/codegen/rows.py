@@ -105,8 +105,8 @@ def text(
       name: of the struct and arrays of constants.
       step: as in the graph; rows: of it; call: its kernel.
       given: C of where the rows that it reads lie: the first one of each map, for pools the first one that is there.
-      pitch: bytes between the first map's rows; to: C of where the row goes; tables: bytes from the arena's start to those
-        of a sum.
+      pitch: bytes between the first map's rows; to: C of where the row goes.
+      tables: bytes from the arena's start to those of a sum.
     """
     v, size = step.values, rows.size
     match step.kind:

@@ -12,12 +12,16 @@ from typing import NamedTuple
 from atalaia.codegen import kernels, memory, rows
 from atalaia.codegen.graph import GIVEN, TAKEN, Graph
 from atalaia.codegen.kernels import BOARDS, Call
-from atalaia.codegen.rows import Read, Rows
+from atalaia.codegen.rows import Read
 
 FREE = 0.005  # share of a network's instructions that strips may add where nobody asks for a smaller arena
+WORTH = 2 << 10  # bytes that strips must save, for the C that they add
 LONGEST = 48  # steps of a strip
 TABLES = 2 * 256 * 4  # bytes of the tables of a sum
+STRUCT_BYTES = 28  # of strip_t
 TURN = 150  # instructions of finding a step and its rows, about
+# A strip that exceeds the cache reads its constants from flash at every row: instructions in the time of a byte, about.
+CACHE_BYTES, READ = 16 << 10, 5
 
 
 class Stage(NamedTuple):
@@ -66,6 +70,11 @@ class Strip(NamedTuple):
     calls: tuple[Call, ...]
     added: dict[str, float]
 
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the C structs of the stages."""
+        return STRUCT_BYTES * len(self.stages)
+
 
 class Network:
     """A graph and its calls, with what strips ask of it: how each step makes rows, and which steps read each tensor."""
@@ -86,6 +95,11 @@ class Network:
     def cost(self, strip: Strip) -> float:
         """What a strip adds, as a share of all instructions, in the mean of the boards."""
         return sum(strip.added[b] / self.total[b] for b in BOARDS) / len(BOARDS)
+
+    def reads(self, at: int) -> tuple[Read, ...]:
+        """What a row of step `at` needs; nothing where it does not run row by row."""
+        found = self.rows[at]
+        return found.reads if found else ()
 
     def read_by(self, at: int) -> list[int]:
         """Steps that read what step `at` makes."""
@@ -136,7 +150,7 @@ def _joined(network, steps, made):
 
 
 def _stages(network, steps, made, whole):
-    """Stages in the order of the steps; before one that reads a whole map with zero points around it, a copy of that."""
+    """Stages in the order of the steps; before one that looks outside of a whole map, a copy of that map's rows."""
     stages, of_tensor, copies = [], {}, {}
     for at in steps:
         found, sources = network.rows[at], []
@@ -264,8 +278,10 @@ def _without_tables(call):
 
 
 def _added(whole, calls, moved, turns):
-    """Instructions beside those of whole maps: other kernels, bytes that are copied, and turns of choosing a step."""
+    """Instructions beside those of whole maps: of other kernels, copies and choosing steps, and the time of flash."""
     moved -= sum(call.work.get("copied", 0) for call in whole)
+    read = sum((call.step.values.get("out_h", 1) - 1) * call.weight_bytes for call in calls)
+    fits = sum(call.weight_bytes for call in calls) <= CACHE_BYTES
     found = {}
     for board in BOARDS:
         changed = sum(
@@ -273,7 +289,12 @@ def _added(whole, calls, moved, turns):
             for new, old in zip(calls, whole, strict=True)
             if new.kernel != old.kernel
         )
-        found[board] = changed + moved * kernels.costs()[board]["conv_dense_1"]["copied"] + turns * TURN
+        found[board] = (
+            changed
+            + moved * kernels.costs()[board]["conv_dense_1"]["copied"]
+            + turns * TURN
+            + (0 if fits else read * READ)
+        )
     return found
 
 
@@ -296,12 +317,13 @@ def planned(network: Network, strips: Sequence[Strip]) -> Planned:
 def plan(graph: Graph, calls: Sequence[Call], ram: int | None = None) -> Planned:
     """Strips where they make the arena smaller.
 
-    Without `ram`: the smallest arena that strips give for FREE. With it: where that arena is larger, the strips that
-    cost least and fit; if none fit, those of the smallest arena that was found.
+    Without `ram`: the smallest arena that strips give for FREE, where it is smaller by WORTH. With it: if that arena
+    does not fit, the strips that cost least and fit; if none fit, those of the smallest arena that was found.
     """
     network = Network(graph, calls)
-    search = _Search(network)
+    search, whole = _Search(network), planned(network, ())
     found = planned(network, search.smallest(FREE))
+    found = found if whole.plan.arena - found.plan.arena >= WORTH else whole
     if ram is None or found.plan.arena <= ram:
         return found
     limit = ram
@@ -322,11 +344,13 @@ class _Search:
     def __init__(self, network: Network):
         graph = network.graph
         self.network, self.count = network, len(graph.steps)
-        self.uses = [(*span, memory.aligned(graph.sizes[i])) for i, span in memory.lifetimes(graph).items()]
+        lifetimes = memory.lifetimes(graph).items()
+        self.uses = [(*span, memory.aligned(graph.sizes[i]), self._rows(i)) for i, span in lifetimes]
+        self.around: dict[tuple[int, int], tuple[int, int]] = {}
         shared = memory.in_place(graph)
         self.alone = []  # bytes that live in each step by itself
         for at, step in enumerate(graph.steps):
-            live = sum(size for first, last, size in self.uses if first <= at <= last)
+            live = sum(size for first, last, size, _ in self.uses if first <= at <= last)
             live += memory.aligned(memory.scratch_bytes(step, step.output in shared))
             if step.output in shared and step.inputs and shared[step.output] == step.inputs[0]:
                 live -= min(memory.aligned(graph.sizes[i]) for i in (step.output, step.inputs[0]))
@@ -377,13 +401,26 @@ class _Search:
 
     def _cheapest(self, first, last, limit):
         """(strip, cost), with tables of sums where these fit."""
-        around = sum(
-            size
-            for begin, end, size in self.uses
-            if begin <= last and end >= first and not first <= begin <= end <= last
-        )
+        if (first, last) not in self.around:
+            within = [first <= begin <= end <= last for begin, end, _, _ in self.uses]
+            around = sum(
+                use[2]
+                for use, inside in zip(self.uses, within, strict=True)
+                if use[0] <= last and use[1] >= first and not inside
+            )
+            rows_inside = sum(use[3] for use, inside in zip(self.uses, within, strict=True) if inside)
+            self.around[first, last] = around, rows_inside
+        around, rows_inside = self.around[first, last]
+        if around + rows_inside > limit:
+            return None
         for tables in (True, False):
-            found = self.strip(first, last, tables) if around <= limit else None
+            found = self.strip(first, last, tables)
             if found and around + found[0].scratch <= limit:
                 return found
         return None
+
+    def _rows(self, i):
+        """Bytes of the rows of a tensor that a strip needs at least."""
+        windows = [r for at in self.network.readers.get(i, []) for r in self.network.reads(at) if r.tensor == i]
+        seen = rows.view(self.network.graph, i)
+        return 0 if seen is None else seen[1] * min(seen[0], max((r.kernel for r in windows if r.kernel > 1), default=0))
