@@ -133,6 +133,17 @@ int main(void)
 """
 
 
+def longest(graph, calls) -> strips.Planned:
+    """Every step that can be in a strip is in one, each as long as it can be."""
+    network, found, at = strips.Network(graph, calls), [], 0
+    while at < len(graph.steps):
+        ends = range(len(graph.steps) - 1, at, -1)
+        made = next((s for s in (strips.build(network, at, end) for end in ends) if s), None)
+        found += [made] if made else []
+        at = made.last + 1 if made else at + 1
+    return strips.planned(network, found)
+
+
 def wrong(files: dict[str, bytes], samples: int = 4, planned=strips.plan) -> dict[str, str]:
     """Of files by name, those whose C does not answer as TFLite Micro, and how; all of them are one program.
 

@@ -13,7 +13,7 @@ import numpy as np
 import random_networks
 import test_boards
 from absl.testing import absltest, parameterized
-from flat_models import Net, wrong
+from flat_models import Net, longest, wrong
 from operator_models import GROUPS
 
 ROOT = Path(__file__).parents[1]
@@ -83,11 +83,13 @@ class OperatorsTest(parameterized.TestCase):
 
 class RandomTest(absltest.TestCase):
     def test_random_networks(self):
-        """200 of them, as one program."""
+        """200 of them, as two programs: whole maps, and rows wherever they can be."""
         require_gcc(self)
         made = {f"seed {seed}": random_networks.network(seed) for seed in range(200)}
         self.assertEqual({kind for _, kinds in made.values() for kind in kinds}, set(lowering.OPERATORS))
-        self.assertEqual(wrong({name: content for name, (content, _) in made.items()}, 3), {})
+        files = [(name, content) for name, (content, _) in made.items()]
+        self.assertEqual(wrong(dict(files[::2]), 3), {})
+        self.assertEqual(wrong(dict(files[1::2]), 3, longest), {})
 
     def test_the_same_seed_gives_the_same_file(self):
         self.assertEqual(random_networks.network(7), random_networks.network(7))

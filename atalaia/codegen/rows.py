@@ -53,9 +53,9 @@ def of(step: Step, graph: Graph) -> Rows | None:
         width = ((v["out_w"] - 1) * v["stride_w"] + v["kernel_w"]) * v["in_c"]
         read = Read(step.inputs[0], v["kernel_h"], v["stride_h"], v["pad_top"], v["pad_left"] * v["in_c"], width)
         return Rows(*out, (read,)) if fits else None
-    if step.kind in POOLS:
+    if step.kind in POOLS and given[0] == (v["in_h"], v["in_w"] * v["channels"]):
         return Rows(*out, (Read(step.inputs[0], v["kernel_h"], v["stride_h"], v["pad_top"]),))
-    if step.kind == "pad":
+    if step.kind == "pad" and given[0] == (v["in_h"], v["in_w"] * v["in_c"]):
         return Rows(*out, (Read(step.inputs[0], pad=v["top"]),))
     if step.kind in ("lookup", "softmax") and given[0] == out:
         return Rows(*out, (Read(step.inputs[0]),))

@@ -110,14 +110,16 @@ class Network:
 def build(network: Network, first: int, last: int, tables: bool = True) -> Strip | None:
     """Steps `first` to `last` as a strip; None where they cannot be one. tables: whether sums may use them."""
     graph, steps = network.graph, range(first, last + 1)
-    made = {graph.steps[at].output for at in steps if graph.steps[at].kind not in TAKEN}
+    makers = [at for at in steps if graph.steps[at].kind not in TAKEN]
+    made = {graph.steps[at].output for at in makers}
     if any(network.rows[at] is None for at in steps) or not _joined(network, steps, made):
         return None
-    whole = {graph.steps[at].output for at in steps if at == last or any(k > last for k in network.read_by(at))}
-    whole &= made
+    whole = {graph.steps[at].output for at in makers if at == last or any(k > last for k in network.read_by(at))}
     stages = _stages(network, steps, made, whole)
     stages = _padded(graph, stages, whole)
     log = _run(stages)
+    if any(len(made) < stage.rows for made, stage in zip(log, stages, strict=True)):
+        return None  # rows of a whole map that only steps elsewhere ask for
     stages = _with_room(stages, log)
     calls, sums = [], []
     for at in steps:
@@ -423,4 +425,6 @@ class _Search:
         """Bytes of the rows of a tensor that a strip needs at least."""
         windows = [r for at in self.network.readers.get(i, []) for r in self.network.reads(at) if r.tensor == i]
         seen = rows.view(self.network.graph, i)
-        return 0 if seen is None else seen[1] * min(seen[0], max((r.kernel for r in windows if r.kernel > 1), default=0))
+        return (
+            0 if seen is None else seen[1] * min(seen[0], max((r.kernel for r in windows if r.kernel > 1), default=0))
+        )
