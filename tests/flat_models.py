@@ -10,7 +10,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from atalaia import tflite
-from atalaia.codegen import emit, golden, kernels, lowering, strips
+from atalaia.codegen import emit, fitting, golden, kernels, lowering, strips
 
 # Options have the operator's name, but for these.
 OPTIONS = dict(
@@ -133,7 +133,7 @@ int main(void)
 """
 
 
-def longest(graph, calls) -> strips.Planned:
+def longest(graph, calls) -> fitting.Planned:
     """Every step that can be in a strip is in one, each as long as it can be."""
     network, found, at = strips.Network(graph, calls), [], 0
     while at < len(graph.steps):
@@ -141,13 +141,13 @@ def longest(graph, calls) -> strips.Planned:
         made = next((s for s in (strips.build(network, at, end) for end in ends) if s), None)
         found += [made] if made else []
         at = made.last + 1 if made else at + 1
-    return strips.planned(network, found)
+    return fitting.planned(network, found)
 
 
-def wrong(files: dict[str, bytes], samples: int = 4, planned=strips.plan) -> dict[str, str]:
+def wrong(files: dict[str, bytes], samples: int = 4, planned=fitting.plan) -> dict[str, str]:
     """Of files by name, those whose C does not answer as TFLite Micro, and how; all of them are one program.
 
-    planned: of a graph and its calls, the strips.Planned that the C is made of.
+    planned: of a graph and its calls, the fitting.Planned that the C is made of.
     """
     sources, rows, given, wanted, calls = [], [], [], {}, []
     for number, (name, content) in enumerate(files.items()):

@@ -18,7 +18,7 @@ from test_export import converted
 
 from atalaia import tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import emit, fixed_point, graph, kernels, lowering, memory
+from atalaia.codegen import emit, fitting, fixed_point, graph, kernels, lowering, memory
 from atalaia.errors import UserError
 
 # Runs every golden vector in an arena of exactly the size that is stated, so that the sanitizer sees a byte too many.
@@ -255,8 +255,7 @@ class ParityTest(parameterized.TestCase):
                 data[at] = random.integers(256)
             try:
                 lowered = lowering.lower(tflite.read(bytes(data)))
-                kernels.choose(lowered)
-                memory.plan(lowered)
+                fitting.plan(lowered, kernels.choose(lowered))
                 passed += 1
                 if passed % 40 == 0:
                     folder = self.folder / f"{number}"

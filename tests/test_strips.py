@@ -13,7 +13,7 @@ from test_operators import require_gcc
 
 from atalaia import tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import kernels, lowering, memory, strips
+from atalaia.codegen import fitting, kernels, lowering, memory, strips
 from atalaia.errors import UserError
 
 
@@ -47,7 +47,7 @@ def scattered(graph, calls):
         made = strips.build(network, at, end, draw.random() < 0.5) if end > at else None
         found += [made] if made else []
         at = made.last + 1 if made else at + 1
-    return strips.planned(network, found)
+    return fitting.planned(network, found)
 
 
 def block(height=8, width=8, channels=4, expanded=12) -> bytes:
@@ -126,7 +126,7 @@ class RowsTest(absltest.TestCase):
         self.assertEqual([s.at is None for s in strip.stages], [False] * 5 + [True])  # the caller's
         # The depthwise row goes when the projected one is made, the sum's row takes its place.
         self.assertEqual(strip.scratch, 2 * 32 + 3 * 120 + 96 + 32)
-        found = strips.planned(network, [strip]).plan
+        found = fitting.planned(network, [strip]).plan
         self.assertEqual((found.arena, found.tensors), (strip.scratch, {}))
         self.assertEqual(memory.plan(network.graph).arena, 8 * 8 * 12 + 8 * 8 * 4 + 3 * 120)
 

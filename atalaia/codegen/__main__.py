@@ -9,7 +9,8 @@ Writes model.c, model.h, golden.h, report.json and the file itself as model.tfli
 the validation split of the config, or random bytes by a fixed seed; golden outputs are TFLite Micro's. --count runs the
 C in the emulators and enters the instructions that they count in report.json. --task adds model_answer(), which makes
 of the outputs what the task answers, and golden answers, which are Python's. Of a detector it also writes detector.h,
-which mcu/apps need. --borders=int8 leaves out what the file converts from and to float32 at its borders.
+which mcu/apps need. Steps whose maps are large run row by row where that costs nothing; --ram goes further for an arena
+that fits. --borders=int8 leaves out what the file converts from and to float32 at its borders.
 --explain writes nothing: it lists a file's operators, what is not supported and why, and size and time of the rest.
 """
 
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from atalaia import cli, data, tflite
 from atalaia import config as configs
-from atalaia.codegen import answers, boards, camera, emit, explained, golden, kernels, lowering, strips
+from atalaia.codegen import answers, boards, camera, emit, explained, fitting, golden, kernels, lowering
 from atalaia.codegen import borders as of_borders
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
@@ -146,7 +147,7 @@ def explain(tflite_bytes: bytes, prefer: str = "balanced") -> str:
     """
     model = tflite.read(tflite_bytes)
     rows, lowered = explained.operators(model)
-    found = strips.plan(lowered, kernels.choose(lowered, prefer=prefer))
+    found = fitting.plan(lowered, kernels.choose(lowered, prefer=prefer))
     return explained.text(model, rows, found.calls, _report(lowered, found))
 
 
@@ -154,7 +155,7 @@ def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None):
     """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
     model = tflite.read(tflite_bytes)
     lowered = lowering.lower(model, borders)
-    return model, lowered, strips.plan(lowered, kernels.choose(lowered, sparse, prefer, flash), ram)
+    return model, lowered, fitting.plan(lowered, kernels.choose(lowered, sparse, prefer, flash), ram)
 
 
 def _report(lowered, planned):

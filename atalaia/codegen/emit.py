@@ -250,7 +250,8 @@ def model_h(name: str, graph: Graph, plan: Plan, scales: dict[int, tuple[float, 
     lines += [
         f"#define MODEL_ARENA_BYTES {plan.arena}",
         f"#define MODEL_MACS {sum(step.macs for step in graph.steps)}u",
-        "/* The arena holds MODEL_ARENA_BYTES, 4-byte aligned; nothing in it need outlive a call. */",
+        "/* The arena holds MODEL_ARENA_BYTES, 4-byte aligned; nothing in it need outlive a call. Inputs, outputs and",
+        " * the arena must not overlap. */",
         "void model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena);",
     ]
     if numbers:
