@@ -23,7 +23,7 @@ import operators  # noqa: E402
 
 from atalaia import tflite  # noqa: E402
 from atalaia.codegen import __main__ as codegen  # noqa: E402
-from atalaia.codegen import emit, kernels, lowering, plain  # noqa: E402
+from atalaia.codegen import emit, kernels, lowering, plain, strips  # noqa: E402
 from atalaia.errors import UserError  # noqa: E402
 
 
@@ -61,7 +61,9 @@ class OperatorsTest(parameterized.TestCase):
     def test_structs_have_the_bytes_that_are_counted(self):
         test_boards.require(self, "rv32")
         lines = [f"char {kind}_bytes[sizeof({kind}_t) == {k.struct} ? 1 : -1];" for kind, k in plain.KERNELS.items()]
+        lines.append(f"char strip_bytes[sizeof(strip_t) == {strips.STRUCT_BYTES} ? 1 : -1];")
         files = dict.fromkeys(file for kernel in plain.KERNELS.values() for file in kernel.files)
+        files |= dict.fromkeys(("move", "strips"))
         sources = ["#include <stdint.h>\n#include <string.h>", *((emit.KERNELS / f"{f}.c").read_text() for f in files)]
         command = [
             "riscv64-unknown-elf-gcc",

@@ -14,7 +14,7 @@ from atalaia.codegen.kernels import BOARDS, Call
 from atalaia.codegen.rows import Read
 
 TABLES = 2 * 256 * 4  # bytes of the tables of a sum
-STRUCT_BYTES = 28  # of strip_t
+STRUCT_BYTES = 32  # of strip_t
 TURN = 150  # instructions of finding a step and its rows, about
 # A strip that exceeds the cache reads its constants from flash at every row: instructions in the time of a byte, about.
 CACHE_BYTES, READ = 16 << 10, 5

@@ -1,8 +1,8 @@
 /* Steps that run together, row by row. Of a map that only they read, memory holds the rows that are still needed, the oldest
  * first. A row is as its readers want it, with zero points around it; so are whole rows above and below the map. */
 typedef struct {
-    int8_t step; /* whose rows they are, as a number in the group; -1: the map was there before */
-    uint8_t kernel, stride, pad;
+    uint16_t kernel;
+    uint8_t step, stride, pad; /* step: whose rows they are, as a number in the strip */
 } strip_read_t;
 
 typedef struct {
@@ -35,8 +35,6 @@ static int strips_turn(const strip_t *s, const strip_state_t *state, int last)
         const int y = state[i].next;
         for (int k = 0; k < s[i].reads && y < s[i].rows && lacking == i; k++) {
             const strip_read_t *r = &s[i].read[k];
-            if (r->step < 0)
-                continue;
             const int wanted = y * r->stride - r->pad + r->kernel, end = s[r->step].end;
             if (state[r->step].next < (wanted < end ? wanted : end))
                 lacking = r->step;
