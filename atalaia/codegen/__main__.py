@@ -159,7 +159,7 @@ def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None):
 
 
 def _report(lowered, planned):
-    """Sizes and estimates, layer by layer; instructions of a strip are those beside its layers'."""
+    """Sizes and estimates, layer by layer; what a strip adds is part of its layers' instructions."""
     plan = planned.plan
     layers = [_layer(i, call, plan) for i, call in enumerate(planned.calls)]
     rows = [
@@ -172,7 +172,13 @@ def _report(lowered, planned):
         )
         for strip in plan.strips
     ]
-    instructions = {b: sum(part["instructions"][b] for part in (*layers, *rows)) for b in kernels.BOARDS}
+    for strip in plan.strips:
+        within = layers[strip.first : strip.last + 1]
+        for b in kernels.BOARDS:
+            whole = sum(layer["instructions"][b] for layer in within)
+            for layer in within:
+                layer["instructions"][b] = round(layer["instructions"][b] * (1 + strip.added[b] / whole))
+    instructions = {b: sum(layer["instructions"][b] for layer in layers) for b in kernels.BOARDS}
     return dict(
         weight_bytes=sum(x["weight_bytes"] for x in layers) + sum(x["table_bytes"] for x in rows),
         arena_bytes=plan.arena,
