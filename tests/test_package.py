@@ -14,14 +14,14 @@ import numpy as np
 import test_boards
 from absl import flags
 from absl.testing import absltest, parameterized
-from flat_models import Net
+from flat_models import Net, longest
 from int8_models import convolution, detector
 from operator_models import GROUPS
 
 from atalaia import config as configs
 from atalaia import tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import emit, fixed_point, kernels, lowering, memory
+from atalaia.codegen import emit, fitting, fixed_point, kernels, lowering, strips
 from atalaia.codegen import package as packages
 from atalaia.errors import UserError
 
@@ -30,6 +30,13 @@ DATA = ROOT / "tests/data"
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 C, CXX = ("gcc", "-std=c99", *WARNINGS), ("g++", "-x", "c++", "-std=c++17", *WARNINGS)
 LABELS = ('a "cat"', "tab\tand ??=", "ação 😀", "@name@")
+
+
+def every_kernel(lowered):
+    """Calls of a graph's steps: for each step the first, second, ... kernel that can run it, or its last."""
+    choices = [kernels.candidates(step, "esp32") for step in lowered.steps]
+    for number in range(max(map(len, choices))):
+        yield [calls[min(number, len(calls) - 1)] for calls in choices]
 
 
 def borders() -> bytes:
@@ -218,18 +225,21 @@ class PackageTest(parameterized.TestCase):
     def test_every_kernel_is_cxx_too(self):
         """Designated initialisers in the order of the structs, and casts where C needs none."""
         needed = {}
-        for group in GROUPS.values():
-            for _, content in group():
-                lowered = lowering.lower(tflite.read(content))
-                calls = kernels.choose(lowered)
-                needed.setdefault(frozenset(call.kernel for call in calls), (lowered, calls, memory.plan(lowered)))
+        for content in (content for group in GROUPS.values() for _, content in group()):
+            lowered = lowering.lower(tflite.read(content))
+            for calls in every_kernel(lowered):
+                graph = lowered._replace(steps=[call.step for call in calls])
+                for found in (fitting.planned(strips.Network(graph, calls), ()), longest(graph, calls)):
+                    key = frozenset(call.kernel for call in calls), bool(found.plan.strips)
+                    needed.setdefault(key, (graph, found.calls, found.plan))
         bodies = [emit.body(*parts, f"m{number}_") for number, parts in enumerate(needed.values())]
-        head = emit.head("all", [call for _, calls, _ in needed.values() for call in calls]).replace(
-            '#include "model.h"', ""
-        )
+        head = emit.head("all", [call for _, calls, _ in needed.values() for call in calls])
+        head = head.replace('#include "model.h"', "")
         (self.folder / "all.cc").write_text("\n".join([head, *bodies]))
         subprocess.run(["g++", "-std=c++17", *WARNINGS, "-fsyntax-only", self.folder / "all.cc"], check=True)
-        self.assertGreater(len(needed), 30)
+        self.assertGreater(len(needed), 50)
+        for part in ("strips_turn(", "conv_woven(", "conv_sparse(", "conv_mac16(", "depthwise_rows("):
+            self.assertIn(part, head)
 
 
 class RefusalTest(parameterized.TestCase):

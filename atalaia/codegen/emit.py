@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from atalaia.codegen import answers
+from atalaia.codegen import answers, emit_strips
 from atalaia.codegen.graph import Graph
 from atalaia.codegen.kernels import Call
 from atalaia.codegen.memory import Plan
@@ -34,7 +34,7 @@ _FILES = (
     ),
     *("sub_from", "prelu", "squared_difference", "strided", "nearest", "bilinear", "reduce", "reduce_most", "arg_most"),
     *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv", "conv_mac16"),
-    *("conv", "conv_dense", "conv_woven", "conv_packed", "conv_sparse", "depthwise"),
+    *("move", "conv", "conv_map", "conv_dense", "conv_woven", "conv_packed", "conv_sparse", "depthwise", "strips"),
 )
 _CONV = (
     *("in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w"),
@@ -82,9 +82,15 @@ def head(name: str, calls: list[Call]) -> str:
 def body(graph: Graph, calls: list[Call], plan: Plan, prefix: str = "") -> str:
     """Constants, and the calls one after the other; `prefix` of all names, so that several models fit one file."""
     parts, statements = [], []
+    strips = {strip.first: strip for strip in plan.strips}
+    inside = {number for strip in plan.strips for number in range(strip.first, strip.last + 1)}
     for number, call in enumerate(calls):
         parts += _constants(f"{prefix}s{number}", number, call)
-        statements.append(_statement(f"{prefix}s{number}", call, graph, plan, plan.windows[number]))
+        if number in strips:
+            statements.append(f"    {emit_strips.call(prefix, strips[number], graph)};")
+        if number not in inside:
+            statements.append(_statement(f"{prefix}s{number}", call, graph, plan, plan.windows[number]))
+    parts += [emit_strips.function(prefix, strip, graph, plan) for strip in plan.strips]
     parts.append(
         f"void {prefix}model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena)\n{{\n"
         "    uint8_t *const a = (uint8_t *)arena;\n" + "\n".join(statements) + "\n}\n"
@@ -199,13 +205,16 @@ def _call(name, call, graph, plan, window, place):
         case "lookup":
             return f"lookup({name}_table, {graph.sizes[step.output]}, {first}, {out})"
         case "max_pool" | "mean_pool":
-            return f"pool(&{name}, {first}, {out}, {int(step.kind == 'mean_pool')})"
+            rows = f"0, {v['in_w'] * v['channels']}, 0, {v['out_h']}"
+            return f"pool(&{name}, {first}, {rows}, {out}, {int(step.kind == 'mean_pool')})"
         case "softmax":
             return f"softmax({name}_table, {v['rows']}, {v['size']}, {first}, {out})"
         case "copy":
             sizes = ", ".join(str(v[k]) for k in ("rows", "block", "from_stride", "to_stride"))
             return f"copy({first}, {out} + {v['to_start']}, {sizes})"
-        case "pad" | "mean" | "min_pool":
+        case "min_pool":
+            return f"min_pool(&{name}, {first}, 0, {v['in_w'] * v['channels']}, 0, {v['out_h']}, {out})"
+        case "pad" | "mean":
             return f"{step.kind}(&{name}, {first}, {out})"
     if "fields" in v:
         given = [place[i] for i in step.inputs]
@@ -214,7 +223,10 @@ def _call(name, call, graph, plan, window, place):
         scratch = "" if window is None else f", (void *)(a + {window})"
         return f"{step.kind}(&{name}, {', '.join(given)}, {out}{scratch})"
     second = f"{name}_constant" if "constant" in v else place[step.inputs[1]]
-    last = dict(add=f", {int(step.kind == 'sub')}", add_tabled=f", (int32_t *)(void *)(a + {window})")
+    if call.kernel == "add_tabled":
+        terms = f"(int32_t *)(void *)(a + {window})"
+        return f"add_tables(&{name}, {terms}), add_tabled(&{name}, {first}, {second}, {out}, {terms})"
+    last = dict(add=f", {int(step.kind == 'sub')}")
     return f"{call.kernel}(&{name}, {first}, {second}, {out}{last.get(call.kernel, '')})"
 
 
@@ -255,7 +267,8 @@ def model_h(name: str, graph: Graph, plan: Plan, scales: dict[int, tuple[float, 
     lines += [
         f"#define MODEL_ARENA_BYTES {plan.arena}",
         f"#define MODEL_MACS {sum(step.macs for step in graph.steps)}u",
-        "/* The arena holds MODEL_ARENA_BYTES, 4-byte aligned; nothing in it need outlive a call. */",
+        "/* The arena holds MODEL_ARENA_BYTES, 4-byte aligned; nothing in it need outlive a call. Inputs, outputs and",
+        " * the arena must not overlap. */",
         "void model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena);",
     ]
     if numbers:

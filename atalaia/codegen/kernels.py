@@ -60,8 +60,8 @@ class Call(NamedTuple):
     def instructions(self) -> dict[str, float]:
         """Of an inference, by board."""
         batch = self.step.values.get("batch", 1)
-        costs = _costs()
-        return {b: batch * sum(n * costs[b][self.cost][part] for part, n in self.work.items()) for b in costs}
+        found = costs()
+        return {b: batch * sum(n * found[b][self.cost][part] for part, n in self.work.items()) for b in found}
 
 
 def choose(
@@ -229,7 +229,7 @@ def _depthwise(step) -> Iterator[Call]:
 
 
 def _instance(step, template, kernel, constants, arrays, work, sweeps, cost=None):
-    files = ("rescale", "conv", "depthwise" if template.startswith("depthwise") else template)
+    files = ("rescale", "move", "conv", "conv_map", "depthwise" if template.startswith("depthwise") else template)
     small = small_sums(step)
     work |= {"small" if small else "large": work["output"]}
     constants = (template, *map(str, constants))
@@ -343,7 +343,7 @@ def _pair(step):
 
 
 @functools.cache
-def _costs():
+def costs() -> dict[str, dict[str, dict[str, float]]]:
     return json.loads(COSTS.read_text())
 
 
