@@ -405,7 +405,7 @@ class PackTest(parameterized.TestCase):
             time = sum(sum(c.instructions[b] for c in calls) / whole[b] for b in kernels.BOARDS)
             return sum(c.weight_bytes for c in calls), time
 
-        parts = [convolution(random_kernel(-90, 90, zeros, (8, 3, 3, 8)), (8, 8)) for zeros in (0.3, 0.4, 0.5, 0.9)]
+        parts = [convolution(random_kernel(-90, 90, zeros, (8, 3, 3, 8)), (8, 8)) for zeros in (0.3, 0.5, 0.9)]
         parts = [lowering.lower(tflite.read(part)) for part in parts]
         lowered = parts[0]._replace(steps=[step for part in parts for step in part.steps])
         every = [kernels.candidates(step) for step in lowered.steps]
@@ -487,13 +487,13 @@ class FixedPointTest(absltest.TestCase):
     def test_lines_give_the_bytes_of_tflite(self):
         """Every sum of channels of random scales, zero points and bounds, among them such as give one value alone."""
         random, found, turned = np.random.default_rng(2), 0, 0
-        for case in range(60):
-            kernel = random.integers(-127, 128, (1, 1, 1, 40)).astype(np.int8)
+        for case in range(24):
+            kernel = random.integers(-127, 128, (1, 1, 1, 12)).astype(np.int8)
             (multiplier,), (shift,) = fixed_point.quantize_multiplier(
                 [2.0 ** random.uniform(-24 if case % 9 == 0 else -11, -2)]
             )
-            values = dict(kernel=kernel, out_c=1, bias=random.integers(-200_000, 200_000, 1), out_low=0, out_high=255)
-            values |= dict(out_zero=int(random.choice([0, 90, 131, 255])), multiplier=np.array([multiplier]))
+            values = dict(kernel=kernel, out_c=1, bias=random.integers(-60_000, 60_000, 1), out_low=0, out_high=255)
+            values |= dict(out_zero=int(random.choice([0, 0, 90, 131, 255])), multiplier=np.array([multiplier]))
             values |= dict(shift=np.array([shift]), low=None, high=None)
             if case % 3 == 0:
                 values |= dict(low=np.array([20], np.uint8), high=np.array([200], np.uint8))
@@ -503,8 +503,8 @@ class FixedPointTest(absltest.TestCase):
             found, turned = found + 1, turned + int(line[0, 4] > 0)
             sums = np.arange(*(int(bound[0]) for bound in grid.sum_bounds(step)))
             np.testing.assert_array_equal(on_line(sums, line[0]), of_tflite(sums, values))
-        self.assertGreater(found, 50)
-        self.assertBetween(turned, 20, found - 20)
+        self.assertGreater(found, 20)
+        self.assertBetween(turned, 5, found - 5)
 
     def test_softmax_table_is_the_exponential(self):
         table = fixed_point.softmax_table(1.0, 0.05)
