@@ -29,8 +29,8 @@ def pack_woven(kernel: np.ndarray) -> np.ndarray:
     padded[:out] = kernel
     first, second, third = padded.reshape(-1, 3, *rest).swapaxes(0, 1)
     words = np.stack([first + (second << 21), third + (second << 10)], -1).reshape(len(first), -1)
-    words = np.append(words[:-1].ravel(), words[-1, :: 2 if out % 3 == 1 else 1])
-    return (words & 0xFFFFFFFF).astype(np.uint32)
+    flat = np.append(words[:-1].ravel(), words[-1, :: 2 if out % 3 == 1 else 1])
+    return (flat & 0xFFFFFFFF).astype(np.uint32)
 
 
 def pack_fields(kernel: np.ndarray, bits: int) -> np.ndarray:
