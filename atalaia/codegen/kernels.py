@@ -144,8 +144,8 @@ def _linear(step) -> Iterator[Call]:
 
 def _conv(step) -> Iterator[Call]:
     yield dense(step)
-    low, high = sum_bounds(step)
-    if step.values["out_w"] >= 4 and low.min() >= -SMALL and high.max() < SMALL:
+    least, most = sum_bounds(step)
+    if step.values["out_w"] >= 4 and least.min() >= -SMALL and most.max() < SMALL:
         yield _woven(step)
     kernel = step.values["kernel"]
     low, high = int(kernel.min(initial=0)), int(kernel.max(initial=0))
