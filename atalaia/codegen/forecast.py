@@ -37,9 +37,8 @@ def milliseconds(costs: list[Cost]) -> float:
     """Of an inference on the chip, the upper end of what `codegen` estimates."""
     from atalaia.codegen.__main__ import CHIPS, estimate  # as in `layer`
 
-    rows = [dict(weight_bytes=cost.bytes, sweeps=cost.sweeps, strip=None) for cost in costs]
-    total = sum(cost.instructions for cost in costs)
-    return estimate(CHIP, CHIPS[CHIP].board, total, rows)["milliseconds"][1]
+    rows = [dict(weight_bytes=cost.bytes, sweeps=cost.sweeps, rows=1, strip=None) for cost in costs]
+    return estimate(CHIP, CHIPS[CHIP].board, sum(cost.instructions for cost in costs), rows)["milliseconds"][1]
 
 
 def _step(layer, given, out):

@@ -9,6 +9,9 @@
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-schedule-insns", "no-tree-loop-distribute-patterns")
 #endif
+#ifdef __cplusplus /* C leaves fields that a layer has no use for at 0 without a word */
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#endif
 
 /* Xtensa processors can lack an instruction for the high half of a product; the ESP32 has it. */
 #if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
@@ -79,8 +82,8 @@ static inline uint8_t clamp(int32_t x, int32_t low, int32_t high)
 /* int8 to value + 128, or back, by words where both are aligned. */
 static void flip(const void *from, void *to, uint32_t size)
 {
-    const uint8_t *in = from, *end = in + size;
-    uint8_t *out = to;
+    const uint8_t *in = (const uint8_t *)from, *end = in + size;
+    uint8_t *out = (uint8_t *)to;
     if ((((uintptr_t)from | (uintptr_t)to) & 3) == 0)
         for (const uint8_t *last = end - (size & 3); in < last; in += 4, out += 4)
             *(uint32_t *)(void *)out = *(const uint32_t *)(const void *)in ^ 0x80808080u;
@@ -94,9 +97,10 @@ typedef struct {
     uint8_t stride_h, stride_w, pad_top, pad_left, out_low, out_high;
 } pool_t;
 
-static void pool(const pool_t *p, const uint8_t *in, uint8_t *out, int mean)
+/* Rows y to end - 1 of the output; `in` starts with row `first` of the input, `row_bytes` lie from row to row. */
+static void pool(const pool_t *p, const uint8_t *in, int first, uint32_t row_bytes, int y, int end, uint8_t *out, int mean)
 {
-    for (int y = 0; y < p->out_h; y++)
+    for (; y < end; y++)
         for (int x = 0; x < p->out_w; x++) {
             int top = y * p->stride_h - p->pad_top, left = x * p->stride_w - p->pad_left;
             int bottom = top + p->kernel_h, right = left + p->kernel_w;
@@ -106,7 +110,7 @@ static void pool(const pool_t *p, const uint8_t *in, uint8_t *out, int mean)
                 int32_t total = 0, most = 0, count = (bottom - top) * (right - left);
                 for (int i = top; i < bottom; i++)
                     for (int j = left; j < right; j++) {
-                        int32_t v = in[((uint32_t)i * p->in_w + j) * p->channels + c];
+                        int32_t v = in[(uint32_t)(i - first) * row_bytes + (uint32_t)j * p->channels + c];
                         total += v;
                         most = v > most ? v : most;
                     }
@@ -136,17 +140,21 @@ typedef struct {
             out[i] = (uint8_t)(value < low ? low : low + (int32_t)span);       \
     }
 
-/* `terms`: room for 512. */
-static void add_tabled(const add_tabled_t *t, const uint8_t *a, const uint8_t *b, uint8_t *out, int32_t *terms)
+/* Writes the terms of both tensors' values, 512 of them. */
+static void add_tables(const add_tabled_t *t, int32_t *terms)
 {
-    const int32_t *const b_terms = terms + 256;
-    const int bits = t->bits, low = t->out_low;
-    const uint32_t span = (uint32_t)(t->out_high - low);
     int64_t a_term = t->start, b_term = 0;
     for (int i = 0; i < 256; i++) {
         terms[i] = (int32_t)(a_term >> 32), terms[256 + i] = (int32_t)(b_term >> 32);
         a_term += t->a_step, b_term += t->b_step;
     }
+}
+
+static void add_tabled(const add_tabled_t *t, const uint8_t *a, const uint8_t *b, uint8_t *out, const int32_t *terms)
+{
+    const int32_t *const b_terms = terms + 256;
+    const int bits = t->bits, low = t->out_low;
+    const uint32_t span = (uint32_t)(t->out_high - low);
     const uint8_t *const end = a + t->values;
     for (const uint8_t *four = a + (t->values & ~3u); a < four; a += 4, b += 4, out += 4) {
         ADD_TABLED(0)
@@ -156,6 +164,21 @@ static void add_tabled(const add_tabled_t *t, const uint8_t *a, const uint8_t *b
     }
     for (; a < end; a++, b++, out++)
         ADD_TABLED(0)
+}
+
+/* memmove to a lower address or elsewhere; by words where all is aligned, since some C libraries move single bytes. */
+static void move_down(uint8_t *to, const uint8_t *from, uint32_t bytes)
+{
+    if ((((uintptr_t)to | (uintptr_t)from | bytes) & 3) == 0) {
+        uint32_t *words = (uint32_t *)(void *)to;
+        const uint32_t *source = (const uint32_t *)(const void *)from;
+        for (; bytes >= 16; bytes -= 16, words += 4, source += 4)
+            words[0] = source[0], words[1] = source[1], words[2] = source[2], words[3] = source[3];
+        for (; bytes; bytes -= 4)
+            *words++ = *source++;
+    } else {
+        memmove(to, from, bytes);
+    }
 }
 
 /* Convolutions and matrix products (a matrix product is a convolution of one pixel). Inside, an activation is its int8
@@ -271,21 +294,6 @@ INLINE void conv_store(const conv_t *c, int x, int o, int outputs, int pixels, c
      : c->small ? conv_store_small : conv_store_any)(c, x, o, outputs, pixels, sums, out);
 }
 
-/* memmove to a lower address or elsewhere; by words where all is aligned, since some C libraries move single bytes. */
-static void conv_move(uint8_t *to, const uint8_t *from, uint32_t bytes)
-{
-    if ((((uintptr_t)to | (uintptr_t)from | bytes) & 3) == 0) {
-        uint32_t *words = (uint32_t *)(void *)to;
-        const uint32_t *source = (const uint32_t *)(const void *)from;
-        for (; bytes >= 16; bytes -= 16, words += 4, source += 4)
-            words[0] = source[0], words[1] = source[1], words[2] = source[2], words[3] = source[3];
-        for (; bytes; bytes -= 4)
-            *words++ = *source++;
-    } else {
-        memmove(to, from, bytes);
-    }
-}
-
 /* One input row as the kernel sees it, with zero points at both ends. */
 static void conv_fill(const conv_t *c, const uint8_t *in, int y, uint8_t *to, uint32_t row_bytes)
 {
@@ -297,7 +305,7 @@ static void conv_fill(const conv_t *c, const uint8_t *in, int y, uint8_t *to, ui
     if (have > row_bytes - left)
         have = row_bytes - left;
     memset(to, c->in_zero, left);
-    conv_move(to + left, in + (uint32_t)y * c->in_w * c->in_c, have);
+    move_down(to + left, in + (uint32_t)y * c->in_w * c->in_c, have);
     memset(to + left + have, c->in_zero, row_bytes - left - have);
 }
 
@@ -313,7 +321,7 @@ static void conv(const conv_t *c, const uint8_t *in, uint8_t *out, uint8_t *wind
         } else {
             int keep = y ? next - top : 0;
             if (keep > 0)
-                conv_move(window, window + (uint32_t)(c->kernel_h - keep) * row_bytes, (uint32_t)keep * row_bytes);
+                move_down(window, window + (uint32_t)(c->kernel_h - keep) * row_bytes, (uint32_t)keep * row_bytes);
             for (int k = keep > 0 ? keep : 0; k < c->kernel_h; k++)
                 conv_fill(c, in, top + k, window + (uint32_t)k * row_bytes, row_bytes);
             next = top + c->kernel_h;
@@ -347,8 +355,8 @@ INLINE void conv_sparse(const conv_t *c, const uint8_t *window, uint32_t row_byt
     for (int x = 0; x < c->out_w; x += pixels) {
         if (x + pixels > c->out_w)
             x = c->out_w - pixels; /* the last pixels once more rather than one by one */
-        const uint8_t *w = c->weights, *narrow_count = c->counts;
-        const uint16_t *wide_count = c->counts;
+        const uint8_t *w = (const uint8_t *)c->weights, *narrow_count = (const uint8_t *)c->counts;
+        const uint16_t *wide_count = (const uint16_t *)c->counts;
         for (int o = 0; o < out_c; o++) {
             uint32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, a4 = 0, a5 = 0, a6 = 0, a7 = 0;
             const uint8_t *row = window + x * step;
@@ -372,6 +380,69 @@ INLINE void conv_sparse(const conv_t *c, const uint8_t *window, uint32_t row_byt
             conv_store(c, x, o, 1, pixels, sums, out);
         }
     }
+}
+
+/* Steps that run together, row by row. Of a map that only they read, memory holds the rows that are still needed, the oldest
+ * first. A row is as its readers want it, with zero points around it; so are whole rows above and below the map. */
+typedef struct {
+    uint16_t kernel;
+    uint8_t step, stride, pad; /* step: whose rows they are, as a number in the strip */
+} strip_read_t;
+
+typedef struct {
+    uint32_t at, pitch;  /* bytes: to the rows in the arena, and from row to row */
+    uint16_t room, drop; /* rows that fit; rows that go at once where none is free */
+    uint16_t rows, end;  /* rows of the map; and with those below it */
+    uint8_t above, zero; /* rows above; what padding is made of */
+    uint8_t padded;      /* whether there is any */
+    uint8_t reads;
+    strip_read_t read[2];
+} strip_t;
+
+typedef struct {
+    int16_t next, first; /* the row to make next, and the first one in memory */
+} strip_state_t;
+
+static void strips_start(const strip_t *s, strip_state_t *state, int steps, uint8_t *arena)
+{
+    for (; steps--; s++, state++) {
+        state->next = 0, state->first = (int16_t)-s->above;
+        if (s->padded)
+            memset(arena + s->at, s->zero, s->room * s->pitch);
+    }
+}
+
+/* The step whose turn it is: the last one, or else the one that makes a row that it lacks, and so on. */
+static int strips_turn(const strip_t *s, const strip_state_t *state, int last)
+{
+    for (int i = last, lacking = last;; i = lacking) {
+        const int y = state[i].next;
+        for (int k = 0; k < s[i].reads && y < s[i].rows && lacking == i; k++) {
+            const strip_read_t *r = &s[i].read[k];
+            const int wanted = y * r->stride - r->pad + r->kernel, end = s[r->step].end;
+            if (state[r->step].next < (wanted < end ? wanted : end))
+                lacking = r->step;
+        }
+        if (lacking == i)
+            return i;
+    }
+}
+
+/* Where a step's next row goes. */
+static uint8_t *strips_to(const strip_t *s, strip_state_t *state, uint8_t *arena)
+{
+    uint8_t *const rows = arena + s->at;
+    if (state->next - state->first == s->room) {
+        move_down(rows, rows + s->drop * s->pitch, (uint32_t)(s->room - s->drop) * s->pitch);
+        state->first = (int16_t)(state->first + s->drop);
+    }
+    return rows + (uint32_t)(state->next - state->first) * s->pitch;
+}
+
+/* Where a row of a step lies. */
+static const uint8_t *strips_from(const strip_t *s, const strip_state_t *state, const uint8_t *arena, int row)
+{
+    return arena + s->at + (uint32_t)(row - state->first) * s->pitch;
 }
 
 static void conv_triplets_1_64(const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out)
@@ -434,7 +505,7 @@ static const uint8_t s1_counts[48] = {
     3, 2, 2, 5, 0, 5, 3, 0, 3, 4, 4, 2, 4, 4, 4, 3, 3, 2, 3, 1, 2, 1, 2, 2, 2, 4, 3, 2, 2, 1, 3, 3,
     0, 2, 3, 2, 2, 2, 1, 1, 2, 0, 3, 5, 3, 2, 5, 3,
 };
-static const conv_t s1 = {.bias = s1_bias, .multiplier = s1_multiplier, .shift = s1_shift, .weights = s1_weights, .counts = s1_counts, .in_h = 32, .in_w = 32, .in_c = 3, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_3};
+static const conv_t s1 = {.weights = s1_weights, .counts = s1_counts, .bias = s1_bias, .multiplier = s1_multiplier, .shift = s1_shift, .in_h = 32, .in_w = 32, .in_c = 3, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_3};
 
 /* step 2: CONV_2D 3x3, 32x32x16 to 32x32x16, 50 % zeros: conv_triplets_8_16 */
 static const int32_t s2_bias[16] = {
@@ -536,7 +607,7 @@ static const uint8_t s2_counts[48] = {
     9, 13, 13, 8, 10, 12, 13, 12, 12, 9, 10, 9, 16, 14, 14, 10, 12, 11, 18, 14, 15, 12, 15, 14, 14,
     16, 9, 12, 15, 10, 16, 14, 12, 9, 11, 12, 17, 13, 10, 13, 9, 10, 9, 15, 13, 13, 11, 11,
 };
-static const conv_t s2 = {.bias = s2_bias, .multiplier = s2_multiplier, .shift = s2_shift, .weights = s2_weights, .counts = s2_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_16};
+static const conv_t s2 = {.weights = s2_weights, .counts = s2_counts, .bias = s2_bias, .multiplier = s2_multiplier, .shift = s2_shift, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_16};
 
 /* step 3: CONV_2D 3x3, 32x32x16 to 32x32x16, 50 % zeros: conv_triplets_8_16 */
 static const int32_t s3_bias[16] = {
@@ -636,10 +707,10 @@ static const uint8_t s3_counts[48] = {
     15, 13, 16, 9, 12, 14, 11, 12, 10, 10, 15, 15, 9, 9, 9, 12, 11, 10, 13, 10, 7, 10, 11, 14, 11,
     15, 16, 11, 14, 14, 15, 14, 11, 13, 13, 13, 14, 12, 10, 13, 15, 12, 10, 12, 12, 15, 11, 14,
 };
-static const conv_t s3 = {.bias = s3_bias, .multiplier = s3_multiplier, .shift = s3_shift, .weights = s3_weights, .counts = s3_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 117, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_16};
+static const conv_t s3 = {.weights = s3_weights, .counts = s3_counts, .bias = s3_bias, .multiplier = s3_multiplier, .shift = s3_shift, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 117, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_16};
 
 /* step 4: ADD */
-static const add_tabled_t s4 = {.start = -882238801563353088, .a_step = 2709237152923064, .b_step = 7559748656300032, .bits = 20, .values = 16384, .out_low = 0, .out_high = 255};
+static const add_tabled_t s4 = {.start = -882238801563353088, .a_step = 2709237152923064, .b_step = 7559748656300032, .values = 512, .bits = 20, .out_low = 0, .out_high = 255};
 
 /* step 5: CONV_2D 3x3, 32x32x16 to 16x16x32, 50 % zeros: conv_triplets_8_32 */
 static const int32_t s5_bias[32] = {
@@ -825,7 +896,7 @@ static const uint8_t s5_counts[96] = {
     11, 9, 9, 12, 14, 13, 14, 9, 13, 12, 9, 12, 14, 14, 14, 14, 11, 13, 14, 12, 14, 12, 12, 13, 8,
     15, 12, 14, 12, 13, 14, 12, 12, 12, 14, 15, 14, 9, 10, 12, 12, 12, 15, 16, 9, 11, 12,
 };
-static const conv_t s5 = {.bias = s5_bias, .multiplier = s5_multiplier, .shift = s5_shift, .weights = s5_weights, .counts = s5_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_32};
+static const conv_t s5 = {.weights = s5_weights, .counts = s5_counts, .bias = s5_bias, .multiplier = s5_multiplier, .shift = s5_shift, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_32};
 
 /* step 6: CONV_2D 3x3, 16x16x32 to 16x16x32, 50 % zeros: conv_triplets_8_32 */
 static const int32_t s6_bias[32] = {
@@ -1171,7 +1242,7 @@ static const uint8_t s6_counts[96] = {
     22, 23, 29, 24, 29, 32, 25, 16, 20, 27, 28, 19, 23, 27, 24, 25, 30, 25, 22, 26, 26, 20, 18, 22,
     23, 20, 19, 28, 27, 25, 25, 27, 24, 23, 25, 21, 18, 28, 29, 24, 27, 24, 20, 24, 25, 29, 29, 27,
 };
-static const conv_t s6 = {.bias = s6_bias, .multiplier = s6_multiplier, .shift = s6_shift, .weights = s6_weights, .counts = s6_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 137, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_32};
+static const conv_t s6 = {.weights = s6_weights, .counts = s6_counts, .bias = s6_bias, .multiplier = s6_multiplier, .shift = s6_shift, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 137, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_32};
 
 /* step 7: CONV_2D 1x1, 32x32x16 to 16x16x32, 50 % zeros: conv_triplets_8_32 */
 static const int32_t s7_bias[32] = {
@@ -1213,10 +1284,10 @@ static const uint8_t s7_weights[411] = {
 static const uint8_t s7_counts[32] = {
     5, 4, 4, 4, 5, 5, 6, 5, 4, 4, 3, 4, 3, 4, 4, 3, 5, 4, 5, 6, 4, 4, 5, 4, 3, 6, 6, 6, 1, 4, 4, 3,
 };
-static const conv_t s7 = {.bias = s7_bias, .multiplier = s7_multiplier, .shift = s7_shift, .weights = s7_weights, .counts = s7_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 172, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_32};
+static const conv_t s7 = {.weights = s7_weights, .counts = s7_counts, .bias = s7_bias, .multiplier = s7_multiplier, .shift = s7_shift, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 172, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_32};
 
 /* step 8: ADD */
-static const add_tabled_t s8 = {.start = -917998834815924096, .a_step = 1200811510746838, .b_step = 5201351432732672, .bits = 19, .values = 8192, .out_low = 0, .out_high = 255};
+static const add_tabled_t s8 = {.start = -917998834815924096, .a_step = 1200811510746838, .b_step = 5201351432732672, .values = 8192, .bits = 19, .out_low = 0, .out_high = 255};
 
 /* step 9: CONV_2D 3x3, 16x16x32 to 8x8x64, 50 % zeros: conv_triplets_8_64 */
 static const uint8_t s9_weights[13974] = {
@@ -3213,7 +3284,7 @@ static const uint8_t s10_counts[192] = {
     54, 54, 47, 51, 49, 46, 54, 52, 59, 39, 45, 45, 48, 51, 55, 45, 46, 49, 51, 47, 59, 45, 41, 41,
     48, 47, 45, 53, 49, 51, 56, 52, 51, 54, 42, 57, 43, 43, 39, 52, 45, 60, 51, 48, 51, 60, 54, 62,
 };
-static const conv_t s10 = {.bias = s10_bias, .multiplier = s10_multiplier, .shift = s10_shift, .weights = s10_weights, .counts = s10_counts, .in_h = 8, .in_w = 8, .in_c = 64, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 100, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_64};
+static const conv_t s10 = {.weights = s10_weights, .counts = s10_counts, .bias = s10_bias, .multiplier = s10_multiplier, .shift = s10_shift, .in_h = 8, .in_w = 8, .in_c = 64, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 100, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_64};
 
 /* step 11: CONV_2D 1x1, 16x16x32 to 8x8x64, 50 % zeros: conv_triplets_8_64 */
 static const int32_t s11_bias[64] = {
@@ -3314,10 +3385,10 @@ static const uint8_t s11_counts[64] = {
     11, 10, 9, 10, 10, 8, 9, 8, 10, 7, 13, 9, 6, 9, 7, 10, 8, 8, 7, 6, 7, 6, 6, 10, 8, 9, 9, 9, 7,
     7, 8, 8, 8,
 };
-static const conv_t s11 = {.bias = s11_bias, .multiplier = s11_multiplier, .shift = s11_shift, .weights = s11_weights, .counts = s11_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 144, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_64};
+static const conv_t s11 = {.weights = s11_weights, .counts = s11_counts, .bias = s11_bias, .multiplier = s11_multiplier, .shift = s11_shift, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 144, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_64};
 
 /* step 12: ADD */
-static const add_tabled_t s12 = {.start = -956121246120541952, .a_step = 1241680777864077, .b_step = 7795710053318656, .bits = 20, .values = 4096, .out_low = 0, .out_high = 255};
+static const add_tabled_t s12 = {.start = -956121246120541952, .a_step = 1241680777864077, .b_step = 7795710053318656, .values = 4096, .bits = 20, .out_low = 0, .out_high = 255};
 
 /* step 13: AVERAGE_POOL_2D */
 static const pool_t s13 = {.in_h = 8, .in_w = 8, .channels = 64, .out_h = 1, .out_w = 1, .kernel_h = 8, .kernel_w = 8, .stride_h = 1, .stride_w = 1, .pad_top = 0, .pad_left = 0, .out_low = 0, .out_high = 255};
@@ -3361,25 +3432,61 @@ static const uint8_t s14_weights[489] = {
 static const uint8_t s14_counts[10] = {
     18, 16, 17, 14, 18, 16, 16, 16, 16, 16,
 };
-static const conv_t s14 = {.bias = s14_bias, .multiplier = s14_multiplier, .shift = s14_shift, .weights = s14_weights, .counts = s14_counts, .in_h = 1, .in_w = 1, .in_c = 64, .out_h = 1, .out_w = 1, .out_c = 10, .kernel_h = 1, .kernel_w = 1, .stride_h = 1, .stride_w = 1, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 72, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_1_64};
+static const conv_t s14 = {.weights = s14_weights, .counts = s14_counts, .bias = s14_bias, .multiplier = s14_multiplier, .shift = s14_shift, .in_h = 1, .in_w = 1, .in_c = 64, .out_h = 1, .out_w = 1, .out_c = 10, .kernel_h = 1, .kernel_w = 1, .stride_h = 1, .stride_w = 1, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 72, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_1_64};
+
+/* steps 0 to 4, row by row */
+static void s0_strips(const int8_t *const inputs[], uint8_t *const a)
+{
+    static const strip_t strips[5] = {
+        {.at = 22208, .pitch = 104, .room = 3, .drop = 1, .rows = 32, .end = 33, .above = 1, .zero = 0, .padded = 1},
+        {.at = 18432, .pitch = 544, .room = 3, .drop = 1, .rows = 32, .end = 33, .above = 1, .zero = 0, .padded = 1, .reads = 1, .read = {{.kernel = 3, .step = 0, .stride = 1, .pad = 1}}},
+        {.at = 20064, .pitch = 544, .room = 3, .drop = 1, .rows = 32, .end = 33, .above = 1, .zero = 0, .padded = 1, .reads = 1, .read = {{.kernel = 3, .step = 1, .stride = 1, .pad = 1}}},
+        {.at = 21696, .pitch = 512, .room = 1, .drop = 1, .rows = 32, .end = 32, .reads = 1, .read = {{.kernel = 3, .step = 2, .stride = 1, .pad = 1}}},
+        {.at = 0, .pitch = 512, .room = 32, .drop = 0, .rows = 32, .end = 32, .reads = 2, .read = {{.kernel = 1, .step = 1, .stride = 1, .pad = 0}, {.kernel = 1, .step = 3, .stride = 1, .pad = 0}}},
+    };
+    strip_state_t state[5];
+    add_tables(&s4, (int32_t *)(void *)(a + 16384));
+    strips_start(strips, state, 5, a);
+    while (state[4].next < 32) {
+        const int i = strips_turn(strips, state, 4), y = state[i].next;
+        uint8_t *const to = strips_to(&strips[i], &state[i], a);
+        switch (y < strips[i].rows ? i : -1) {
+        case -1:
+            memset(to, strips[i].zero, strips[i].pitch);
+            break;
+        case 0:
+            flip(inputs[0] + y * 96, to + 3, 96);
+            break;
+        case 1:
+            conv_triplets_8_3(&s1, strips_from(&strips[0], &state[0], a, y - 1), 104, to + 16);
+            break;
+        case 2:
+            conv_triplets_8_16(&s2, strips_from(&strips[1], &state[1], a, y - 1), 544, to + 16);
+            break;
+        case 3:
+            conv_triplets_8_16(&s3, strips_from(&strips[2], &state[2], a, y - 1), 544, to);
+            break;
+        case 4:
+            add_tabled(&s4, strips_from(&strips[1], &state[1], a, y) + 16, strips_from(&strips[3], &state[3], a, y), to, (const int32_t *)(const void *)(a + 16384));
+            break;
+        }
+        state[i].next++;
+    }
+}
 
 void model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena)
 {
-    uint8_t *const a = arena;
-    flip(inputs[0], a + 16384, 3072);
-    conv(&s1, a + 16384, a + 0, a + 19456);
-    conv(&s2, a + 0, a + 16384, a + 32768);
-    conv(&s3, a + 16384, a + 16384, a + 32768);
-    add_tabled(&s4, a + 0, a + 16384, a + 0, (void *)(a + 32768));
+    uint8_t *const a = (uint8_t *)arena;
+    s0_strips(inputs, a);
     conv(&s5, a + 0, a + 16384, a + 24576);
     conv(&s6, a + 16384, a + 16384, a + 24576);
     conv(&s7, a + 0, a + 0, a + 24576);
-    add_tabled(&s8, a + 0, a + 16384, a + 0, (void *)(a + 24576));
+    add_tables(&s8, (int32_t *)(void *)(a + 24576)), add_tabled(&s8, a + 0, a + 16384, a + 0, (int32_t *)(void *)(a + 24576));
     conv(&s9, a + 0, a + 16384, a + 20480);
     conv(&s10, a + 16384, a + 16384, a + 20480);
     conv(&s11, a + 0, a + 0, a + 20480);
-    add_tabled(&s12, a + 0, a + 16384, a + 0, (void *)(a + 20480));
-    pool(&s13, a + 0, a + 16384, 1);
+    add_tables(&s12, (int32_t *)(void *)(a + 20480)), add_tabled(&s12, a + 0, a + 16384, a + 0, (int32_t *)(void *)(a + 20480));
+    pool(&s13, a + 0, 0, 512, 0, 1, a + 16384, 1);
     conv(&s14, a + 16384, a + 0, 0);
     flip(a + 0, outputs[0], 10);
 }
