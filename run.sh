@@ -95,6 +95,8 @@ compilers() {
     make -n -C mcu build BOARD="$board" > /dev/null 2>&1 || missing+=" $board"
   done
   [ -z "$missing" ] || debian "compilers and emulators for$missing" "$packages"
+  make -n -C mcu build BOARD=esp32isa > /dev/null 2>&1 || # by itself: not every Debian has this version
+    debian "a compiler for the ESP32's instructions" "clang-22 llvm-22 binutils-xtensa-lx106"
 }
 
 # What compiles C to WebAssembly; elsewhere the command says what is missing.
@@ -157,6 +159,7 @@ case $word in
     ;;
   sweep | search)
     setup requirements.txt
+    case "$*" in *--executor=dask* | *--executor=slurm*) setup requirements-clusters.txt ;; esac
     .venv/bin/python -m "atalaia.$word" "$@"
     ;;
   test)

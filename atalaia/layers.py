@@ -25,10 +25,42 @@ _KERNEL_INIT = nn.initializers.he_normal()
 class Layer(nn.Module):
     """Base of the layers that `interpret` can replace; names below give `[batch, height, width, channels]` shapes."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        module = self.parent if self.scope else None
+        while isinstance(module, nn.Module) and not isinstance(module, Narrow):
+            module = module.parent
+        if isinstance(module, Narrow) and (width := dict(module.kept).get("/".join(self.path))):
+            object.__setattr__(self, "features", width)  # by `=` a module cannot be changed
+
     def macs(self, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
         """Multiply-accumulates an image, from the shapes of the inputs and of the output."""
         del shapes, out
         return 0
+
+
+class Narrow(nn.Module):
+    """A network of which some Conv and Dense have fewer output channels than its code says.
+
+    Its parameters have the names that the network's have.
+
+    Attributes:
+      network: the code.
+      kept: (path, output channels) of those layers.
+    """
+
+    network: nn.Module
+    kept: tuple[tuple[str, int], ...]
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.network)
+
+    @property
+    def float_only(self) -> bool:
+        return getattr(self.network, "float_only", False)
+
+    def __call__(self, x: Any, *train: Any, **named: Any) -> Any:
+        return self.network(x, *train, **named)
 
 
 class BatchNorm(nn.Module):
@@ -113,7 +145,7 @@ class Dense(Layer):
         return ops.relu(y) if self.relu else y
 
     def macs(self, shapes, out):
-        return shapes[0][-1] * self.features
+        return shapes[0][-1] * out[-1]
 
 
 class Add(Layer):
@@ -123,6 +155,13 @@ class Add(Layer):
 
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         return ops.relu(x + y) if self.relu else x + y
+
+
+class Mul(Layer):
+    """Product of two tensors: of one shape, or the second `[b, 1, 1, c]`. With a ReLU in one of them, a gate."""
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return x * y
 
 
 class MaxPool(Layer):

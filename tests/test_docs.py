@@ -42,6 +42,20 @@ class ReadmeTest(absltest.TestCase):
         equal = min(row["equal"]["xnnpack"]["bytes"] for row in flow.read("table2") if row.get("equal"))
         self.assertIn(f"up to {100 * (1 - equal):.0f} % of the bytes differ", self.text)
 
+    def test_the_row_of_faces(self):
+        rows = {row["row"]: row for row in flow.read("faces")}
+        ours, peers = rows["faces_full"], [rows[name] for name in ("blazeface_short", "blazeface_full")]
+        ms = " to ".join(f"{ms:.0f}" for ms in ours["estimated"]["esp32"]["milliseconds"])
+        said = [
+            f"{100 * ours['scores']['int8']['ap']:.1f} % AP in {ours['weight_bytes']:,} bytes of constants",
+            f"{ms} ms, estimated",
+            *(f"{100 * row['scores']['ap']:.1f} %" for row in peers),
+            *(f"{row['bytes']:,}" for row in peers),
+        ]
+        (line,) = (line for line in self.text.splitlines() if line.startswith("| **Faces**"))
+        for words in said:
+            self.assertIn(words, line)
+
     def test_links_lead_to_files(self):
         for page in PAGES:
             for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):

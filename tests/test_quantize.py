@@ -16,14 +16,15 @@ from atalaia.quantize import QLayer, QParams
 
 
 class Mini(nn.Module):
-    """Both places of BatchNorm, a depthwise layer with two filters a channel, strides 2, Add."""
+    """Both places of BatchNorm, a depthwise layer with two filters a channel, strides 2, Add, Mul."""
 
     @nn.compact
     def __call__(self, x, train=False):
         x = layers.Conv(6, norm="after", name="first")(x, train)
         x = layers.Conv(12, strides=2, depthwise=True, norm="before", name="depthwise")(x, train)
         y = layers.Conv(12, kernel=1, norm="after", relu=False, name="point")(x, train)
-        x = layers.MaxPool(name="pool")(layers.Add(relu=True, name="add")(x, y))
+        x = layers.Mul(name="gate")(layers.Add(relu=True, name="add")(x, y), y)
+        x = layers.MaxPool(name="pool")(x)
         x = layers.Flatten(name="flatten")(layers.GlobalAvgPool(name="mean")(x))
         return layers.Dense(3, name="logits")(x, train)
 

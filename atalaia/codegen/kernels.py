@@ -6,26 +6,26 @@ fits to what the emulators count.
 
 import functools
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from atalaia.codegen import memory, plain
+from atalaia.codegen import mac16, memory, plain
 from atalaia.codegen.graph import Graph, Step
+from atalaia.codegen.grid import SMALL, by_lines, lines, small_sums, sum_bounds
+from atalaia.codegen.packing import GAPS, chunk_taps, pack_dense, pack_fields, pack_sparse, pack_woven
 
-BOARDS = ("rv32", "lx106")
+BOARDS, ESP32 = ("rv32", "lx106"), ("esp32isa",)
+TARGETS = dict(any=BOARDS, esp32=ESP32)  # the boards whose instructions choose a kernel
 COSTS = Path(__file__).with_name("costs.json")  # board to kernel to part to instructions
-GAPS = {"PAIRS": 255, "TRIPLETS": 15, "NIBBLES": 15}  # forms of sparse weights, and the largest gap of each
-COLUMNS = 16  # of depthwise.c
+COLUMNS = 48  # of conv.c
 BITS = (2, 4)  # of packed weights, which are signed: [-2, 1] and [-8, 7]
-SMALL = 1 << 20  # bound of the sums that rescale_small takes
 # Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs
 # but for the kernels with a struct of their own.
 STRUCT_BYTES = dict(
-    conv=60, depthwise=60, max_pool=20, mean_pool=20, min_pool=20, pad=20, mean=24, pair=48, add_tabled=32
+    conv=64, depthwise=64, max_pool=20, mean_pool=20, min_pool=20, pad=20, mean=24, pair=48, add_tabled=32
 )
 
 
@@ -60,10 +60,13 @@ class Call(NamedTuple):
     def instructions(self) -> dict[str, float]:
         """Of an inference, by board."""
         batch = self.step.values.get("batch", 1)
-        return {b: batch * sum(n * _costs()[b][self.cost][part] for part, n in self.work.items()) for b in BOARDS}
+        found = costs()
+        return {b: batch * sum(n * found[b][self.cost][part] for part, n in self.work.items()) for b in found}
 
 
-def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None) -> list[Call]:
+def choose(
+    graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None, target: str = "any"
+) -> list[Call]:
     """Calls of a graph's steps.
 
     Args:
@@ -73,49 +76,51 @@ def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: 
         constants, "balanced" the smallest product of both: a percent of one is worth a percent of the other.
       flash: bytes that all constants together should fit. Where the preferred kernels exceed them, the fastest that fit
         are taken, and where none fit, the smallest.
+      target: of TARGETS: what C runs fast on; esp32 may take kernels for its own instructions.
     """
-    choices = [_allowed(candidates(step), sparse) for step in graph.steps]
-    chosen = [_best(calls, prefer) for calls in choices]
+    choices = [_allowed(candidates(step, target), sparse) for step in graph.steps]
+    chosen = [_best(calls, prefer, TARGETS[target]) for calls in choices]
     if flash is None or sum(call.weight_bytes for call in chosen) <= flash:
         return chosen
-    return _fastest_within(choices, flash)
+    return _fastest_within(choices, flash, TARGETS[target])
 
 
-def candidates(step: Step) -> list[Call]:
-    """Every kernel that can run a step."""
+def candidates(step: Step, target: str = "any") -> list[Call]:
+    """Every kernel that can run a step, on a target."""
     batch = step.values.get("batch", 1)
-    return [call._replace(sweeps=call.sweeps * batch) for call in _CHOICES.get(step.kind, _pair)(step)]
+    calls = list(_CHOICES.get(step.kind, _pair)(step))
+    if target == "esp32" and step.kind == "conv":
+        calls += _plain(mac16.step(step, _common(step.values)))
+    return [call._replace(sweeps=call.sweeps * batch) for call in calls]
 
 
 def _allowed(calls, sparse):
     """Those of a step's calls that `sparse` allows; all where it would leave none."""
     if sparse == "auto":
         return calls
-    return [c for c in calls if c.template and c.template[0].endswith("sparse") == (sparse == "always")] or calls
+    return [c for c in calls if ("conv_sparse" in c.template) == (sparse == "always")] or calls
 
 
-def _best(calls, prefer):
+def _best(calls, prefer, boards):
     """One of a step's calls; instructions count as their mean over the boards, each relative to the first call's."""
-    if len(calls) == 1:
-        return calls[0]
     first = calls[0].instructions
 
     def rank(call):
-        time, size = sum(call.instructions[b] / first[b] for b in BOARDS), call.weight_bytes
+        time, size = sum(call.instructions[b] / first[b] for b in boards), call.weight_bytes
         return dict(speed=(time, size), size=(size, time), balanced=(time * size, time))[prefer]
 
     return min(calls, key=rank)
 
 
-def _fastest_within(choices, flash):
+def _fastest_within(choices, flash, boards):
     """Of each step one call, together of the fewest instructions within `flash` bytes: a knapsack, solved exactly.
 
     Instructions count as their mean over the boards, each relative to those of every step's first call.
     """
-    whole = {b: sum(calls[0].instructions[b] for calls in choices) for b in BOARDS}
+    whole = {b: sum(calls[0].instructions[b] for calls in choices) for b in boards}
     front = [(0, 0.0, ())]  # bytes, instructions, calls: from the smallest to the fastest
     for calls in choices:
-        costs = [(c.weight_bytes, sum(c.instructions[b] / whole[b] for b in BOARDS), c) for c in calls]
+        costs = [(c.weight_bytes, sum(c.instructions[b] / whole[b] for b in boards), c) for c in calls]
         sums = [(size + b, time + t, (*picked, call)) for size, time, picked in front for b, t, call in costs]
         sums.sort(key=lambda point: point[:2])
         front = sums[:1]
@@ -125,11 +130,23 @@ def _fastest_within(choices, flash):
     return list(front[-1][2])
 
 
-# Convolutions and matrix products: dense, packed where codes are small, and sparse in each form.
+# Convolutions and matrix products: dense, woven, packed where codes are small, and sparse in each form.
+
+
+def _linear(step) -> Iterator[Call]:
+    """Each kernel, and it with the sums' lines in place of multipliers where there are any."""
+    found = lines(step)
+    for call in (_conv if step.kind == "conv" else _depthwise)(step):
+        yield call
+        if found is not None:
+            yield by_lines(call, found)
 
 
 def _conv(step) -> Iterator[Call]:
-    yield _dense(step)
+    yield dense(step)
+    least, most = sum_bounds(step)
+    if step.values["out_w"] >= 4 and least.min() >= -SMALL and most.max() < SMALL:
+        yield _woven(step)
     kernel = step.values["kernel"]
     low, high = int(kernel.min(initial=0)), int(kernel.max(initial=0))
     yield from (_packed(step, bits) for bits in BITS if -(1 << bits - 1) <= low and high < 1 << bits - 1)
@@ -140,7 +157,8 @@ def _conv(step) -> Iterator[Call]:
                 yield _sparse(step, form, stored, counts)
 
 
-def _dense(step):
+def dense(step: Step) -> Call:
+    """The dense kernel of a convolution or matrix product, whatever its weights."""
     v = step.values
     pixels = min(v["out_w"], 2)
     sweeps, work = _sweeps(v, pixels, -(-v["out_c"] // 4))
@@ -148,6 +166,18 @@ def _dense(step):
     work |= dict(inner=work["group"] * taps, total=sweeps * pixels * taps)
     arrays = _common(v) | dict(weights=("uint8_t", pack_dense(v["kernel"])))
     return _instance(step, "conv_dense", f"conv_dense_{pixels}", (pixels,), arrays, work, sweeps)
+
+
+def _woven(step):
+    v = step.values
+    sweeps, work = _fours(v, -(-v["out_c"] // 3))
+    taps, distance = v["kernel_w"] * v["in_c"], v["stride_w"] * v["in_c"]
+    work |= dict(inner=work["row"] * taps, far=work["row"] * taps * sum(i * distance > 255 for i in range(4)))
+    arrays = _common(v) | dict(weights=("uint32_t", pack_woven(v["kernel"])))
+    arrays["bias"] = ("int32_t", v["bias"] - np.int32(SMALL))  # sums start there
+    constants = (distance, v["kernel_h"], taps, int(v["out_c"] % 3 == 1))
+    name = f"conv_woven_{'_'.join(map(str, constants))}"
+    return _instance(step, "conv_woven", name, constants, arrays, work, sweeps, "conv_woven")
 
 
 def _packed(step, bits):
@@ -188,28 +218,22 @@ def _depthwise(step) -> Iterator[Call]:
     work |= dict(inner=work["row"] * v["kernel_w"])
     arrays = _common(v) | {"weights": ("int8_t", v["kernel"].ravel())}
     yield _instance(step, "depthwise", f"depthwise_{pixels}", (pixels,), arrays, work, sweeps)
-    if (v["kernel_h"], v["kernel_w"], v["stride_w"]) == (3, 3, 1):
-        rows = v["out_h"] * v["out_c"]
-        parts = -(-v["out_w"] // COLUMNS)
-        work = work | dict(row=rows, group=rows * parts, inner=rows * (v["out_w"] + 2 * parts))
-        work |= dict(output=rows * v["out_w"])
-        yield _instance(step, "depthwise_columns", "depthwise_3x3", (), arrays, work, v["out_h"])
+    if v["kernel_h"] == v["kernel_w"] == 3 and v["stride_w"] <= 2 and v["out_w"] >= 4 and v["in_c"] == v["out_c"]:
+        sweeps, work = _fours(v, v["out_c"])
+        arrays = _common(v) | {"weights": ("int16_t", v["kernel"].ravel().astype(np.int16))}
+        stride, deep = v["stride_w"], v["in_c"]
+        far = sum(i * deep > 255 for i in range(3 * stride + 3))
+        work |= dict(inner=work["row"], far=work["row"] * far)
+        name = f"depthwise_rows_{stride}"
+        yield _instance(step, "depthwise_rows", f"{name}_{deep}", (stride, deep), arrays, work, sweeps, name)
 
 
 def _instance(step, template, kernel, constants, arrays, work, sweeps, cost=None):
-    files = ("rescale", "conv", "depthwise" if template.startswith("depthwise") else template)
+    files = ("rescale", "move", "conv", "conv_map", "depthwise" if template.startswith("depthwise") else template)
     small = small_sums(step)
-    work |= {} if small else dict(large=work["output"])
+    work |= {"small" if small else "large": work["output"]}
     constants = (template, *map(str, constants))
     return Call(step, kernel, files, arrays, work, cost or kernel, constants, sweeps, (("small", int(small)),))
-
-
-def small_sums(step: Step) -> bool:
-    """Whether every sum lies within 2^20 whatever the input, and is divided: conv.c then rescales it in fewer steps."""
-    v = step.values
-    kernel = v["kernel"].reshape(v["out_c"], -1).astype(np.int64)
-    low, high = (v["bias"] + 255 * part.sum(1) for part in (np.minimum(kernel, 0), np.maximum(kernel, 0)))
-    return bool(np.all(low >= -SMALL) and np.all(high < SMALL) and np.all(v["shift"] < 0))
 
 
 def _sweeps(v, pixels, groups):
@@ -227,74 +251,23 @@ def _sweeps(v, pixels, groups):
     )
 
 
+def _fours(v, groups):
+    """As `_sweeps`, of kernels that sum four pixels at once and store up to COLUMNS of them."""
+    parts, rest = divmod(v["out_w"], COLUMNS)
+    fours = parts * COLUMNS // 4 + -(-rest // 4)
+    sweeps, work = _sweeps(v, v["out_w"], groups)
+    columns = parts * COLUMNS + (max(rest, 4) if rest else 0)
+    work |= dict(group=work["group"] * (parts + bool(rest)), four=work["group"] * fours)
+    work |= dict(row=work["four"] * v["kernel_h"], output=v["out_h"] * columns * v["out_c"])
+    return sweeps * (parts + bool(rest)), work
+
+
 def _common(v):
     arrays = dict(bias=("int32_t", v["bias"]), multiplier=("int32_t", v["multiplier"]), shift=("int8_t", v["shift"]))
     if v["low"] is not None:  # the activation's bounds, and then those by channel, in one
         bounds = (np.minimum(np.maximum(v[k], v["low"]), v["high"]) for k in ("out_low", "out_high"))
         arrays |= {k: ("uint8_t", b.astype(np.uint8)) for k, b in zip(("low", "high"), bounds, strict=True)}
     return arrays
-
-
-def pack_dense(kernel: np.ndarray) -> np.ndarray:
-    """uint8: groups of four outputs, in them rows, columns and channels, in them a weight + 128 of each output.
-
-    Args:
-      kernel: int8 `[outputs, height, width, channels]`, as in the other forms.
-    """
-    out, *rest = kernel.shape
-    padded = np.zeros((-(-out // 4) * 4, *rest), np.int16)
-    padded[:out] = kernel
-    return (padded.reshape(-1, 4, *rest).transpose(0, 2, 3, 4, 1).ravel() + 128).astype(np.uint8)
-
-
-def pack_fields(kernel: np.ndarray, bits: int) -> np.ndarray:
-    """Words of four taps of two outputs: uint32 for 4 bits, uint16 for 2; each row starts a new word.
-
-    A weight is stored with 2^(bits - 1) added; the first output's taps lie in the lower half, the first of them lowest.
-    """
-    out, height = kernel.shape[:2]
-    run = math.prod(kernel.shape[2:])
-    codes = np.zeros((-(-out // 2) * 2, height, -(-run // 4) * 4), np.uint32)
-    codes[:out, :, :run] = kernel.reshape(out, height, run).astype(np.int64) + (1 << bits - 1)
-    taps = codes.reshape(-1, 2, height, codes.shape[2] // 4, 4) << (bits * np.arange(4, dtype=np.uint32))
-    first, second = taps.sum(-1).swapaxes(0, 1)
-    return (first | second << 4 * bits).ravel().astype(f"uint{8 * bits}")
-
-
-def chunk_taps(kernel: np.ndarray) -> int:
-    """Taps, a multiple of 4 up to a kernel row, whose products with uint8 sum to [-32768, 32767] in every output."""
-    rows = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1).astype(np.int64)
-    for parts in range(1, rows.shape[1] + 1):
-        chunk = -(-rows.shape[1] // (4 * parts)) * 4
-        padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % chunk))).reshape(len(rows), -1, chunk)
-        if (
-            chunk < 1 << 16
-            and 255 * max(np.maximum(padded, 0).sum(2).max(), np.maximum(-padded, 0).sum(2).max()) < 1 << 15
-        ):
-            return chunk
-    raise AssertionError("four weights of at most 4 bits always fit")
-
-
-def pack_sparse(kernel: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes, groups by output and kernel row) of the weights that are not zero; forms: mcu/kernels/conv_sparse.c."""
-    rows = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
-    row, place = np.nonzero(rows)
-    same = np.r_[False, row[1:] == row[:-1]]
-    gap = place - np.where(same, np.r_[0, place[:-1]], 0)
-    zeros = np.maximum(gap - 1, 0) // GAPS[form]  # stored, to bridge a gap
-    weights, gaps = np.zeros(len(gap) + zeros.sum(), np.int64), np.full(len(gap) + zeros.sum(), GAPS[form])
-    at = np.cumsum(zeros + 1) - 1
-    weights[at], gaps[at] = rows[row, place], gap - zeros * GAPS[form]
-    counts = np.bincount(np.repeat(row, zeros + 1), minlength=len(rows))
-    if form == "TRIPLETS":  # a zero at the end of each row that is odd
-        odd = np.cumsum(counts)[counts % 2 == 1]
-        weights, gaps = (np.insert(x, odd, 0).reshape(-1, 2) for x in (weights, gaps))
-        stored, counts = np.stack([gaps[:, 0] | gaps[:, 1] << 4, *(weights.T + 128)], 1), (counts + 1) // 2
-    elif form == "NIBBLES":
-        stored = weights + 8 << 4 | gaps
-    else:
-        stored = np.stack([gaps, weights + 128], 1)
-    return stored.ravel().astype(np.uint8), counts
 
 
 # The other steps have one kernel each.
@@ -353,7 +326,7 @@ def _float(step):
 def _plain(step):
     kernel, v = plain.KERNELS[step.kind], step.values
     arrays = v["arrays"] | ({"constant": (f"{v['constant'].dtype}_t", v["constant"])} if "constant" in v else {})
-    yield Call(step, step.kind, kernel.files, arrays, kernel.work(v["fields"]), step.kind)
+    yield Call(step, step.kind, kernel.files, arrays, kernel.work(v["fields"]), step.kind, (), v.get("sweeps", 1))
 
 
 def _pair(step):
@@ -370,13 +343,13 @@ def _pair(step):
 
 
 @functools.cache
-def _costs():
+def costs() -> dict[str, dict[str, dict[str, float]]]:
     return json.loads(COSTS.read_text())
 
 
 _CHOICES: dict[str, Any] = {
-    "conv": _conv,
-    "depthwise": _depthwise,
+    "conv": _linear,
+    "depthwise": _linear,
     "max_pool": _pool,
     "mean_pool": _pool,
     "min_pool": _pool,
