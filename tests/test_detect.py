@@ -629,7 +629,11 @@ class TrainTest(absltest.TestCase):
         self.assertIn("| tflm |", (api.report(run).parent / "summary.md").read_text())
         self.assertIn("Precision against recall", (run / "report.html").read_text())
         images = dataset.test.images[:8]
-        codegen.generate(content, folder / "c", images, 8, task="detect", fields=config.detect)
+        made = codegen.generate(content, folder / "c", images, 8, task="detect", fields=config.detect)
+        model = models.create(config.model, 1)
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *images.shape[1:])))
+        rows, _ = layers.summary(model, variables, images.shape[1:])
+        self.assertEqual(made["macs"], sum(row["macs"] for row in rows))  # of a dilated convolution too
         found = boards.run(folder / "c", "host")
         self.assertEqual((found["equal"], found["answers_equal"]), (8, 8))
 

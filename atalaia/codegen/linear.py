@@ -171,10 +171,8 @@ def _linear(walk, kind, place, op, kernel, values):
     values = values | dict(out_c=out_c, in_zero=in_zero, out_zero=out_zero, out_low=low, out_high=high)
     values |= dict(kernel=kernel, bias=folded.astype(np.int32), multiplier=multiplier, shift=shift)
     values |= dict(low=lows, high=highs)
-    macs = values["out_h"] * values["out_w"] * kernel.size
-    if kind == "depthwise":
-        macs = values["out_h"] * values["out_w"] * out_c * kernel.shape[2] * kernel.shape[3]
-    macs *= values.get("batch", 1)
+    taps = walk.tensors[op.inputs[1]].data.size  # without the zeros of dilation and of other groups
+    macs = values["out_h"] * values["out_w"] * taps * values.get("batch", 1)
     walk.step(kind, op.kind, place, (walk.root(given),), out, values, macs=macs)
 
 
