@@ -31,7 +31,7 @@ FILES = (
 )
 SAMPLES = 100  # random inputs on the host
 COUNTED = 2  # of them on the emulators, whose counts hardly differ from one to the next
-BOARDS = ("rv32", "lx106")  # emulators of mcu/, in the order of the columns
+BOARDS = ("rv32", "lx106", "esp32isa")  # emulators of mcu/, in the order of the columns
 
 
 def main():

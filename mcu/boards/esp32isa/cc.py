@@ -18,7 +18,8 @@ LINKER = "xtensa-lx106-elf-ld"
 CPU = ("-triple=xtensa", "-mcpu=esp32")
 # What GCC built for the ESP32 defines.
 MACROS = ("__XTENSA_EL__", "__XTENSA_WINDOWED_ABI__", "__XCHAL_HAVE_MUL32_HIGH=1", "__XCHAL_HAVE_MAC16=1")
-TARGET = ("--target=xtensa", "-ffreestanding", *(f"-D{macro}" for macro in MACROS))
+# A table of jumps ends in a section of data, in which LLVM 22 would put the next function's literals.
+TARGET = ("--target=xtensa", "-ffreestanding", "-fno-jump-tables", *(f"-D{macro}" for macro in MACROS))
 
 
 def main(arguments: list[str]) -> int:
