@@ -31,6 +31,7 @@ FILES = (
 )
 SAMPLES = 100  # random inputs on the host
 COUNTED = 2  # of them on the emulators, whose counts hardly differ from one to the next
+PREFERENCES = ("balanced", "speed")  # of codegen: the first is its default
 BOARDS = ("rv32", "lx106", "esp32isa")  # emulators of mcu/, in the order of the columns
 
 
@@ -42,37 +43,39 @@ def main():
 
 
 def measure(name: str, before: dict | None) -> dict | None:
-    """The figures of a file of the manifest; None where those of `before` still hold."""
-    from atalaia.codegen import __main__ as codegen
-    from atalaia.codegen import boards
+    """The figures of a file of the manifest, at both of PREFERENCES; None where those of `before` still hold."""
     from atalaia.errors import UserError
 
-    content = _content(name)
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / name
+    content, found, before = _content(name), {}, before or {}
+    for prefer in PREFERENCES:
         try:
-            codegen.generate(content, model, samples=COUNTED)
+            found[prefer] = _measured(name, content, prefer, before.get(prefer, {}))
         except UserError as error:
             return dict(name=name, file_bytes=len(content), refused=str(error))
+    if all(found[prefer] == before.get(prefer) for prefer in PREFERENCES):
+        return None
+    return dict(name=name, file_bytes=len(content), zeros=_zeros(content)) | found
+
+
+def _measured(name, content, prefer, before):
+    """Equality, counts and report of the C by a preference; `before` where it is of the same C."""
+    from atalaia.codegen import __main__ as codegen
+    from atalaia.codegen import boards
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / name
+        codegen.generate(content, model, samples=COUNTED, prefer=prefer)
         digest = hashlib.sha256((model / "model.c").read_bytes()).hexdigest()
-        if before and before.get("c_sha256") == digest and list(before["boards"]) == list(BOARDS):
-            print(f"{name}: its C is that of the figures", flush=True)
-            return None
-        print(f"{name}: comparing {SAMPLES} outputs on this computer, counting instructions", flush=True)
+        if before.get("c_sha256") == digest and list(before["boards"]) == list(BOARDS):
+            print(f"{name}, {prefer}: its C is that of the figures", flush=True)
+            return before
+        print(f"{name}, {prefer}: comparing {SAMPLES} outputs on this computer, counting instructions", flush=True)
         equal = _equal_on_host(name, content, model)
         counted = codegen.count(model)
         found = {board: counted.get(board) or boards.run(model, board) for board in BOARDS}
         report = json.loads((model / "report.json").read_text())
-    return dict(
-        name=name,
-        file_bytes=len(content),
-        zeros=_zeros(content),
-        c_sha256=digest,
-        samples=SAMPLES,
-        equal=equal,
-        boards=found,
-        report={k: v for k, v in report.items() if k not in ("layers", "published", "model")},
-    )
+    report = {k: v for k, v in report.items() if k not in ("layers", "published", "model")}
+    return dict(c_sha256=digest, samples=SAMPLES, equal=equal, boards=found, report=report)
 
 
 def _content(name):
@@ -164,43 +167,16 @@ class Published(Table):
 
 
 def table(rows: list[dict]) -> str:
-    """The rows in Markdown: those that became C, and under them those that are refused."""
+    """The rows in Markdown by each preference, and under them the files that are refused."""
     from atalaia import fetch
-    from atalaia.codegen import __main__ as codegen
 
     artefacts = fetch.manifest()
     done = [row for row in rows if "refused" not in row]
 
-    def both(cell):
-        return lambda row: " / ".join(cell(row, found) for found in row["boards"].values())
+    def title(row):
+        return artefacts[row["name"]].what
 
-    def milliseconds(row):
-        times = (row["report"]["estimated"][chip]["milliseconds"] for chip in codegen.CHIPS)
-        return " / ".join(" to ".join(f"{ms:.{int(ms < 10)}f}" for ms in both) for both in times)
-
-    def arena(row):
-        ours, theirs = row["report"]["arena_bytes"], row["report"]["tflm"]["arena_bytes"]
-        return f"{ours:,} / {theirs:,} ({ours / theirs:.2f}x)"
-
-    def equal(row):
-        counted = (f"{found['equal']} of {found['samples']}" for found in row["boards"].values())
-        return " / ".join([f"{row['equal']} of {row['samples']}", *counted])
-
-    title, names = (lambda row: artefacts[row["name"]].what), " / ".join(BOARDS)
-    columns = {
-        "file": title,
-        "bytes": lambda row: f"{row['file_bytes']:,}",
-        "constants, bytes": lambda row: f"{row['report']['weight_bytes']:,}",
-        "zeros %": lambda row: f"{100 * row['zeros']:.1f}",
-        "arena, bytes, ours / TFLM's": arena,
-        "MACs": lambda row: f"{row['report']['macs']:,}",
-        f"instructions, millions, {names}": both(lambda row, found: f"{found['instructions'] / 1e6:.1f}"),
-        f"instructions a MAC, {names}": both(lambda row, found: f"{found['instructions_per_mac']:.2f}"),
-        f"{' / '.join(codegen.CHIPS)}, ms, *estimated*": milliseconds,
-        f"equal to TFLM: host / {names}": equal,
-    }
     refused = [f"- {title(row)}: {row['refused']}" for row in rows if "refused" in row]
-    parts = [grid(columns, done)] + (["Refused, with these words:\n", *refused] if refused else [])
     sources = {
         "file": title,
         "from": lambda row: f"[{artefacts[row['name']].file}]({artefacts[row['name']].url})",
@@ -208,12 +184,50 @@ def table(rows: list[dict]) -> str:
         "first half of its sha256": lambda row: artefacts[row["name"]].sha256[:32],
     }
     first = [f"**{_found_zeros(row)}.**\n" for row in done if row["name"] == "mlperf_vww"]
+    parts = [f"## `--prefer={prefer}`\n\n{_by(prefer, done, title)}" for prefer in PREFERENCES]
+    parts += ["## Refused, with these words\n", *refused] if refused else []
     return "\n".join([*first, *parts, "", "## The files\n", grid(sources, rows, left=4)])
+
+
+def _by(prefer, rows, title):
+    """The table of one preference."""
+    from atalaia.codegen import __main__ as codegen
+
+    def both(cell):
+        return lambda row: " / ".join(cell(found) for found in row[prefer]["boards"].values())
+
+    def milliseconds(row):
+        times = (row[prefer]["report"]["estimated"][chip]["milliseconds"] for chip in codegen.CHIPS)
+        return " / ".join(" to ".join(f"{ms:.{int(ms < 10)}f}" for ms in both) for both in times)
+
+    def arena(row):
+        ours, theirs = row[prefer]["report"]["arena_bytes"], row[prefer]["report"]["tflm"]["arena_bytes"]
+        return f"{ours:,} / {theirs:,} ({ours / theirs:.2f}x)"
+
+    def equal(row):
+        found = row[prefer]
+        counted = (f"{board['equal']} of {board['samples']}" for board in found["boards"].values())
+        return " / ".join([f"{found['equal']} of {found['samples']}", *counted])
+
+    names = " / ".join(BOARDS)
+    columns = {
+        "file": title,
+        "bytes": lambda row: f"{row['file_bytes']:,}",
+        "constants, bytes": lambda row: f"{row[prefer]['report']['weight_bytes']:,}",
+        "zeros %": lambda row: f"{100 * row['zeros']:.1f}",
+        "arena, bytes, ours / TFLM's": arena,
+        "MACs": lambda row: f"{row[prefer]['report']['macs']:,}",
+        f"instructions, millions, {names}": both(lambda found: f"{found['instructions'] / 1e6:.1f}"),
+        f"instructions a MAC, {names}": both(lambda found: f"{found['instructions_per_mac']:.2f}"),
+        f"{' / '.join(codegen.CHIPS)}, ms, *estimated*": milliseconds,
+        f"equal to TFLM: host / {names}": equal,
+    }
+    return grid(columns, rows)
 
 
 def _headline(rows):
     done = [row for row in rows if "refused" not in row]
-    equal = sum(row["equal"] == row["samples"] for row in done)
+    equal = sum(all(row[p]["equal"] == row[p]["samples"] for p in PREFERENCES) for row in done)
     text = f"{equal} of {len(done)} files of others: every output byte equals TFLite Micro's"
     vww = next((row for row in done if row["name"] == "mlperf_vww"), None)
     return f"{text}; {_found_zeros(vww)}" if vww else text
@@ -222,7 +236,7 @@ def _headline(rows):
 def _found_zeros(row):
     return (
         f"MLPerf Tiny's visual wake words has {100 * row['zeros']:.1f} % zeros: {row['file_bytes']:,} bytes of file "
-        f"become {row['report']['weight_bytes']:,} bytes of constants"
+        f"become {row[PREFERENCES[0]]['report']['weight_bytes']:,} bytes of constants"
     )
 
 
