@@ -271,10 +271,11 @@ class QuantizeLayerTest(absltest.TestCase):
         folded = folding.fold(model, drawn(model, shape))
         ranges = quantize.calibrate(model, folded, [images(shape)])
         network = quantize.quantize_network(model, folded, quantize.output_grids(ranges))
-        self.assertEqual(set(network), {"first", "depthwise", "point", "add", "logits"})
-        self.assertEqual(network["add"], quantize.choose_qparams(*ranges["add"]))
-        # The pooling keeps the sum's scale, so that the last biases are in steps of it.
-        step = network["add"].scale * network["logits"].weight_scale
+        self.assertEqual(set(network), {"first", "depthwise", "point", "add", "gate", "logits"})
+        for name in ("add", "gate"):
+            self.assertEqual(network[name], quantize.choose_qparams(*ranges[name]))
+        # The pooling keeps the product's scale, so that the last biases are in steps of it.
+        step = network["gate"].scale * network["logits"].weight_scale
         np.testing.assert_array_equal(network["logits"].bias, np.round(folded["logits"].bias / np.float64(step)))
 
 

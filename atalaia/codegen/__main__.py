@@ -163,9 +163,16 @@ def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None, targ
     """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
     model = tflite.read(tflite_bytes)
     lowered = lowering.lower(model, borders)
-    calls = kernels.choose(lowered, sparse, prefer, flash, target)
-    lowered = lowered._replace(steps=[call.step for call in calls])
-    return model, lowered, fitting.plan(lowered, calls, ram, kernels.TARGETS[target])
+    limit = flash
+    for _ in range(3):  # the tables of strips, which are known after the kernels, have to fit too
+        calls = kernels.choose(lowered, sparse, prefer, limit, target)
+        graph = lowered._replace(steps=[call.step for call in calls])
+        planned = fitting.plan(graph, calls, ram, kernels.TARGETS[target])
+        stored = sum(c.weight_bytes for c in planned.calls) + sum(strip.table_bytes for strip in planned.plan.strips)
+        if flash is None or limit is None or stored <= flash:
+            break
+        limit -= stored - flash
+    return model, graph, planned
 
 
 def _report(lowered, planned, target="any"):
