@@ -176,6 +176,18 @@ class RefusalTest(parameterized.TestCase):
         many[0]["data"] = [1, 1, 1, 0]
         self.refused(text, "SPACE_TO_BATCH_ND", [image, block, *many], out)
 
+    @parameterized.parameters("MUL", "MEAN", "FULLY_CONNECTED")
+    def test_a_shift_that_tflite_does_not_define(self, kind):
+        """The output's scale is 2^-40 of the input's: a sum would be shifted by more than 30 bits."""
+        x, y = dict(shape=(2, 3), scale=1.0), dict(shape=(2, 3), scale=2.0**-40)
+        given = {
+            "MUL": [x, x],
+            "MEAN": [x, dict(shape=(1,), data=np.array([1]), dtype="INT32")],
+            "FULLY_CONNECTED": [x, dict(shape=(3, 3), scale=1.0, data=np.ones((3, 3)))],
+        }[kind]
+        y |= dict(shape=(2,)) if kind == "MEAN" else {}
+        self.refused(f"{kind} (operator 0): its output's scale is more than 2^30 times too small", kind, given, y)
+
     def test_an_operator_that_keeps_a_state_is_named_without_a_name_of_its_own(self):
         model = tflite.read(ExplainTest().file())
         operators = (model.operators[0]._replace(kind="SVDF"), *model.operators[1:])

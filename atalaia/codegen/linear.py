@@ -195,12 +195,7 @@ def scaled(
     if len(kernel.scale) not in (1, out_c):
         raise UserError(f"{op.kind} (operator {place}) has {len(kernel.scale)} scales of {out_c} outputs")
     ratio = in_scale * np.broadcast_to(kernel.scale, out_c).astype(np.float64) / out_scale
-    multiplier, shift = quantize_multiplier(ratio)
-    if shift.max(initial=0) > 30:  # TFLite's shift of a sum is of 30 bits at most
-        raise UserError(
-            f"{op.kind} (operator {place}): its output's scale is more than 2^30 times smaller than a sum's"
-        )
-    return bias, multiplier, shift
+    return bias, *quantize_multiplier(ratio)
 
 
 def _bounds_behind(walk, out, channels):
