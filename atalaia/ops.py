@@ -81,8 +81,12 @@ def conv2d(
     return _conv(x, kernel, strides, pads, groups)
 
 
-def _xla_conv(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads, groups: int = 1) -> Array:
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_NHWC, feature_group_count=groups)
+def _xla_conv(
+    x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads, groups: int = 1, dilation: int = 1
+) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, strides, pads, rhs_dilation=(dilation,) * 2, dimension_numbers=_NHWC, feature_group_count=groups
+    )
 
 
 def _dilated(x, kernel, strides, padding, groups, dilation):
@@ -97,9 +101,7 @@ def _dilated(x, kernel, strides, padding, groups, dilation):
     if not use_own():
         size = [(k - 1) * dilation + 1 for k in kernel.shape[:2]]
         pads = lax.padtype_to_pads((h, w), size, (1, 1), padding)
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), pads, rhs_dilation=(dilation,) * 2, dimension_numbers=_NHWC, feature_group_count=groups
-        )
+        return _xla_conv(x, kernel, (1, 1), tuple(pads), groups, dilation)
     rows, columns = -(-h // dilation), -(-w // dilation)
     x = jnp.pad(x, ((0, 0), (0, rows * dilation - h), (0, columns * dilation - w), (0, 0)))
     x = x.reshape(n, rows, dilation, columns, dilation, c).transpose(0, 2, 4, 1, 3, 5)

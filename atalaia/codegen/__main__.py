@@ -168,10 +168,9 @@ def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None, targ
         calls = kernels.choose(lowered, sparse, prefer, limit, target)
         graph = lowered._replace(steps=[call.step for call in calls])
         planned = fitting.plan(graph, calls, ram, kernels.TARGETS[target])
-        stored = sum(c.weight_bytes for c in planned.calls) + sum(strip.table_bytes for strip in planned.plan.strips)
-        if flash is None or limit is None or stored <= flash:
+        if limit is None or planned.weight_bytes <= flash:
             break
-        limit -= stored - flash
+        limit -= planned.weight_bytes - flash
     return model, graph, planned
 
 
@@ -197,7 +196,7 @@ def _report(lowered, planned, target="any"):
                 layer["instructions"][b] = round(layer["instructions"][b] * (1 + strip.added[b] / whole))
     instructions = {b: sum(layer["instructions"][b] for layer in layers) for b in counted}
     return dict(
-        weight_bytes=sum(x["weight_bytes"] for x in layers) + sum(x["table_bytes"] for x in rows),
+        weight_bytes=planned.weight_bytes,
         arena_bytes=plan.arena,
         arena_bound_bytes=plan.bound,
         target=target,

@@ -21,6 +21,11 @@ class Planned(NamedTuple):
     plan: memory.Plan
     cost: float
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of all constants in flash, the tables of strips included."""
+        return sum(c.weight_bytes for c in self.calls) + sum(strip.table_bytes for strip in self.plan.strips)
+
 
 def planned(network: Network, strips: Sequence[Strip]) -> Planned:
     """A network with these strips."""
