@@ -179,15 +179,19 @@ def _photographed(share, size, random):
         scale = float(np.clip(scale, fit, max(fit, ENLARGED)))
     window = np.minimum(np.array(size[::-1]) / scale, photo.size)
     corner = np.clip(middle - window / 2, 0, photo.size - window)
-    shown = np.maximum(np.round(window * scale), 1).astype(int)
-    shown = np.minimum(shown, size[::-1])
+    shown = np.clip(np.round(window * scale), 1, size[::-1]).astype(int)
     photo = photo.resize(tuple(shown), Image.Resampling.BILINEAR, box=(*corner, *(corner + window)))
     boxes = (boxes - np.tile(corner, 2)) * np.tile(shown / window, 2)
     if random.rand() < 0.5:
         photo = ImageOps.mirror(photo)
-        boxes = np.stack([shown[0] - boxes[:, 2], boxes[:, 1], shown[0] - boxes[:, 0], boxes[:, 3]], 1)
+        boxes = _mirrored(boxes, shown[0])
     sure = np.ones(len(boxes), bool) if person.sure is None else person.sure
     return _tinted(photo, random), boxes.reshape(-1, 4), sure
+
+
+def _mirrored(boxes, width):
+    """Boxes `[n, 4]` in a picture of that width, left and right exchanged."""
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
 
 
 def _log_uniform(random, low, high):
@@ -255,7 +259,7 @@ def _paste(scene, share, random, face, whole):
     alpha = alpha and alpha.resize(size, Image.Resampling.BILINEAR)
     if random.rand() < 0.5:
         photo, alpha = ImageOps.mirror(photo), alpha and ImageOps.mirror(alpha)
-        boxes = np.stack([size[0] - boxes[:, 2], boxes[:, 1], size[0] - boxes[:, 0], boxes[:, 3]], 1)
+        boxes = _mirrored(boxes, size[0])
     _put(scene, photo, alpha, boxes, random)
 
 

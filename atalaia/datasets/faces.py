@@ -38,7 +38,7 @@ def load(config: ConfigDict, cache: Path) -> Source:
 def load_masked(config: ConfigDict, cache: Path) -> Source:
     """The same, made of photos from the web too; `load` in all else.
 
-    3,426 are of one person each, 44 % of them with a mask, 1,930 of groups, streets and the news, 976 of things. More
+    3,426 are of one person each, 44 % of them with a mask, 1,925 of groups, streets and the news, 976 of things. More
     than half of the pictures are such a photo as it was taken. The series `augmented_image` shows others again, so that
     training and test share some of them: judge by photos of your own.
     """

@@ -117,7 +117,7 @@ def read(paths: list[Path], size: tuple[int, int], channels: int, how: str, kept
     if kept is None:
         disk.refuse_too_large(shape)
         return _read_into(np.empty(shape, np.uint8), paths, how)
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    stats = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path in paths for stat in [path.stat()]]
     name = hashlib.sha256(repr((stats, shape, how)).encode()).hexdigest()[:16]
     kept.mkdir(parents=True, exist_ok=True)
     file = kept / f"{name}.npy"
