@@ -176,6 +176,19 @@ class RefusalTest(parameterized.TestCase):
         many[0]["data"] = [1, 1, 1, 0]
         self.refused(text, "SPACE_TO_BATCH_ND", [image, block, *many], out)
 
+    @parameterized.parameters("MAX_POOL_2D", "CONV_2D", "DEPTHWISE_CONV_2D")
+    def test_an_output_of_other_channels(self, kind):
+        """The C would write 4 x 4 x 8 values where 4 x 4 x 4 are: beyond its memory, where that is at the end."""
+        x, y = dict(shape=(1, 8, 8, 8), scale=0.1, zero=3), dict(shape=(1, 4, 4, 4), scale=0.1, zero=3)
+        options, given = dict(strideH=2, strideW=2), [x]
+        if kind == "MAX_POOL_2D":
+            options |= dict(filterHeight=2, filterWidth=2)
+        else:
+            shape = (8, 2, 2, 8) if kind == "CONV_2D" else (1, 2, 2, 8)
+            given += [dict(shape=shape, scale=0.1, data=np.ones(shape))]
+            options |= dict(dilationHFactor=1, dilationWFactor=1)
+        self.refused(f"{kind} (operator 0) gives 128 values, its output has (1, 4, 4, 4)", kind, given, y, **options)
+
     @parameterized.parameters("MUL", "MEAN", "FULLY_CONNECTED")
     def test_a_shift_that_tflite_does_not_define(self, kind):
         """The output's scale is 2^-40 of the input's: a sum would be shifted by more than 30 bits."""

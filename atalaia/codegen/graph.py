@@ -99,7 +99,8 @@ class Walk:
         """Adds a Step of these fields.
 
         Raises:
-          UserError: a scale of it asks for a shift to the left that TFLite's fixed point, and our C, do not define.
+          UserError: a scale of it asks for a shift to the left that TFLite's fixed point, and our C, do not define; or
+            its kernel writes another number of values than its output has.
         """
         step = Step(*fields, **more)
         v = step.values
@@ -108,6 +109,12 @@ class Walk:
             raise UserError(
                 f"{step.op} (operator {step.place}): its output's scale is more than 2^{LEFT} times too small"
             )
+        channels = numbers.get("out_c", numbers.get("channels"))
+        if "out_h" in numbers and channels is not None:
+            written = numbers.get("batch", 1) * numbers["out_h"] * numbers["out_w"] * channels
+            shape = self.tensors[step.output].shape
+            if written != math.prod(shape):
+                raise UserError(f"{step.op} (operator {step.place}) gives {written:,} values, its output has {shape}")
         self.steps.append(step)
 
     def grid(self, i: int) -> tuple[np.float64, int]:
