@@ -176,6 +176,15 @@ class RefusalTest(parameterized.TestCase):
         many[0]["data"] = [1, 1, 1, 0]
         self.refused(text, "SPACE_TO_BATCH_ND", [image, block, *many], out)
 
+    def test_a_tensor_that_nothing_writes(self):
+        net = Net()
+        x, lost = net.given((1, 8), 0.1), net.tensor((1, 8), 0.1)
+        content = net.file(net.op("MAXIMUM", [x, lost], net.tensor((1, 8), 0.1)))
+        with self.assertRaisesRegex(
+            UserError, "MAXIMUM .operator 0. reads tensor 't1', which nothing before it writes"
+        ):
+            lowering.lower(tflite.read(content))
+
     @parameterized.parameters("MAX_POOL_2D", "CONV_2D", "DEPTHWISE_CONV_2D")
     def test_an_output_of_other_channels(self, kind):
         """The C would write 4 x 4 x 8 values where 4 x 4 x 4 are: beyond its memory, where that is at the end."""

@@ -108,6 +108,13 @@ def _refuse(model):
     for place, op in enumerate(model.operators):
         if op.kind in STATEFUL:
             raise UserError(refusal(model, place, op))
+    written = set(model.inputs)
+    for place, op in enumerate(model.operators):
+        for i in op.inputs:
+            if i >= 0 and i not in written and model.tensors[i].data is None:
+                name = model.tensors[i].name
+                raise UserError(f"{op.kind} (operator {place}) reads tensor {name!r}, which nothing before it writes")
+        written.update(op.outputs)
     for tensor in model.tensors:
         if any(n < 1 for n in tensor.shape):
             raise UserError(f"tensor {tensor.name!r} has shape {tensor.shape}: dynamic shapes are not supported")
