@@ -11,12 +11,10 @@ beside the figures as POINT.atl, POINT_seedN.atl.
 import json
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import tables
-from absl import flags
 from tables import RESULTS, ROOT, SEEDS, Row, Table, grid, percent, read, seeded
 
 RUNS = Path("runs/frontier")
@@ -45,8 +43,6 @@ PUBLIC = (
     Public("ResNet-8, larger, MLPerf Tiny", 91.31, 512_024, ".tflite", "github.com/mlcommons/tiny"),
 )
 
-_RECOUNT = flags.DEFINE_bool("recount", False, "Only the C of the models kept beside the table, made and counted anew.")
-
 
 def main():
     from atalaia.codegen import boards
@@ -59,7 +55,7 @@ def main():
     except UserError as error:
         sys.exit(f"error: {error}")
     points = tables.chosen(frontier.POINTS)
-    if _RECOUNT.value:
+    if tables.RECOUNT.value:
         rows = map(recount, TABLE.figures())
     else:
         rows = (run(point, seed) for seed in map(int, SEEDS.value) for point in points)
@@ -100,12 +96,8 @@ def kept(point: str, seed: int) -> Path:
 
 def recount(row: dict) -> dict:
     """A row with the figures of the C that its kept model has now."""
-    from atalaia import pack
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.tflite"
-        path.write_bytes(pack.unpack(kept(row["row"], row["seed"]).read_bytes()))
-        return row | in_c(path, Path(folder) / "c")
+    with tables.unpacked(kept(row["row"], row["seed"])) as folder:
+        return row | in_c(folder / "model.tflite", folder / "c")
 
 
 def in_c(tflite: Path, out: Path) -> dict:
