@@ -25,7 +25,7 @@ class Point(NamedTuple):
 
 
 POINTS = {
-    "tiny": Point("rafael_base_32", (40.0, 8.0), {}),
+    "tiny": Point("rafael_base_32", (28.0, 8.0), {}),
 }
 
 

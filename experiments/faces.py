@@ -36,6 +36,7 @@ _SPEED = flags.DEFINE_bool("speed", False, "Time the detectors on this computer,
 
 def main():
     from atalaia.errors import UserError
+    from atalaia.files import write_whole
 
     logging.set_verbosity(logging.WARNING)  # checkpoints have much to say
     workdir, known = ROOT / _WORKDIR.value, {row["row"]: row for row in (TABLE.figures() if TABLE.there() else [])}
@@ -53,6 +54,8 @@ def main():
             continue
         older = {"speed": known[name]["speed"]} if "speed" in known.get(name, {}) else {}
         TABLE.add(older | row)
+        if name not in PEERS:
+            write_whole(TABLE.folder / f"{name}.atl", (workdir / "model.atl").read_bytes())
     if _SPEED.value:
         TABLE.save(speed(TABLE.figures(), workdir, test))
 
