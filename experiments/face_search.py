@@ -15,7 +15,7 @@ WORKDIR, SPACE = Path("runs/search_faces"), "configs/search_faces.py"
 LIMITS = ("--max_bytes=100000", "--max_arena=100000", "--max_ms=150")
 EPOCHS = {"dense": 1, "prune": 2, "quantize": 1}
 
-TRIALS = 8
+TRIALS = 6
 
 
 def main():
