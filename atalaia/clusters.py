@@ -23,6 +23,9 @@ from atalaia.executors import INTERRUPTED, Handle, Program, beside
 LOST = -signal.SIGKILL  # exit code of a program that is gone with its machine, its worker or its scheduler
 TRIES = 20  # how often one is started before its exit code is told
 PATIENCE = 600  # seconds that dask's scheduler may be away
+FIRST_PATIENCE = 60  # seconds until it must be there for the first time
+CONNECTING = 10  # seconds that one try to reach it may take: a busy machine needs some
+STUCK = 60  # seconds after which a client that still tries is given up for a new one
 
 
 class _Remote:
@@ -83,7 +86,8 @@ class Dask:
         if not address:
             self._cluster, address = _serve(workers)
         self._address = address
-        self._lock, self._client, self._away = threading.Lock(), None, time.monotonic() - PATIENCE + 30
+        self._lock, self._client, self._made = threading.Lock(), None, 0.0
+        self._away = time.monotonic() - PATIENCE + FIRST_PATIENCE
         while self._connected() is None:
             time.sleep(0.2)
 
@@ -93,34 +97,55 @@ class Dask:
 
     def close(self) -> None:
         """See Executor."""
-        if self._client is not None:
-            self._client.close(timeout=2)
+        self._drop_client()
         if self._cluster is not None:
             self._cluster.stdin.close()  # which ends it
             self._cluster.wait()
 
+    def _drop_client(self):
+        if self._client is not None:
+            # Nothing is at work by it any more. A busy machine may need longer; so what it raises tells nothing.
+            with contextlib.suppress(Exception):
+                self._client.close(timeout=2)
+        self._client = None
+
     def _start(self, program):
+        from distributed.client import ClosedClientError
+
         client = self._connected()
         if client is None:
             return None
-        return _DaskJob(client.submit(program, key=f"{program.folder.name}-{uuid.uuid4().hex}", pure=False))
+        try:
+            return _DaskJob(client.submit(program, key=f"{program.folder.name}-{uuid.uuid4().hex}", pure=False))
+        except ClosedClientError:  # the scheduler went between these two lines
+            return None
 
     def _connected(self):
-        """The client, None while the scheduler is away: one that was closed for that is made again."""
+        """The client, None while the scheduler is away: one that was closed for that, or is stuck, is made again."""
         import distributed
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it has to say of what is lost, we mend
         with self._lock:
-            if self._client is None or self._client.status == "closed":
-                self._client = None
+            if not self._reached() and self._hopeless():
+                self._drop_client()
                 with contextlib.suppress(OSError):
-                    self._client = distributed.Client(self._address, timeout=5, set_as_default=False)
-            if self._client is not None and self._client.status == "running":
+                    self._client = distributed.Client(self._address, timeout=CONNECTING, set_as_default=False)
+                self._made = time.monotonic()
+            if self._reached():
                 self._away = None
                 return self._client
             self._away = self._away or time.monotonic()
             if time.monotonic() - self._away > PATIENCE:
                 raise UserError(f"no scheduler of dask at {self._address}: start one there, `dask scheduler`")
+
+    def _reached(self):
+        return self._client is not None and self._client.status == "running"
+
+    def _hopeless(self):
+        """Whether the client will not reach the scheduler any more; it has not now."""
+        if self._client is None or self._client.status == "closed":
+            return True
+        return self._away is not None and time.monotonic() - max(self._away, self._made) > STUCK
 
 
 class _DaskJob:

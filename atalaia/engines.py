@@ -146,7 +146,8 @@ def output_grids(data: bytes) -> list[tuple[np.float32, int]]:
 
 def process_count(images: int, processes: int | None = None) -> int:
     """How many processes share so many images: those that are wanted, by default one a core; fewer for few images."""
-    return min(processes or os.cpu_count() or 1, max(1, images // REPORT_EVERY))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(processes or cores, max(1, images // REPORT_EVERY))
 
 
 def run(engine: str, data: bytes, images: np.ndarray, processes: int | None = None) -> list[np.ndarray]:

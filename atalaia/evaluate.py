@@ -12,12 +12,15 @@ task's pictures, such as confusion.png. A split is used whole, always. Choose wi
 evaluation_validation.json and so on; look at the test set once, for the model that is reported. An int8 file from
 elsewhere gets pixel / 255 on its input's grid.
 Stopped and started again, it does not run again those engines of the file that had run through all images.
+
+With --processes=N the images are shared out to N processes of this machine, with --coordinator to those of several
+(docs/guide/training.md); the results are those of one.
 """
 
 import hashlib
 import itertools
+import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +30,26 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from atalaia import api, cli, data, engines, export, finished, metrics, qat, report, simulate, tasks, tflite
+from atalaia import (
+    api,
+    cli,
+    data,
+    engines,
+    export,
+    finished,
+    metrics,
+    ops,
+    processes,
+    qat,
+    report,
+    shares,
+    simulate,
+    tasks,
+    tflite,
+)
 from atalaia import config as configs
 from atalaia.errors import UserError
-from atalaia.files import write_arrays, write_json, write_whole
+from atalaia.files import write_json, write_whole
 from atalaia.step import EVAL_BATCH
 
 LAYER_IMAGES = 100  # images of --layers
@@ -121,28 +140,39 @@ def evaluate(
       UserError: the model does not fit the data set, an engine cannot run it, or the file is not of this checkpoint.
     """
     task, (images, targets) = tasks.of(config), images_of(dataset, split)
-    expected, outputs, seconds, peak, kept = task.outputs(dataset, config), {}, {}, 0, {}
+    key = _key(images, tflite_bytes)
+    processes.refuse_unlike("images or another .tflite file", key)
+    expected, outputs, found, stems = task.outputs(dataset, config), {}, {}, {}
     for name in names:
-        begin = time.monotonic()
-        if name in JAX:
-            file = (tflite_bytes,) if name == "jax_int" else ()
-            outputs[name] = JAX[name](config, workdir, dataset, images, *file)
-            seconds[name] = time.monotonic() - begin
-        else:
-            assert tflite_bytes is not None, f"{name} runs a file"
-            kept[name] = _kept_path(workdir, name, tflite_bytes, images)
-            raw, seconds[name], most = _engine_outputs(name, tflite_bytes, images, kept[name])
-            grids = engines.output_grids(tflite_bytes)
-            outputs[name], peak = _outputs(*(_by_head(task, part) for part in (raw, grids))), max(peak, most)
-        found = (outputs[name].raw[task.HEADS[0]] if task.HEADS else outputs[name].raw).shape[-1]
-        if found != expected:
-            raise UserError(f"the model has {found} outputs, data set {dataset.name} needs {expected}")
+        stems[name] = workdir / f"outputs_{name}_{key[:32]}"
+        compute, unit = _computing(name, config, workdir, dataset, tflite_bytes), EVAL_BATCH if name == "jax" else 1
+        found[name] = shares.computed(name, compute, images, stems[name], unit, again=name in JAX)
+        outputs[name] = _by_head(task, name, found[name].arrays, tflite_bytes)
+        width = (outputs[name].raw[task.HEADS[0]] if task.HEADS else outputs[name].raw).shape[-1]
+        if width != expected:
+            raise UserError(f"the model has {width} outputs, data set {dataset.name} needs {expected}")
+    processes.wait_for_all("evaluated")  # the first takes away what all have read
     scores = {name: task.metrics(out.real, targets) | dict(images=len(images)) for name, out in outputs.items()}
-    suffix, last = "" if split == "test" else f"_{split}", outputs[names[-1]].real
-    title = f"{dataset.name}, {split}, {names[-1]}"
+    if processes.first():
+        _write(config, dataset, split, workdir, outputs, found, scores)
+        for stem in stems.values():
+            shares.remove(stem)
+    processes.wait_for_all("written")
+    return scores
+
+
+def _write(config, dataset, split, workdir, outputs, found, scores):
+    task, (images, targets) = tasks.of(config), images_of(dataset, split)
+    suffix, last = "" if split == "test" else f"_{split}", list(outputs)[-1]
     pictures = task.pictures(
-        images, last, targets, dataset.names, title, lambda name: _with_suffix(workdir / name, suffix)
+        images,
+        outputs[last].real,
+        targets,
+        dataset.names,
+        f"{dataset.name}, {split}, {last}",
+        lambda name: _with_suffix(workdir / name, suffix),
     )
+    seconds = {name: part.seconds for name, part in found.items()}
     details = dict(
         task=config.task,
         dataset=dataset.name,
@@ -152,18 +182,41 @@ def evaluate(
         agreement=agreement(task, outputs),
         details={name: task.details(out.real, targets, dataset.names) for name, out in outputs.items()},
         pictures=pictures,
-        peak_memory_bytes=max(peak, _peak_memory(images)),
+        processes=jax.process_count(),
+        peak_memory_bytes=max(_peak_memory(images), *(part.peak_bytes for part in found.values())),
     )
     write_json(workdir / f"evaluation{suffix}_details.json", details)
     write_whole(workdir / f"evaluation{suffix}.md", report.evaluation_table(details))
     write_json(workdir / f"evaluation{suffix}.json", scores)  # the last one: what there is of it is whole
-    for path in kept.values():
-        path.unlink(missing_ok=True)
     print(f"written: {workdir}/evaluation{suffix}.json, .md, {', '.join(row['file'] for row in pictures)}")
-    return scores
 
 
-def _by_head(task, parts):
+def _computing(name, config, workdir, dataset, tflite_bytes):
+    """What gives an engine's outputs: those of a file in the order of their names, those of JAX as Outputs has them."""
+
+    def compute(images):
+        begin = time.monotonic()
+        if name in JAX:
+            file = (tflite_bytes,) if name == "jax_int" else ()
+            with ops.local_devices():
+                arrays = jax.tree.leaves(JAX[name](config, workdir, dataset, images, *file))
+        else:
+            arrays = engines.run(name, tflite_bytes, images)
+        return shares.Found(arrays, time.monotonic() - begin, _peak_memory(images))
+
+    return compute
+
+
+def _by_head(task, name, arrays, tflite_bytes):
+    """Outputs by the task's heads, from the arrays of `_computing`."""
+    if name not in JAX:
+        grids = engines.output_grids(tflite_bytes)
+        return _outputs(*(_heads(task, part) for part in (arrays, grids)))
+    half = len(arrays) // 2
+    return Outputs(_heads(task, arrays[:half]), _heads(task, arrays[half:]))
+
+
+def _heads(task, parts):
     """What there is of each of a file's outputs, which are in the order of their names, as the task has its heads."""
     if len(parts) != max(1, len(task.HEADS)):
         raise UserError(f"the model has {len(parts)} outputs, this task needs {', '.join(task.HEADS) or 'one'}")
@@ -174,31 +227,11 @@ def _with_suffix(path, suffix):
     return path.with_stem(path.stem + suffix)
 
 
-def _kept_path(workdir, name, tflite_bytes, images):
-    """Where the outputs of an engine for these images are kept until all engines have run."""
-    sha = hashlib.sha256(f"{name} {images.shape}".encode() + tflite_bytes)
+def _key(images, tflite_bytes):
+    """SHA-256 of the images and of the file."""
+    sha = hashlib.sha256(f"{images.shape}".encode() + (tflite_bytes or b""))
     sha.update(np.ascontiguousarray(images))
-    return workdir / f"outputs_{sha.hexdigest()[:32]}.npz"
-
-
-def _engine_outputs(name, tflite_bytes, images, path):
-    """(outputs, seconds, peak bytes) of an engine: of a call that was stopped after it, or of now."""
-    try:
-        with np.load(path) as kept:
-            heads = sorted((name for name in kept.files if name.startswith("output")), key=lambda name: int(name[6:]))
-            found = [kept[name] for name in heads], float(kept["seconds"]), int(kept["peak_bytes"])
-        print(f"{name}: ran already, before the evaluation was stopped", flush=True)
-        return found
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
-        print(f"{path} is damaged: {name} runs again", flush=True)
-    begin = time.monotonic()
-    outputs = engines.run(name, tflite_bytes, images)
-    seconds, peak = time.monotonic() - begin, _peak_memory(images)
-    heads = {f"output{number}": head for number, head in enumerate(outputs)}
-    write_arrays(path, heads | dict(seconds=np.asarray(seconds), peak_bytes=np.asarray(peak)))
-    return outputs, seconds, peak
+    return sha.hexdigest()
 
 
 def _peak_memory(images):
@@ -289,8 +322,21 @@ def main() -> None:
             raise UserError(
                 f"no engine left that keeps each layer's output: --layers takes {', '.join(engines.TENSORS)}"
             )
+        if flags.FLAGS.processes != 1 or flags.FLAGS.coordinator:
+            raise UserError("--layers looks at a hundred images, by one process: leave out --processes, --coordinator")
     needs_file = flags.FLAGS.layers or any(n not in JAX for n in names)
     tflite_bytes = tflite.load(file or workdir / "model.tflite") if needs_file else None
+    processes.join("atalaia.evaluate", threads_of_one=True)
+    try:
+        _run(config, names, workdir, tflite_bytes)
+    except KeyboardInterrupt:
+        if jax.process_count() == 1:
+            raise
+        print("stopped; give the same command again to go on", file=sys.stderr)
+        processes.leave(processes.STOPPED)  # nothing is left to save, so no process waits for the others
+
+
+def _run(config, names, workdir, tflite_bytes):
     dataset = data.load(config.data, cli.cache())
     workdir.mkdir(parents=True, exist_ok=True)
     if flags.FLAGS.layers:
@@ -299,7 +345,8 @@ def main() -> None:
         compare_layers(config, dataset, names, workdir, tflite_bytes, images)
     else:
         evaluate(config, dataset, names, workdir, tflite_bytes, flags.FLAGS.split)
-        print("\n" + table(workdir, flags.FLAGS.split))
+        if processes.first():
+            print("\n" + table(workdir, flags.FLAGS.split))
 
 
 def table(workdir: Path, split: str = "test") -> str:
@@ -323,6 +370,7 @@ api.make_callable(__name__)
 
 if __name__ == "__main__":
     cli.common_flags()
+    processes.define_flags()
     flags.DEFINE_list(
         "engines", ["jax", "jax_int", "tflite", "tflm"], "Of jax, jax_int, tflite, xnnpack, tflm; by commas."
     )

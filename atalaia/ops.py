@@ -27,6 +27,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 _PATCH_BYTES = 3 << 20  # patches of one step of the weight gradient's scan: 4 to 8 images of 32x32x32; stays in cache
 
 _plain = contextvars.ContextVar("plain_xla", default=False)
+_local = contextvars.ContextVar("local_devices", default=False)
 
 
 @contextlib.contextmanager
@@ -43,10 +44,21 @@ def plain_xla() -> Iterator[None]:
         _plain.reset(token)
 
 
+@contextlib.contextmanager
+def local_devices() -> Iterator[None]:
+    """Inside, functions are traced to what one process would take, since only this one's devices compute them."""
+    token = _local.set(True)
+    try:
+        yield
+    finally:
+        _local.reset(token)
+
+
 def use_own(gpu: bool = False) -> bool:
     """Whether an operation of ours is the faster one: on a CPU, and with `gpu` elsewhere too."""
     # Over several devices XLA shares out its own operations, but gathers the batch for our scans over it.
-    return (gpu or jax.default_backend() == "cpu") and jax.device_count() == 1 and not _plain.get()
+    devices = jax.local_device_count() if _local.get() else jax.device_count()
+    return (gpu or jax.default_backend() == "cpu") and devices == 1 and not _plain.get()
 
 
 def conv2d(

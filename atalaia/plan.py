@@ -47,18 +47,26 @@ class Run(NamedTuple):
     sources: dict[str, str]  # SHA-256 of what the run was begun with and may not change: images, teachers
 
 
+def refuse_uneven(config: ConfigDict) -> None:
+    """Does nothing where each device gets as many images of a batch.
+
+    Raises:
+      UserError: batch_size does not divide by the devices of all processes.
+    """
+    if config.batch_size % jax.device_count():
+        raise UserError(f"batch_size {config.batch_size} cannot be shared out to {jax.device_count()} devices evenly")
+
+
 def make_plan(config: ConfigDict, images: int, unlabelled: int = 0) -> list[Stage]:
     """The stages with their first and last steps, from epochs or steps and the number of training images.
 
     An epoch of a stage with a teacher counts the unlabelled images too.
 
     Raises:
-      UserError: batch_size does not fit the images or the devices.
+      UserError: batch_size does not fit the images.
     """
     if images < config.batch_size:
         raise UserError(f"batch_size {config.batch_size} is more than the {images} training images: make it smaller")
-    if config.batch_size % jax.device_count():
-        raise UserError(f"batch_size {config.batch_size} cannot be shared out to {jax.device_count()} devices evenly")
     plan, first = [], 0
     for name in config.stages:
         stage = config[name]

@@ -1,4 +1,4 @@
-"""One training by several processes: how they come together, what they agree on, and how they end.
+"""One training or evaluation by several processes: how they come together, what they agree on, and how they end.
 
 All of them run the same program on the same data, and each keeps the whole state. A step's batch is shared out to the
 devices of all (over_devices), so nothing else has to know how many there are. Process 0 alone prints, and writes the
@@ -28,7 +28,7 @@ AUTO = "auto"  # of --coordinator: Slurm, Open MPI or Kubernetes tell where it i
 _GRACE = 5.0  # seconds in which a process may end by itself after another has, and say why
 _PATIENCE = 7 * 24 * 3600  # seconds that they wait for the first, which may wait for a run folder or a teacher
 _SHUTDOWN = 60  # seconds that the first to end waits for the others
-_STOPPED = 130  # exit code after Ctrl-C, which all processes see
+STOPPED = 130  # exit code after Ctrl-C, which all processes see
 # What an operation over all processes says when one of them is gone.
 _LOST = re.compile("Gloo|NCCL|Barrier|[Cc]oordination|heartbeat|Connection (reset|closed)")
 
@@ -38,16 +38,21 @@ _output: list[Any] = []  # stdout and stderr of a process that is silent
 
 def define_flags() -> None:
     """Defines the flags that say how many processes train together."""
-    flags.DEFINE_integer("processes", 1, "Train with so many processes, started on the CPU cores of this machine.")
+    flags.DEFINE_integer("processes", 1, "So many processes, started on the CPU cores of this machine, share the work.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 of several machines, or auto under Slurm.")
     flags.DEFINE_integer("num_processes", None, "How many processes there are on all machines, with --coordinator.")
     flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0, with --coordinator.")
 
 
-def join() -> None:
+def join(module: str = "atalaia.train", threads_of_one: bool = False) -> None:
     """Brings this process together with the others that the flags tell of; by itself it needs nothing.
 
     Must be called before JAX computes anything.
+
+    Args:
+      module: of the command, by which the others are started where that is asked for.
+      threads_of_one: XLA takes as many threads in each as one process would on all cores, which is slower: how it
+        splits a sum, and so rounds, can depend on their number.
 
     Raises:
       UserError: the flags do not fit each other, or the others do not come.
@@ -58,7 +63,9 @@ def join() -> None:
     if given.processes > 1 and given.coordinator:
         raise UserError("--processes starts all on this machine, --coordinator joins those of several: give one")
     if given.processes > 1:
-        _initialize(_start_others(given.processes), given.processes, 0)
+        if threads_of_one:
+            os.environ.setdefault("PJRT_NPROC", str(len(os.sched_getaffinity(0))))
+        _initialize(_start_others(module, given.processes), given.processes, 0)
     elif given.coordinator == AUTO:
         _initialize(None, None, None)
     elif given.coordinator:
@@ -87,7 +94,7 @@ def _initialize(coordinator, count, number):
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
 
 
-def _start_others(count):
+def _start_others(module, count):
     """Starts processes 1 and on with the command of this one, gives each its share of the cores; gives the address."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -96,7 +103,7 @@ def _start_others(count):
     jax.config.update("jax_platforms", "cpu")
     for number in range(1, count):
         log = tempfile.TemporaryFile()  # noqa: SIM115, read when that process has ended
-        command = [sys.executable, "-m", "atalaia.train", *sys.argv[1:], "--processes=1", f"--coordinator={address}"]
+        command = [sys.executable, "-m", module, *sys.argv[1:], "--processes=1", f"--coordinator={address}"]
         os.sched_setaffinity(0, _share(cores, number, count))  # it is inherited
         process = subprocess.Popen(
             [*command, f"--num_processes={count}", f"--process_id={number}"],
@@ -117,7 +124,7 @@ def _share(cores, number, count):
 
 def _watch(number, process, log):
     """Ends this process with one line when one that it started failed, whatever it is waiting for."""
-    if process.wait() in (0, _STOPPED):
+    if process.wait() in (0, STOPPED):
         return
     time.sleep(_GRACE)  # what ended that one may end this one too, which then says so itself
     print(f"error: {_how_it_ended(number, process, log)}", file=sys.stderr, flush=True)
@@ -153,7 +160,7 @@ def lost(error: BaseException) -> str | None:
         if process.returncode:
             return _how_it_ended(number, process, log)
     said = " ".join(str(error).split())[:150]
-    return f"another process of this training is gone; its own output says why ({said}): give all the commands again"
+    return f"another process is gone; its own output says why ({said}): give all the commands again"
 
 
 def speak() -> None:

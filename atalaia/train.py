@@ -47,7 +47,7 @@ from atalaia import (
 from atalaia import config as configs
 from atalaia.errors import Diverged, UserError
 from atalaia.files import locked, write_json
-from atalaia.plan import IMAGES, Run, Stage, image_counts, make_plan, next_end, refuse_other_source
+from atalaia.plan import IMAGES, Run, Stage, image_counts, make_plan, next_end, refuse_other_source, refuse_uneven
 from atalaia.progress import Progress
 from atalaia.step import TrainState, variables_of
 
@@ -103,6 +103,7 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
       UserError: a field does not fit the data or the network, or a run that it names is not there, or does not fit.
     """
     plan = make_plan(config, *image_counts(dataset))
+    refuse_uneven(config)
     model, shape = finished.create_model(config, dataset), dataset.train.images.shape[1:]
     if "quantize" in config.stages or not getattr(model, "float_only", False):
         int8_layers.require_int8(model, shape)

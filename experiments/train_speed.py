@@ -359,6 +359,8 @@ TABLE = Table(
         "[the profile](train_profile.md).",
         "One run of each row. Other work ran on the AVX-512 machine during `thesis` at 128, its evaluation, and "
         "`mobilenetv1` at 32: GEMM's rate in their rows is lower.",
+        "The rows of AVX-512 are the older ones. No such machine was at hand since: larger shapes of GEMM, bfloat16 "
+        "with AMX and newer options of XLA are still to be tried there.",
         "`student` at batch 512 is left out: the processes side by side need more than 24 GB.",
     ),
     key=("cores", "vectors", "network", "size", "batch", "what"),

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import test_export
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from atalaia import config as configs
-from atalaia import data, engines, evaluate, export, finished, simulate, tasks
+from atalaia import data, engines, evaluate, export, finished, processes, shares, simulate, tasks
 from atalaia.errors import UserError
 
 
@@ -88,6 +89,70 @@ class StoppedTest(absltest.TestCase):
                 self.evaluate(images, fail="tflm")
             self.evaluate(changed, file)
             self.assertEqual(self.ran, ["tflite", "tflm"])
+
+
+class SharesTest(parameterized.TestCase):
+    """Several processes one after the other: the first comes last, and so finds the parts of all."""
+
+    @parameterized.parameters(
+        (10, 3, 1, [(0, 3), (3, 6), (6, 10)]),
+        (7, 3, 2, [(0, 2), (2, 4), (4, 7)]),  # 4 batches of 2, the last of them of 1
+        (3, 4, 2, [(0, 2), (2, 3)]),
+        (5, 1, 2, [(0, 5)]),
+    )
+    def test_bounds_by_hand(self, images, count, unit, expected):
+        self.assertEqual(shares.bounds(images, count, unit), expected)
+
+    def setUp(self):
+        super().setUp()
+        self.stem = Path(self.create_tempdir().full_path) / "outputs"
+        self.file, self.images = test_export.converted("splat"), test_export.pixels("splat", 23)
+        self.ran = []
+
+    def compute(self, images):
+        self.ran.append(len(images))
+        return shares.Found(engines.run("tflm", self.file, images), 1.0 + len(self.ran), 100)
+
+    def computed(self, number, count, unit=1, again=False):
+        def wait(place):
+            if number:
+                raise KeyboardInterrupt
+
+        with (
+            absltest.mock.patch.object(jax, "process_count", return_value=count),
+            absltest.mock.patch.object(jax, "process_index", return_value=number),
+            absltest.mock.patch.object(processes, "wait_for_all", wait),
+        ):
+            return shares.computed("tflm", self.compute, self.images, self.stem, unit, again)
+
+    def parts(self, numbers, count, unit=1):
+        for number in numbers:
+            with self.assertRaises(KeyboardInterrupt):
+                self.computed(number, count, unit)
+        return self.computed(0, count, unit)
+
+    def test_parts_that_are_not_equal_give_what_one_process_does(self):
+        expected = engines.run("tflm", self.file, self.images)[0]
+        found = self.parts((2, 1), 3)
+        self.assertEqual(self.ran, [8, 8, 7])
+        np.testing.assert_array_equal(found.arrays[0], expected)
+        self.assertEqual((found.seconds, found.peak_bytes), (4.0, 300))
+        self.assertEqual(self.parts((2, 1), 3).seconds, 4.0)  # as after a kill: nothing runs again
+        self.assertLen(self.ran, 3)
+        np.testing.assert_array_equal(self.parts((1, 2, 3), 4, unit=10).arrays[0], expected)  # the last has none
+        self.assertEqual(self.ran[3:], [10, 3, 10])
+        shares.remove(self.stem)
+        self.assertEmpty(list(self.stem.parent.iterdir()))
+
+    def test_a_part_that_is_not_there_is_one_line(self):
+        with self.assertRaisesRegex(UserError, "give a --workdir on a file system that all machines share"):
+            self.computed(0, 2)
+
+    def test_what_may_be_of_something_else_is_computed_again(self):
+        for _ in range(2):
+            with self.assertRaises(KeyboardInterrupt):
+                self.computed(1, 2, again=True)
+        self.assertEqual(self.ran, [12, 12])
 
 
 class LayersTest(absltest.TestCase):

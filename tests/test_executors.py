@@ -178,6 +178,8 @@ class Cluster:
 
         The program goes with its worker, or is left at work.
         """
+        if not self.pids.exists():  # they serve already, but have not been noted yet
+            return False
         pids = json.loads(self.pids.read_text())
         if role == "worker":
             busy = [(pid, program) for pid in pids.values() for program in at_work(pid)]
@@ -199,20 +201,6 @@ class Cluster:
 
 
 class DaskTest(absltest.TestCase):
-    def setUp(self):
-        self.t = (time.time(), time.process_time(), os.times())
-
-    def tearDown(self):
-        t = os.times()
-        print(
-            "wall",
-            time.time() - self.t[0],
-            "cpu",
-            time.process_time() - self.t[1],
-            "children",
-            t.children_user + t.children_system - self.t[2].children_user - self.t[2].children_system,
-        )
-
     def test_a_search_whose_workers_and_scheduler_are_killed_has_the_table_of_one_left_alone(self):
         folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         cluster = self.enter_context(contextlib.closing(Cluster(folder, 4)))
@@ -225,25 +213,47 @@ class DaskTest(absltest.TestCase):
                 if cluster.kill(kills[0], draw):
                     kills.pop(0)
 
+        def went_on():
+            logs = "".join(path.read_text() for path in folder.glob("killed_*/*.log"))
+            begun = [int(line.split()[-1]) for line in logs.splitlines() if line.startswith("begins at")]
+            return [step for step in begun if 0 < step < STEPS]
+
         with contextlib.closing(clusters.Dask(4, cluster.address)) as dask:
             thread = threading.Thread(target=killing)
             thread.start()
             try:
-                rows = searched(folder / "killed", dask)
+                for number in range(5):  # on a busy machine a search can be over before enough was killed
+                    self.assertEqual(searched(folder / f"killed_{number}", dask), alone)
+                    if len(kills) < 4 and went_on():
+                        break
             finally:
                 ended.set()
                 thread.join()
-        self.assertEqual(rows, alone)
         self.assertLess(len(kills), 4, "fewer than 5 of 8 kills, the scheduler's among them")
-        logs = "".join(path.read_text() for path in (folder / "killed").glob("*.log"))
-        begun = [int(line.split()[-1]) for line in logs.splitlines() if line.startswith("begins at")]
-        self.assertTrue([step for step in begun if 0 < step < STEPS], "no trial went on from a checkpoint")
+        self.assertTrue(went_on(), "no trial went on from a checkpoint")
 
     def test_a_cluster_of_its_own_runs_a_program_and_stops_one(self):
         with contextlib.closing(clusters.Dask(1)) as dask:
             cluster = dask._cluster
+            self.check_connects_again(dask)
             check_stops(self, dask)
         self.assertEqual(cluster.returncode, 0)
+
+    def check_connects_again(self, dask):
+        closed = dask._client
+        closed.close()
+        with mock.patch.object(dask, "_connected", return_value=closed):  # it closed when it had just been asked
+            self.assertIsNone(dask._start(executors.Program(["true"], Path("run"))))
+        stuck = dask._connected()
+        self.assertEqual((closed.status, stuck.status), ("closed", "running"))
+        stuck.status = "connecting"
+        self.assertIsNone(dask._connected())
+        dask._away = dask._made = dask._made - clusters.STUCK
+        fresh = dask._connected()
+        self.assertEqual((stuck.status, fresh.status), ("closed", "running"))
+        with mock.patch.object(type(fresh), "close", side_effect=TimeoutError):  # as on a busy machine
+            dask._drop_client()
+        fresh.close()
 
 
 class SlurmTest(absltest.TestCase):
@@ -313,7 +323,7 @@ class SlurmTest(absltest.TestCase):
             clusters.Slurm(self.folder / "slurm")
 
     def _when(self, condition):
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300  # a busy machine starts submitit's two programs slowly
         while not condition():
             self.assertLess(time.monotonic(), until)
             time.sleep(0.02)

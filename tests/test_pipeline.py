@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import test_codegen
 from absl import flags
 from absl.testing import absltest
 
-from atalaia import data, evaluate, export, finished, ledger, pack, page, report, tflite, train
+from atalaia import data, evaluate, export, finished, ledger, pack, page, report, runs, tflite, train
 from atalaia.codegen import __main__ as codegen
 from atalaia.codegen import boards
 from configs import digits, turned_digits
 
+ROOT = Path(__file__).parent.parent
 SMALL = Path(__file__).with_name("small_net.py")
 
 
@@ -44,6 +46,22 @@ class PipelineTest(absltest.TestCase):
         written = json.loads((self.workdir / "evaluation.json").read_text())
         self.assertEqual(written, self.scores)
         self.assertEqual([row["images"] for row in written.values()], [len(self.dataset.test.targets)] * 4)
+
+    def test_two_processes_write_the_bytes_of_one(self):
+        folder = Path(flags.FLAGS.test_tmpdir) / "pipeline_shared"
+        shutil.copytree(self.workdir, folder)
+        (folder / "evaluation.json").unlink()
+        arguments = [f"--data_dir={self.workdir}", "--engines=jax,tflm", "--processes=2"]
+        subprocess.run(runs.command("evaluate", folder, arguments), cwd=ROOT, check=True, timeout=600)
+        written = {name: row for name, row in self.scores.items() if name in ("jax", "tflm")}
+        self.assertEqual(json.loads((folder / "evaluation.json").read_text()), written)
+        details = [json.loads((place / "evaluation_details.json").read_text()) for place in (self.workdir, folder)]
+        self.assertEqual([found["processes"] for found in details], [1, 2])
+        for found in details:
+            found["agreement"] = [row for row in found["agreement"] if row["engines"] == ["jax", "tflm"]]
+        self.assertEqual(details[0]["agreement"], details[1]["agreement"])
+        self.assertEqual((folder / "confusion.png").read_bytes(), (self.workdir / "confusion.png").read_bytes())
+        self.assertEmpty(list(folder.glob("outputs*")))
 
     def test_pruned_weights_are_zero_in_the_file(self):
         graph = tflite.load(self.path)

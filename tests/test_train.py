@@ -441,7 +441,7 @@ class DevicesTest(absltest.TestCase):
     def test_a_batch_that_does_not_divide_is_refused(self):
         self.enter_context(absltest.mock.patch.object(jax, "device_count", return_value=3))
         with self.assertRaisesRegex(UserError, "32 cannot be shared out to 3 devices"):
-            plan.make_plan(small_config(), 100)
+            plan.refuse_uneven(small_config())
 
 
 class EvaluateTest(absltest.TestCase):
