@@ -19,17 +19,19 @@ SAMPLES = 8  # golden vectors of the C
 SHOWN = 20  # photos of the picture
 
 
-def measure(workdir: Path, test: Photos, cache: Path, prefer: str = "speed") -> dict:
+def measure(workdir: Path, test: Photos, cache: Path, kept: Path, prefer: str = "speed") -> dict:
     """The figures of a run: as float network, in int8 and in C, with the threshold that validation chose.
 
     Args:
-      workdir: the run folder; test: the test photos; cache: of data sets; prefer: of codegen.
+      workdir: the run folder; test: the test photos; cache: of data sets.
+      kept: the folder for its model.atl, by the run's name; prefer: of codegen.
 
     Raises:
       UserError: the run is not finished or not exported, is no detector of such images, or a compiler is missing.
     """
     from atalaia import config as configs
     from atalaia import data, evaluate, finished, tflite
+    from atalaia.files import write_whole
 
     config, _ = configs.load(workdir), finished.finished(workdir)
     content = tflite.load(workdir / "model.tflite")
@@ -50,6 +52,8 @@ def measure(workdir: Path, test: Photos, cache: Path, prefer: str = "speed") -> 
     made = in_c(workdir / "c", content, config, dataset, images, tflm.raw, _probability(least), prefer)
     boxes = made.pop("found")
     lines["c"] = dict(f1_chosen=faces_test.f1_at(-np.inf, *boxes, test.targets))
+    kept.mkdir(parents=True, exist_ok=True)
+    write_whole(kept / f"{workdir.name}.atl", (workdir / "model.atl").read_bytes())
     picture(workdir / "faces_test.png", images, boxes, test.targets, f"{workdir.name}, test photos")
     return dict(
         row=workdir.name,
@@ -197,12 +201,25 @@ def in_c(
     kept = ("weight_bytes", "arena_bytes", "macs", "counted_instructions", "estimated", "code_bytes")
     return dict(
         **{name: report[name] for name in kept},
+        esp32=for_the_esp32(content, out.with_name(f"{out.name}_esp32"), prefer),
         browser_ms=boards.run(out, boards.WASM)["milliseconds"],
         boxes_in_c=int((found.classes >= 0).sum()),
         frames_equal=int((answers == expected).all(1).sum()),
         heads_equal_c=float(np.mean(heads == flat)),
         found=found,
     )
+
+
+def for_the_esp32(content: bytes, out: Path, prefer: str) -> dict:
+    """What the C of a network for the ESP32's own instructions needs, and whether its golden vectors are right."""
+    from atalaia.codegen import __main__ as codegen
+    from atalaia.codegen import boards
+
+    codegen.generate(content, out, samples=SAMPLES, prefer=prefer, target="esp32", borders="int8")
+    codegen.count(out)
+    report, ran = json.loads((out / "report.json").read_text()), boards.run(out, "esp32isa", SAMPLES)
+    kept = ("weight_bytes", "arena_bytes", "counted_instructions", "estimated")
+    return {name: report[name] for name in kept} | dict(equal=ran["equal"], of=SAMPLES)
 
 
 def compiled(folder: Path) -> Callable:

@@ -124,28 +124,29 @@ class RunTest(absltest.TestCase):
         report = dict.fromkeys(("counted_instructions", "code_bytes"))
         with (
             mock.patch("atalaia.codegen.__main__.count", lambda out: _enter(out, report)),
-            mock.patch.object(boards, "run", return_value=dict(milliseconds=0.5)),
+            mock.patch.object(boards, "run", return_value=dict(milliseconds=0.5, equal=8)),
         ):
             found = face_runs.in_c(self.folder / "c", content, config, dataset, images, raw, 0.4)
         self.assertEqual((found["frames_equal"], found["heads_equal_c"], found["browser_ms"]), (6, 1.0, 0.5))
+        self.assertEqual((found["esp32"]["equal"], found["esp32"]["of"]), (8, 8))
         self.assertGreater((found["found"].classes >= 0).sum(), 0)
         face_runs.picture(self.folder / "a.png", images, found["found"], split.targets, "made up")
         self.assertEqual((self.folder / "a.png").read_bytes()[:4], b"\x89PNG")
 
     def test_runs_that_do_not_fit(self):
         with self.assertRaisesRegex(UserError, "holds no run"):
-            face_runs.measure(self.folder / "none", None, self.folder)
+            face_runs.measure(self.folder / "none", None, self.folder, self.folder)
         config = configs.base()
         configs.claim(config, self.folder / "run")
         with self.assertRaisesRegex(UserError, "is not finished"):
-            face_runs.measure(self.folder / "run", None, self.folder)
+            face_runs.measure(self.folder / "run", None, self.folder, self.folder)
         (self.folder / "run/train.json").write_text("{}")
         with self.assertRaisesRegex(UserError, "run atalaia.export first"):
-            face_runs.measure(self.folder / "run", None, self.folder)
+            face_runs.measure(self.folder / "run", None, self.folder, self.folder)
         content = int8_models.convolution(np.ones((4, 3, 3, 1), np.int8), (24, 40), 2)
         (self.folder / "run/model.tflite").write_bytes(int8_models.joined(content))
         with self.assertRaisesRegex(UserError, "task classify: a detector of faces is needed"):
-            face_runs.measure(self.folder / "run", None, self.folder)
+            face_runs.measure(self.folder / "run", None, self.folder, self.folder)
 
 
 def _enter(out, more):
@@ -183,7 +184,7 @@ class TableTest(absltest.TestCase):
             faces.main()
         return {row["row"]: row for row in faces.TABLE.figures()}
 
-    def ours(self, workdir, test, cache):
+    def ours(self, workdir, test, cache, kept, prefer):
         line = dict(ap=0.5, ap_50_95=0.2, recall_0_1=0.3, recall_1=0.6, f1=0.7, f1_chosen=0.65, f1_centres=0.8)
         pair = dict(rv32=1000, lx106=2000)
         return dict(
@@ -207,7 +208,7 @@ class TableTest(absltest.TestCase):
             "(untrained): int8, TFLite Micro | 160x120, grey | 4,567 | 50.0 | 20.0 | 30.0 | 60.0 | 70.0 | 65.0 |", text
         )
         self.assertIn(
-            "| 1,000 / 2,000 | 10 to 21 | 1.50 | 100 (box) and 99.5 (centre) / 100 | 2 of 2 (3 boxes) |", text
+            "| 1,000 / 2,000 | 10 to 21 | - | - | 1.50 | 100 (box) and 99.5 (centre) / 100 | 2 of 2 (3 boxes) |", text
         )
         self.assertEqual(
             faces.TABLE.headline(list(found.values())),
