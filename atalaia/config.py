@@ -116,7 +116,10 @@ def base() -> ConfigDict:
     c.quantize.ema_decay = 0.99  # what a step keeps of the old range
     c.quantize.freeze = 0.5  # part of the stage after which ranges and learned scales stay as they are
     c.quantize.scale_learning_rate = 0.002  # of learned scales: about the relative change in one step
-    c.quantize.bits = ""  # of weights by layer pattern: "dense0=4; conv=2"; 8 where none matches, 2 is ternary
+    c.quantize.bits = ""  # of weights by layer pattern: "dense0=4; conv=3"; 8 where none matches, 2 is ternary; "auto"
+    c.quantize.budget = 0.0  # what bits "auto" have to fit: of convolutions and matrix products in the generated C,
+    c.quantize.goal = "bytes"  # the bytes of all constants, or "ms" on an ESP32, estimated
+    c.quantize.narrow = 0.0  # part of the stage in which weights come to fewer than 8 bits by 8, 4 and 3; 0: at once
 
     c.calibration = ConfigDict()
     c.calibration.images = (
@@ -176,6 +179,8 @@ def validate(config: ConfigDict) -> None:
         pruning.validate(config.prune)
     if "quantize" in config.stages:
         qat.validate(config.quantize)
+        if config.quantize.budget and not config.data.validation:
+            raise UserError("quantize.budget: bits are chosen on validation images: data.validation must be above 0")
         if config.stages[-1] != "quantize":
             raise UserError(f"stages: quantize folds BatchNorm, so it must be the last, not {tuple(config.stages)}")
 

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from atalaia import (
     api,
+    bits,
     checkpoint,
     cli,
     data,
@@ -33,8 +34,6 @@ from atalaia import (
     own,
     pretrained,
     pruning,
-    qat,
-    quantize,
     step,
     tasks,
     teachers,
@@ -94,7 +93,7 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
         finished.refuse_other_start(config, shapes)
     for stage in plan:
         if stage.name == "quantize":
-            qat.weight_bits(quantize.linear_paths(model), config.quantize)
+            bits.refuse_impossible(config, model, shapes.params, shape)
         step.make_optimizer(config, stage, finished.zeros_of(config, model, shapes, stage.name).params)
         teacher = stage.config.get("teacher")
         if teacher and teacher != distill.SELF and saved < stage.end:
@@ -192,7 +191,8 @@ def _enter_stage(run, stage, state):
     """The stage's optimiser, and the state on the devices: at the stage's beginning made ready for it."""
     first, masks = int(state.step) == stage.first, pruning.masks_of(state.opt_state)
     if first and stage.name == "quantize":
-        state = finished.folded_state(run.config, run.model, state, images=run.dataset.train.images)
+        chosen = bits.choose(run.config, run.model, variables_of(state), run.dataset, run.workdir)
+        state = finished.folded_state(run.config, run.model, state, images=run.dataset.train.images, bits=chosen)
     optimizer = step.make_optimizer(run.config, stage, state.params, masks)
     if first:
         state = state._replace(opt_state=optimizer.init(state.params))

@@ -18,7 +18,7 @@ from test_export import converted
 
 from atalaia import tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import emit, fixed_point, graph, kernels, lowering, memory
+from atalaia.codegen import coded, emit, fixed_point, graph, kernels, lowering, memory, packing
 from atalaia.errors import UserError
 
 # Runs every golden vector in an arena of exactly the size that is stated, so that the sanitizer sees a byte too many.
@@ -139,16 +139,16 @@ def far_apart():
 KERNELS = {
     "ternary": (
         lambda: random_kernel(-1, 1, 0.6, (7, 3, 3, 5)),
-        *((5, 11), 1, True, "8_5", ["conv_packed_2_4", "conv_packed_4_4", "conv_nibbles_8_5"]),
+        *((5, 11), 1, True, "8_5", ["conv_packed_2_4", "conv_packed_3_4", "conv_packed_4_4", "conv_nibbles_8_5"]),
     ),
     "four_bits": (
-        lambda: random_kernel(-8, 7, 0.0, (4, 2, 3, 70)),
-        *((7, 11), 2, False, "4_140", ["conv_packed_4_4", "conv_nibbles_4_140"]),
+        lambda: random_kernel(-8, 7, 0.0, (4, 2, 3, 95)),
+        *((7, 11), 2, False, "4_190_wide", ["conv_packed_4_4", "conv_nibbles_4_190_wide"]),
     ),
     "eight_bits": (lambda: random_kernel(-128, 127, 0.8, (5, 3, 5, 6)), (6, 9), 1, True, "8_6", []),
     "narrow": (
         lambda: random_kernel(-2, 1, 0.3, (9, 3, 3, 33)),
-        *((5, 3), 1, True, "1_33", ["conv_packed_2_1", "conv_packed_4_1", "conv_nibbles_1_33"]),
+        *((5, 3), 1, True, "1_33", ["conv_packed_2_1", "conv_packed_3_1", "conv_packed_4_1", "conv_nibbles_1_33"]),
     ),
     "far_apart": (far_apart, (1, 1), 1, True, "1_1300_wide", []),
     "far_apart_in_rows": (far_apart, (2, 5), 1, True, "4_1300_wide", []),
@@ -192,8 +192,11 @@ class ParityTest(parameterized.TestCase):
         for kernel in each_kernel(name, self.folder / "one"):
             self.assertEqual(run(self.folder / "one"), "", kernel)
             found.append(kernel)
-        self.assertContainsSubset([f"conv_pairs_{sparse}", f"conv_triplets_{sparse}", *others], found)
-        self.assertLen(found, 3 + len(others))
+        coded = [kernel for kernel in found if kernel.startswith("conv_coded")]
+        self.assertEqual([k.split("_", 3)[3] for k in coded], [sparse] * any("packed_4" in k for k in others))
+        self.assertContainsSubset([f"conv_pairs_{sparse}", *others], found)
+        self.assertIn(f"conv_triplets_{sparse}".removesuffix("_wide"), [k.removesuffix("_wide") for k in found])
+        self.assertLen(found, 3 + len(others) + len(coded))
 
     @parameterized.parameters("convolutions", "depthwise")
     def test_every_kernel_of_a_network(self, name):
@@ -297,18 +300,18 @@ class PackTest(parameterized.TestCase):
     def test_sparse_by_hand(self):
         kernel = np.zeros((2, 1, 300, 2), np.int8)
         kernel[0, 0, 0, 1], kernel[0, 0, 1, 0], kernel[0, 0, 299, 1] = 5, -3, 7
-        stored, counts = kernels.pack_sparse(kernel, "PAIRS")  # places 1, 2 and 599: two fillers of 255 before 87
+        stored, counts = packing.pack_sparse(kernel, "PAIRS")  # places 1, 2 and 599: two fillers of 255 before 87
         np.testing.assert_array_equal(stored.reshape(-1, 2), [(1, 133), (1, 125), (255, 128), (255, 128), (87, 135)])
         np.testing.assert_array_equal(counts, [5, 0])
 
     def test_sparse_of_small_gaps_by_hand(self):
         kernel = np.zeros((1, 2, 1, 40), np.int8)
         kernel[0, 0, 0, [0, 15, 31]] = 1, -2, 7  # gaps 0, 15 and 16, which is 15 and 1
-        stored, counts = kernels.pack_sparse(kernel, "NIBBLES")
+        stored, counts = packing.pack_sparse(kernel, "NIBBLES")
         np.testing.assert_array_equal(stored, [9 << 4, 6 << 4 | 15, 8 << 4 | 15, 15 << 4 | 1])
         np.testing.assert_array_equal(counts, [4, 0])
         kernel[0, 1, 0, 3] = 100  # alone in its row, so a zero follows
-        stored, counts = kernels.pack_sparse(kernel, "TRIPLETS")
+        stored, counts = packing.pack_sparse(kernel, "TRIPLETS")
         wanted = [(15 << 4, 129, 126), (1 << 4 | 15, 128, 135), (3, 228, 128)]
         np.testing.assert_array_equal(stored.reshape(-1, 3), wanted)
         np.testing.assert_array_equal(counts, [2, 1])
@@ -316,7 +319,7 @@ class PackTest(parameterized.TestCase):
     @parameterized.parameters("PAIRS", "TRIPLETS", "NIBBLES")
     def test_sparse_read_back(self, form):
         kernel = random_kernel(-8, 7, 0.93, (6, 3, 4, 25))
-        stored, counts = kernels.pack_sparse(kernel, form)
+        stored, counts = packing.pack_sparse(kernel, form)
         groups, rows = iter(stored.reshape(-1, dict(PAIRS=2, TRIPLETS=3, NIBBLES=1)[form]).tolist()), []
         for count in counts:
             row, place = np.zeros(100, int), 0
@@ -336,16 +339,52 @@ class PackTest(parameterized.TestCase):
 
     def test_dense_by_hand(self):
         kernel = np.arange(-6, 6, dtype=np.int8).reshape(6, 1, 1, 2)
-        packed = kernels.pack_dense(kernel).astype(int) - 128
+        packed = packing.pack_dense(kernel).astype(int) - 128
         np.testing.assert_array_equal(packed, [-6, -4, -2, 0, -5, -3, -1, 1, 2, 4, 0, 0, 3, 5, 0, 0])
 
     def test_fields_by_hand(self):
         kernel = np.array([[1, -8, 7, 0, 3], [-1, 2, 0, 0, -4], [5, 0, 0, 0, 0]], np.int8).reshape(3, 1, 1, 5)
-        words = kernels.pack_fields(kernel, 4)  # + 8, the first tap lowest, the second output above
+        words = packing.pack_fields(kernel, 4)  # + 8, the first tap lowest, the second output above
         wanted = [0x88A78F09, 0x0004000B, 0x0000888D, 0x00000008]
         self.assertEqual([hex(w) for w in words.tolist()], [hex(w) for w in wanted])
-        words = kernels.pack_fields(np.array([[1, -2, 0], [-1, 0, 1]], np.int8).reshape(2, 1, 1, 3), 2)
+        words = packing.pack_fields(np.array([[1, -2, 0], [-1, 0, 1]], np.int8).reshape(2, 1, 1, 3), 2)
         self.assertEqual(words.tolist(), [0b00_11_10_01 << 8 | 0b00_10_00_11])
+        words = packing.pack_fields(np.array([[1, -4, 3], [-1, 0, 2]], np.int8).reshape(2, 1, 1, 3), 3)
+        self.assertEqual(words.tobytes(), (0b110_100_011 << 12 | 0b111_000_101).to_bytes(3, "little"))
+
+    def test_codes_by_hand(self):
+        """Eight codes of 3 bits: both weights, gaps of 1 and 2, and the pairs, the most frequent first."""
+        kernel = np.zeros((1, 2, 1, 12), np.int8)
+        kernel[0, 0, 0, [1, 2, 5]], kernel[0, 1, 0, [0, 3]] = (1, -1, -1), (1, -1)  # gaps 1, 1, 3; 0, 3
+        found = coded.pack_codes(kernel)
+        self.assertEqual((found.width, found.counts.tolist()), (3, [3, 2]))
+        table = [(0, -1), (0, 1), (1, 0), (2, 0), (3, -1), (1, -1), (1, 1), (0, 0)]
+        self.assertEqual(found.stored[:8].tolist(), [gap | (weight & 255) << 8 for gap, weight in table])
+        codes = [6, 5, 4, 1, 4]  # the first lies lowest
+        self.assertEqual(found.stored[8:].tolist(), [sum(code << 3 * i for i, code in enumerate(codes))])
+
+    @parameterized.parameters((-1, 1, 0.8), (-3, 3, 0.8), (-8, 7, 0.9), (-1, 1, 0.995))
+    def test_codes_read_back(self, low, high, zeros):
+        kernel = random_kernel(low, high, zeros, (6, 3, 4, 90))
+        found = coded.pack_codes(kernel)
+        table = found.stored[: 1 << found.width].astype(np.int64)
+        stream = int.from_bytes(found.stored[1 << found.width :].tobytes(), "little")
+        rows = np.zeros((18, 360), int)
+        for row, count in zip(rows, found.counts, strict=True):
+            place = 0
+            for _ in range(count):
+                entry = table[stream & (1 << found.width) - 1]
+                stream >>= found.width
+                place += entry & 255
+                row[place] += np.int8(entry >> 8)
+        self.assertEqual(stream, 0)
+        np.testing.assert_array_equal(rows, kernel.reshape(18, 360))
+        nibbles, _ = packing.pack_sparse(kernel, "NIBBLES")
+        self.assertLess(found.stored.nbytes, nibbles.nbytes + 256)
+
+    def test_weights_too_unlike_for_codes(self):
+        self.assertIsNone(coded.pack_codes(np.arange(-127, 128).astype(np.int8).reshape(1, 1, 1, 255)))
+        self.assertIsNone(coded.pack_codes(np.zeros((1, 1, 1, 9), np.int8)))
 
     def test_preferences(self):
         """Speed has the fewest instructions, size the fewest bytes, and small codes take fewer of both."""
@@ -398,10 +437,10 @@ class PackTest(parameterized.TestCase):
 
     def test_chunks_by_hand(self):
         kernel = np.full((1, 1, 1, 40), 7, np.int8)  # 18 products of 255 * 7 fit 16 bits with their sign
-        self.assertEqual(kernels.chunk_taps(kernel), 16)
+        self.assertEqual(packing.chunk_taps(kernel), 16)
         kernel[..., ::2] = -8  # of 40 taps, 20 negative ones sum to 255 * 160; 20 taps' 10 fit
-        self.assertEqual(kernels.chunk_taps(kernel), 20)
-        self.assertEqual(kernels.chunk_taps(np.ones((3, 2, 3, 15), np.int8)), 48)
+        self.assertEqual(packing.chunk_taps(kernel), 20)
+        self.assertEqual(packing.chunk_taps(np.ones((3, 2, 3, 15), np.int8)), 48)
 
 
 class FixedPointTest(absltest.TestCase):

@@ -31,7 +31,7 @@ _FILES = (
     ),
     *("sub_from", "prelu", "squared_difference", "strided", "nearest", "bilinear", "reduce", "reduce_most", "arg_most"),
     *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv"),
-    *("conv", "conv_dense", "conv_packed", "conv_sparse", "depthwise"),
+    *("conv", "conv_dense", "conv_packed", "conv_sparse", "conv_coded", "depthwise"),
 )
 _CONV = (
     *("in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w"),

@@ -6,7 +6,6 @@ fits to what the emulators count.
 
 import functools
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atalaia.codegen import memory, plain
+from atalaia.codegen.coded import pack_codes
 from atalaia.codegen.graph import Graph, Step
+from atalaia.codegen.packing import GAPS, chunk_taps, pack_dense, pack_fields, pack_sparse
 
 BOARDS = ("rv32", "lx106")
 COSTS = Path(__file__).with_name("costs.json")  # board to kernel to part to instructions
-GAPS = {"PAIRS": 255, "TRIPLETS": 15, "NIBBLES": 15}  # forms of sparse weights, and the largest gap of each
 COLUMNS = 16  # of depthwise.c
-BITS = (2, 4)  # of packed weights, which are signed: [-2, 1] and [-8, 7]
+BITS = (2, 3, 4)  # of packed weights, which are signed: [-2, 1], [-4, 3] and [-8, 7]
 SMALL = 1 << 20  # bound of the sums that rescale_small takes
 # Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs
 # but for the kernels with a struct of their own.
@@ -132,12 +132,16 @@ def _conv(step) -> Iterator[Call]:
     yield _dense(step)
     kernel = step.values["kernel"]
     low, high = int(kernel.min(initial=0)), int(kernel.max(initial=0))
+    few_bits = low >= -8 and high <= 7
     yield from (_packed(step, bits) for bits in BITS if -(1 << bits - 1) <= low and high < 1 << bits - 1)
     for form in GAPS:
-        if form != "NIBBLES" or (low >= -8 and high <= 7):
+        if form != "NIBBLES" or few_bits:
             stored, counts = pack_sparse(kernel, form)
             if counts.max(initial=0) < 1 << 16:
                 yield _sparse(step, form, stored, counts)
+    codes = pack_codes(kernel) if few_bits else None
+    if codes and codes.counts.max() < 1 << 16:
+        yield _coded(step, codes)
 
 
 def _dense(step):
@@ -155,11 +159,11 @@ def _packed(step, bits):
     pixels = 4 if v["out_w"] >= 4 else 1
     sweeps, work = _sweeps(v, pixels, -(-v["out_c"] // 2))
     words = pack_fields(v["kernel"], bits)
-    arrays = _common(v) | dict(weights=(f"uint{8 * bits}_t", words))
+    arrays = _common(v) | dict(weights=(f"{words.dtype}_t", words))
     name = f"conv_packed_{bits}_{pixels}"
     chunk = chunk_taps(v["kernel"])
     taps = v["kernel_w"] * v["in_c"]
-    work |= dict(inner=sweeps * words.size, chunk=work["row"] * -(-taps // chunk))
+    work |= dict(inner=sweeps * words.nbytes // bits, chunk=work["row"] * -(-taps // chunk))
     call = _instance(step, "conv_packed", name, (bits, pixels), arrays, work, sweeps)
     return call._replace(fields=(("chunk", chunk), *call.fields))
 
@@ -172,13 +176,26 @@ def _sparse(step, form, stored, counts):
     far = sum(i * distance > 255 for i in range(pixels))  # what does not lie in an Xtensa load
     inner = sweeps * int(counts.sum())
     work |= dict(inner=inner, far=inner * far * (2 if form == "TRIPLETS" else 1))
-    wide = int(counts.max(initial=0) > 255)
-    arrays = _common(v) | dict(
-        weights=("uint8_t", stored), counts=("uint16_t", counts) if wide else ("uint8_t", counts.astype(np.uint8))
-    )
+    wide, counted = _counts(counts)
+    arrays = _common(v) | dict(weights=(f"{stored.dtype}_t", stored), counts=counted)
     cost = f"conv_{form.lower()}_{pixels}"
     name = f"{cost}_{distance}" + "_wide" * wide
     return _instance(step, "conv_sparse", name, (form, pixels, distance, wide), arrays, work, sweeps, cost)
+
+
+def _coded(step, codes):
+    """The sparse kernel of such codes."""
+    call = _sparse(step, "CODED", codes.stored, codes.counts)
+    work = call.work | dict(refill=call.work["inner"] * codes.width / 16)
+    name = call.kernel.replace("coded", f"coded_{codes.width}")
+    template = ("conv_coded_sparse", str(codes.width), *call.template[2:])
+    return call._replace(kernel=name, files=(*call.files, "conv_coded"), work=work, template=template)
+
+
+def _counts(counts):
+    """Whether one exceeds a byte, and the C array."""
+    wide = int(counts.max(initial=0) > 255)
+    return wide, ("uint16_t", counts.astype(np.uint16)) if wide else ("uint8_t", counts.astype(np.uint8))
 
 
 def _depthwise(step) -> Iterator[Call]:
@@ -233,68 +250,6 @@ def _common(v):
         bounds = (np.minimum(np.maximum(v[k], v["low"]), v["high"]) for k in ("out_low", "out_high"))
         arrays |= {k: ("uint8_t", b.astype(np.uint8)) for k, b in zip(("low", "high"), bounds, strict=True)}
     return arrays
-
-
-def pack_dense(kernel: np.ndarray) -> np.ndarray:
-    """uint8: groups of four outputs, in them rows, columns and channels, in them a weight + 128 of each output.
-
-    Args:
-      kernel: int8 `[outputs, height, width, channels]`, as in the other forms.
-    """
-    out, *rest = kernel.shape
-    padded = np.zeros((-(-out // 4) * 4, *rest), np.int16)
-    padded[:out] = kernel
-    return (padded.reshape(-1, 4, *rest).transpose(0, 2, 3, 4, 1).ravel() + 128).astype(np.uint8)
-
-
-def pack_fields(kernel: np.ndarray, bits: int) -> np.ndarray:
-    """Words of four taps of two outputs: uint32 for 4 bits, uint16 for 2; each row starts a new word.
-
-    A weight is stored with 2^(bits - 1) added; the first output's taps lie in the lower half, the first of them lowest.
-    """
-    out, height = kernel.shape[:2]
-    run = math.prod(kernel.shape[2:])
-    codes = np.zeros((-(-out // 2) * 2, height, -(-run // 4) * 4), np.uint32)
-    codes[:out, :, :run] = kernel.reshape(out, height, run).astype(np.int64) + (1 << bits - 1)
-    taps = codes.reshape(-1, 2, height, codes.shape[2] // 4, 4) << (bits * np.arange(4, dtype=np.uint32))
-    first, second = taps.sum(-1).swapaxes(0, 1)
-    return (first | second << 4 * bits).ravel().astype(f"uint{8 * bits}")
-
-
-def chunk_taps(kernel: np.ndarray) -> int:
-    """Taps, a multiple of 4 up to a kernel row, whose products with uint8 sum to [-32768, 32767] in every output."""
-    rows = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1).astype(np.int64)
-    for parts in range(1, rows.shape[1] + 1):
-        chunk = -(-rows.shape[1] // (4 * parts)) * 4
-        padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % chunk))).reshape(len(rows), -1, chunk)
-        if (
-            chunk < 1 << 16
-            and 255 * max(np.maximum(padded, 0).sum(2).max(), np.maximum(-padded, 0).sum(2).max()) < 1 << 15
-        ):
-            return chunk
-    raise AssertionError("four weights of at most 4 bits always fit")
-
-
-def pack_sparse(kernel: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes, groups by output and kernel row) of the weights that are not zero; forms: mcu/kernels/conv_sparse.c."""
-    rows = kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
-    row, place = np.nonzero(rows)
-    same = np.r_[False, row[1:] == row[:-1]]
-    gap = place - np.where(same, np.r_[0, place[:-1]], 0)
-    zeros = np.maximum(gap - 1, 0) // GAPS[form]  # stored, to bridge a gap
-    weights, gaps = np.zeros(len(gap) + zeros.sum(), np.int64), np.full(len(gap) + zeros.sum(), GAPS[form])
-    at = np.cumsum(zeros + 1) - 1
-    weights[at], gaps[at] = rows[row, place], gap - zeros * GAPS[form]
-    counts = np.bincount(np.repeat(row, zeros + 1), minlength=len(rows))
-    if form == "TRIPLETS":  # a zero at the end of each row that is odd
-        odd = np.cumsum(counts)[counts % 2 == 1]
-        weights, gaps = (np.insert(x, odd, 0).reshape(-1, 2) for x in (weights, gaps))
-        stored, counts = np.stack([gaps[:, 0] | gaps[:, 1] << 4, *(weights.T + 128)], 1), (counts + 1) // 2
-    elif form == "NIBBLES":
-        stored = weights + 8 << 4 | gaps
-    else:
-        stored = np.stack([gaps, weights + 128], 1)
-    return stored.ravel().astype(np.uint8), counts
 
 
 # The other steps have one kernel each.

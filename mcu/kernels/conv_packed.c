@@ -1,4 +1,4 @@
-/* Weights of few bits, stored as weight + 8 in 4 bits or weight + 2 in 2 bits. A word holds four taps of two outputs, those
+/* Weights of few bits, stored as weight + 8 in 4 bits, + 4 in 3 bits or + 2 in 2 bits. A word holds four taps of two outputs, those
  * of the second 16 bits higher, so that one multiplication serves both: u * (w0 + 65536 w1). The sums of c->chunk products
  * fit 16 bits with their sign, whatever the activations; then they are taken apart. One pixel or four at once. */
 #define PACKED_TAP(i)                                                \
@@ -17,6 +17,11 @@ INLINE uint32_t packed_word(const conv_t *c, uint32_t at, const int bits)
 {
     if (bits == 4)
         return ((const uint32_t *)c->weights)[at];
+    if (bits == 3) {
+        const uint8_t *bytes = (const uint8_t *)c->weights + 3 * at;
+        const uint32_t word = bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16;
+        return (word & 0xFFF) | word >> 12 << 16;
+    }
     const uint32_t half = ((const uint16_t *)c->weights)[at];
     return half | half << 8; /* the bits between are never looked at */
 }
@@ -25,7 +30,7 @@ INLINE void conv_packed(
     const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out, const int bits, const int pixels)
 {
     const uint32_t run = (uint32_t)c->kernel_w * c->in_c, step = (uint32_t)c->stride_w * c->in_c;
-    const uint32_t mask = bits == 4 ? 0x000F000Fu : 0x00030003u, offset = bits == 4 ? 0x00080008u : 0x00020002u;
+    const uint32_t mask = 0x00010001u * ((1u << bits) - 1), offset = 0x00010001u << (bits - 1);
     const uint32_t chunk = c->chunk;
     const int out_c = c->out_c;
     for (int x = 0; x < c->out_w; x += pixels) {
