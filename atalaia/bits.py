@@ -157,18 +157,24 @@ def _loss(config: ConfigDict, model: nn.Module, folded: dict[str, Folded], split
 
 def _costs(model, folded, grids, shape) -> dict[str, dict[int, Cost]]:
     """Of each linear layer by bits, its weights as they are rounded before they learn."""
-    networks = {}
+    found: dict[str, dict[int, Cost]] = {path: {} for path in folded}
     for bits, qmax in quantize.BITS.items():
         scales = {path: fitted_scale(weights.kernel, qmax) for path, weights in folded.items()} if bits < 8 else {}
-        networks[bits] = quantize.quantize_network(model, folded, grids, dict.fromkeys(folded, bits), scales)
-    found: dict[str, dict[int, Cost]] = {}
+        network = quantize.quantize_network(model, folded, grids, dict.fromkeys(folded, bits), scales)
+        for path, cost in _network_costs(model, network, grids, shape).items():
+            found[path][bits] = cost
+    return found
+
+
+def _network_costs(model, network, grids, shape) -> dict[str, Cost]:
+    """Of each linear layer of an integer network."""
+    found = {}
 
     def rule(path, layer, *inputs):  # (shape, grid) flow through the network's code here
         given, grid = inputs[0]
         out = layers.output_spec(layer, *(shape for shape, _ in inputs))
-        if path in folded:
-            steps = {bits: _step(layer, network[path], grid, given, out) for bits, network in networks.items()}
-            found[path] = {bits: _cost(step) for bits, step in steps.items()}
+        if isinstance(network.get(path), QLayer):
+            found[path] = _cost(_step(layer, network[path], grid, given, out))
         return out, grids.get(path, grid)
 
     layers.interpret(model, rule, (layers.spec((1, *shape)), quantize.INPUT))
@@ -248,8 +254,8 @@ def refuse_impossible(config: ConfigDict, model: nn.Module, params: dict, shape:
         found[path] = Folded(kernel, np.zeros(kernel.shape[-1], np.float32), False)
     grids = dict.fromkeys(quantize.grid_paths(model), QParams(np.float32(1), 0))
     bits = {path: 2 if b == qat.AUTO else b for path, b in given.items()}
-    costs = _costs(model, found, grids, shape)
-    least = total([costs[path][b] for path, b in bits.items()], config.quantize.goal)
+    network = quantize.quantize_network(model, found, grids, bits)
+    least = total(list(_network_costs(model, network, grids, shape).values()), config.quantize.goal)
     if 0.9 * least > config.quantize.budget and not config.start_from:
         raise UserError(
             f"quantize.budget={config.quantize.budget:g}: even with 2 bits in every layer of {qat.AUTO!r} the network "

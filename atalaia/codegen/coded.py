@@ -38,12 +38,12 @@ def pack_codes(kernel: np.ndarray) -> Codes | None:
     gaps = place - np.where(same, np.r_[0, place[:-1]], 0)
     pairs, index = np.unique(np.stack([gaps, rows[row, place]], 1), axis=0, return_inverse=True)
     often = np.bincount(index.ravel())
-    best = None
+    best: tuple[float, int, dict, list] = (math.inf, 0, {}, [])
     for width in WIDTHS:
         table = _table(pairs, often, 1 << width)
         words = [_spell(int(gap), int(weight), table) for gap, weight in pairs] if table else []
         size = 16 * len(table) + width * int(np.dot(list(map(len, words)), often)) if table else math.inf
-        if best is None or size < best[0]:
+        if size < best[0]:
             best = size, width, table, words
     _, width, table, words = best
     if not table:
