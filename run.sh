@@ -11,7 +11,8 @@ usage: ./run.sh WORD [--config.FIELD=VALUE ...]
 
   demo      the whole job on the embedded default (scikit-learn's digits), about a minute, no network
   faces     from nothing to a detector of faces, its report and its page for a browser, within an hour on 2 cores (downloads
-            210 MB once); faces --full: the published recipe, hours on 2 cores (166 MB more)
+            210 MB once); faces --full: the published recipe, an hour or two on 2 cores (1 GB
+            more)
   faces_classify  faces or not, the whole job on 200 small pictures of scikit-image, a minute, no network
   cifar10   the same on CIFAR-10 (downloads 140 to 170 MB once), under an hour on 2 cores
   table2    the thesis's Table 2: every row of configs/cifar10_table2.py, its tables and picture; many hours on 2 cores
@@ -94,6 +95,8 @@ compilers() {
     make -n -C mcu build BOARD="$board" > /dev/null 2>&1 || missing+=" $board"
   done
   [ -z "$missing" ] || debian "compilers and emulators for$missing" "$packages"
+  make -n -C mcu build BOARD=esp32isa > /dev/null 2>&1 || # by itself: not every Debian has this version
+    debian "a compiler for the ESP32's instructions" "clang-22 llvm-22 binutils-xtensa-lx106"
 }
 
 # What compiles C to WebAssembly; elsewhere the command says what is missing.
@@ -156,6 +159,7 @@ case $word in
     ;;
   sweep | search)
     setup requirements.txt
+    case "$*" in *--executor=dask* | *--executor=slurm*) setup requirements-clusters.txt ;; esac
     .venv/bin/python -m "atalaia.$word" "$@"
     ;;
   test)

@@ -6,9 +6,9 @@ what that harms. Then, from 8 bits in all, the step that harms least for what it
 it makes good most of the harm, but hardly changes which layers bear few bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,25 +17,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atalaia import data, folding, layers, pruning, qat, quantize, tasks
-from atalaia.codegen import kernels
+from atalaia.codegen import forecast
 from atalaia.codegen.fixed_point import quantize_multiplier
-from atalaia.codegen.graph import OFFSET, Graph, Step
+from atalaia.codegen.forecast import Cost
+from atalaia.codegen.graph import OFFSET
 from atalaia.errors import UserError
 from atalaia.files import write_json
 from atalaia.folding import Folded
 from atalaia.quantize import QLayer, QParams
 
-CHIP = "esp32"
+PREFER = dict(bytes="size", ms="speed")  # by goal, the kernels that count: those of codegen --prefer
 FACTORS = np.linspace(0.15, 1.0, 35, dtype=np.float32)  # of the scale at which the largest weight has the largest code
 BATCH = 250
-
-
-class Cost(NamedTuple):
-    """Of a layer in the generated C: bytes of constants; instructions on the chip's board; sweeps over its weights."""
-
-    bytes: int
-    instructions: float
-    sweeps: int
 
 
 def choose(
@@ -52,16 +45,16 @@ def choose(
     auto = [path for path, bits in given.items() if bits == qat.AUTO]
     if not auto:
         return None
-    folded = folding.fold(model, jax.device_get(variables))
+    fields, folded = config.quantize, folding.fold(model, jax.device_get(variables))
     batches = quantize.calibration_batches(dataset.train.images, config.calibration.images, config.seed)
     grids = quantize.output_grids(quantize.calibrate(model, folded, batches))
-    costs = _costs(model, folded, grids, dataset.train.images.shape[1:])
+    costs, others = _costs(model, folded, grids, dataset.train.images.shape[1:], fields.goal)
     loss = _loss(config, model, folded, dataset.validation)
     harms = {path: _harms(loss, path, folded[path].kernel) for path in auto}
     first = {path: 8 if bits == qat.AUTO else bits for path, bits in given.items()}
-    chosen = allot(first, harms, costs, config.quantize.goal, config.quantize.budget)
-    found = total([costs[path][bits] for path, bits in chosen.items()], config.quantize.goal)
-    _tell(chosen, harms, costs, config.quantize, found, workdir)
+    chosen = allot(first, harms, costs, fields.goal, fields.budget, others)
+    found = forecast.GOALS[fields.goal]([*others, *(costs[path][bits] for path, bits in chosen.items())])
+    _tell(chosen, harms, costs, fields, found, workdir)
     return {path: chosen[path] for path in auto}
 
 
@@ -71,16 +64,18 @@ def allot(
     costs: dict[str, dict[int, Cost]],
     goal: str,
     budget: float,
+    others: Sequence[Cost] = (),
 ) -> dict[str, int]:
     """Bits by path, within the budget; the fewest where even they exceed it.
 
     Args:
       bits: to begin with; harms: of those that may change, by bits; costs: of all; goal: of qat.GOALS.
+      others: costs of layers without weights.
     """
     bits = dict(bits)
 
     def now(changed=None):
-        return total([costs[path][b] for path, b in (bits | (changed or {})).items()], goal)
+        return forecast.GOALS[goal]([*others, *(costs[path][b] for path, b in (bits | (changed or {})).items())])
 
     def saved(path, fewer):
         before, after = costs[path][bits[path]], costs[path][fewer]
@@ -97,16 +92,6 @@ def allot(
         wider = [b for b in harms[path] if b > bits[path] and harms[path][b] < harms[path][bits[path]]]
         bits[path] = next((b for b in sorted(wider, reverse=True) if now({path: b}) <= budget), bits[path])
     return bits
-
-
-def total(costs: list[Cost], goal: str) -> float:
-    """What layers cost together: bytes, or milliseconds on the chip, the upper end of what codegen estimates."""
-    if goal == "bytes":
-        return sum(cost.bytes for cost in costs)
-    from atalaia.codegen.__main__ import estimate  # there, configs are read, and a config asks for this
-
-    rows = [dict(weight_bytes=cost.bytes, sweeps=cost.sweeps) for cost in costs]
-    return estimate(CHIP, sum(cost.instructions for cost in costs), rows)["milliseconds"][1]
 
 
 def fitted_scale(kernel: np.ndarray, qmax: int) -> np.ndarray:
@@ -155,59 +140,58 @@ def _loss(config: ConfigDict, model: nn.Module, folded: dict[str, Folded], split
     return lambda kernels: float(np.mean([one(own | kernels, *part) for part in parts]))
 
 
-def _costs(model, folded, grids, shape) -> dict[str, dict[int, Cost]]:
-    """Of each linear layer by bits, its weights as they are rounded before they learn."""
+def _costs(model, folded, grids, shape, goal) -> tuple[dict[str, dict[int, Cost]], list[Cost]]:
+    """Of each layer with weights by bits, its weights as they are rounded before they learn; of the other layers."""
     found: dict[str, dict[int, Cost]] = {path: {} for path in folded}
     for bits, qmax in quantize.BITS.items():
         scales = {path: fitted_scale(weights.kernel, qmax) for path, weights in folded.items()} if bits < 8 else {}
         network = quantize.quantize_network(model, folded, grids, dict.fromkeys(folded, bits), scales)
-        for path, cost in _network_costs(model, network, grids, shape).items():
+        costs, others = _network_costs(model, network, grids, shape, goal)
+        for path, cost in costs.items():
             found[path][bits] = cost
-    return found
+    return found, others
 
 
-def _network_costs(model, network, grids, shape) -> dict[str, Cost]:
-    """Of each linear layer of an integer network."""
-    found = {}
+def _network_costs(model, network, grids, shape, goal) -> tuple[dict[str, Cost], list[Cost]]:
+    """Of each layer with weights of an integer network, and of the others."""
+    found, others = {}, []
 
     def rule(path, layer, *inputs):  # (shape, grid) flow through the network's code here
-        given, grid = inputs[0]
-        out = layers.output_spec(layer, *(shape for shape, _ in inputs))
+        shapes, grid = [given for given, _ in inputs], inputs[0][1]
+        out = layers.output_spec(layer, *shapes)
+        sizes = [given.shape for given in shapes]
         if isinstance(network.get(path), QLayer):
-            found[path] = _cost(_step(layer, network[path], grid, given, out))
+            integers = _integers(layer, network[path], grid, sizes[0])
+            found[path] = forecast.layer(layer, sizes, out.shape, integers=integers, prefer=PREFER[goal])
+        else:
+            others.append(forecast.layer(layer, sizes, out.shape))
         return out, grids.get(path, grid)
 
     layers.interpret(model, rule, (layers.spec((1, *shape)), quantize.INPUT))
-    return found
+    return found, others
 
 
-def _step(layer: Any, weights: QLayer, grid: QParams, given: Any, out: Any) -> Step:
-    """What codegen will lower a layer to."""
-    kernel, shapes = np.moveaxis(weights.kernel, -1, 0), (given.shape, out.shape)
-    side, stride, kind = 1, 1, "conv"
-    if isinstance(layer, layers.Conv):
-        side, stride = layer.kernel, layer.strides
-        if layer.depthwise and given.shape[-1] > 1:
-            kind, kernel = "depthwise", np.moveaxis(kernel, 3, 1)
-    else:
-        kernel, shapes = kernel[:, None, None, :], tuple((1, 1, 1, shape[-1]) for shape in shapes)
-    (_, in_h, in_w, in_c), (_, out_h, out_w, out_c) = shapes
-    pads = [max((o - 1) * stride + side - n, 0) // 2 for o, n in ((out_h, in_h), (out_w, in_w))]
-    values = dict(in_h=in_h, in_w=in_w, in_c=in_c, out_h=out_h, out_w=out_w, out_c=out_c, kernel_h=side, kernel_w=side)
-    values |= dict(stride_h=stride, stride_w=stride, pad_top=pads[0], pad_left=pads[1])
+def _integers(layer: layers.Layer, weights: QLayer, grid: QParams, given: tuple[int, ...]) -> dict[str, Any]:
+    """What the layer's step in C has beside its shapes; `grid`, `given`: of its input."""
+    kernel = np.moveaxis(weights.kernel, -1, 0)
+    if isinstance(layer, layers.Dense):
+        kernel = kernel[:, None, None, :]
+    elif layer.depthwise and given[-1] > 1:
+        kernel = np.moveaxis(kernel, 3, 1)
     multiplier, shift = quantize_multiplier(quantize.output_ratio(weights, grid))
-    sums = kernel.reshape(out_c, -1).sum(1, dtype=np.int64)
-    values |= dict(kernel=kernel, bias=(weights.bias - (grid.zero_point + OFFSET) * sums).astype(np.int32))
-    bounds = [None if b is None else np.zeros(out_c, np.uint8) for b in (weights.lower, weights.upper)]
-    values |= dict(multiplier=multiplier, shift=shift, low=bounds[0], high=bounds[1], out_low=0, out_high=255)
-    return Step(kind, "", 0, (0,), 1, values)
-
-
-def _cost(step):
-    from atalaia.codegen.__main__ import CHIPS  # as in `total`
-
-    (call,) = kernels.choose(Graph([step], {}, {}, (), (), []))
-    return Cost(call.weight_bytes, call.instructions[CHIPS[CHIP].board], call.sweeps)
+    sums = kernel.reshape(len(kernel), -1).sum(1, dtype=np.int64)
+    bounds = [None if b is None else np.zeros(len(kernel), np.uint8) for b in (weights.lower, weights.upper)]
+    return dict(
+        kernel=kernel,
+        bias=(weights.bias - (grid.zero_point + OFFSET) * sums).astype(np.int32),
+        multiplier=multiplier,
+        shift=shift,
+        low=bounds[0],
+        high=bounds[1],
+        out_low=0,
+        out_high=255,
+        out_zero=weights.output.zero_point + OFFSET,
+    )
 
 
 def _tell(chosen, harms, costs, config, found, workdir):
@@ -241,8 +225,8 @@ def refuse_impossible(config: ConfigDict, model: nn.Module, params: dict, shape:
       UserError: with the fewest bits, and as many zeros as stage prune makes, it costs a tenth more than the budget.
     """
     given = qat.weight_bits(quantize.linear_paths(model), config.quantize)
-    if qat.AUTO not in given.values():
-        return
+    if qat.AUTO not in given.values() or config.start_from or "shrink" in config.stages:
+        return  # what is left of its channels and weights is not known yet
     sparsity = pruning.targets(params, config.prune)[0] if "prune" in config.stages else {}
     random, found = np.random.default_rng(0), {}
     for path, bits in given.items():
@@ -254,10 +238,11 @@ def refuse_impossible(config: ConfigDict, model: nn.Module, params: dict, shape:
         found[path] = Folded(kernel, np.zeros(kernel.shape[-1], np.float32), False)
     grids = dict.fromkeys(quantize.grid_paths(model), QParams(np.float32(1), 0))
     bits = {path: 2 if b == qat.AUTO else b for path, b in given.items()}
-    network = quantize.quantize_network(model, found, grids, bits)
-    least = total(list(_network_costs(model, network, grids, shape).values()), config.quantize.goal)
-    if 0.9 * least > config.quantize.budget and not config.start_from:
+    network, goal = quantize.quantize_network(model, found, grids, bits), config.quantize.goal
+    costs, others = _network_costs(model, network, grids, shape, goal)
+    least = forecast.GOALS[goal]([*others, *costs.values()])
+    if 0.9 * least > config.quantize.budget:
         raise UserError(
             f"quantize.budget={config.quantize.budget:g}: even with 2 bits in every layer of {qat.AUTO!r} the network "
-            f"takes about {least:,.0f} {config.quantize.goal}: prune more, or take a smaller network"
+            f"takes about {least:,.0f} {goal}: prune more, or take a smaller network"
         )

@@ -17,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from atalaia import processes
+from atalaia.datasets.disk import Rows
 from atalaia.errors import UserError, quiet_stderr
 
 Manager: TypeAlias = ocp.CheckpointManager
@@ -29,13 +31,26 @@ def open_folder(workdir: Path, keep: Sequence[int] = (), writing: bool = True) -
     With `writing`, what a kill in the middle of a save left is removed; a reader could take a running save's files.
     """
     folder = (Path(workdir) / "checkpoints").absolute()
-    for left in folder.glob("*.orbax-checkpoint-tmp") if writing else ():
+    for left in folder.glob("*.orbax-checkpoint-tmp") if writing and processes.first() else ():
         shutil.rmtree(left)
     policy = preservation_policy.AnyPreservationPolicy(
         [preservation_policy.LatestN(2), preservation_policy.CustomSteps(list(keep))]
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
+    return _manager(folder, alone=not writing, preservation_policy=policy)
+
+
+def _manager(folder, alone, **options):
+    """orbax's manager; `alone` does not wait for other processes, so that each can read when it likes."""
+    if alone and jax.process_count() > 1:
+        options |= dict(multiprocessing_options=_alone(), create=False)
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, **options)
     return ocp.CheckpointManager(folder, options=options)
+
+
+def _alone():
+    own = jax.process_index()
+    names = dict(active_processes={own}, barrier_sync_key_prefix=f"process{own}")
+    return ocp.options.MultiprocessingOptions(primary_host=own, **names)
 
 
 def latest(workdir: Path) -> int:
@@ -46,14 +61,21 @@ def latest(workdir: Path) -> int:
 def save(manager: Manager, step: int, state: Any, meta: dict) -> None:
     """Writes `state` (a pytree of arrays) and `meta` (JSON) as the checkpoint of that step.
 
+    Of several processes each writes a part of the arrays.
+
     Raises:
       OSError: no space is left; asked beforehand, since orbax would leave half a checkpoint and a page of messages.
+      UserError: the processes do not have the same state.
     """
-    state = jax.device_get(state)
-    if shutil.disk_usage(manager.directory).free < 2**20 + sum(np.asarray(x).nbytes for x in jax.tree.leaves(state)):
+    arrays = jax.device_get(state)
+    if shutil.disk_usage(manager.directory).free < 2**20 + sum(np.asarray(x).nbytes for x in jax.tree.leaves(arrays)):
         raise OSError(errno.ENOSPC, "No space left on device", str(manager.directory))
     meta = {**meta, "step": step}
-    meta["sha256"] = digest((state, meta))
+    meta["sha256"] = digest((arrays, meta))
+    if jax.process_count() == 1:
+        state = arrays
+    else:
+        processes.refuse_unlike(f"weights after step {step}", digest(arrays))
     manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
 
 
@@ -74,10 +96,11 @@ def restore(manager: Manager, template: Callable[[dict], Any], step: int | None 
       UserError: there are checkpoints, but all are damaged, or `step` is.
     """
     steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
+    reader = manager if jax.process_count() == 1 else _manager(manager.directory, alone=True)
     for at in steps:
         try:
             with quiet_stderr(show_on_error=False):  # of a damaged file orbax's threads have much to say
-                return _read(manager, template, at)
+                return _read(reader, template, at)
         # A damaged file shows as nearly any exception, from JSON, zarr, zstd or tensorstore.
         except Exception as error:
             if step is not None or at == steps[-1]:
@@ -103,6 +126,20 @@ def _read(manager, template, step):
     return state, meta
 
 
+def meta_of(manager: Manager, step: int) -> dict:
+    """What is said of the checkpoint of a step; reads no arrays.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    try:
+        with quiet_stderr(show_on_error=False):
+            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    except Exception as error:  # as in `restore`
+        said = f"no whole checkpoint in {manager.directory} (step {step}: {_brief(error)})"
+        raise UserError(f"{said}: delete the run folder and train again") from None
+
+
 def parameter_shapes(manager: Manager, step: int) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter in the checkpoint of a step, by path, whatever network it is of; reads no arrays.
 
@@ -110,7 +147,8 @@ def parameter_shapes(manager: Manager, step: int) -> dict[str, tuple[int, ...]]:
       UserError: there is no such checkpoint, or what describes its arrays is damaged.
     """
     try:
-        with quiet_stderr(show_on_error=False), ocp.StandardCheckpointer() as reader:
+        alone = dict(multiprocessing_options=_alone()) if jax.process_count() > 1 else {}
+        with quiet_stderr(show_on_error=False), ocp.StandardCheckpointer(**alone) as reader:
             found = reader.metadata(Path(manager.directory) / str(step) / "state").item_metadata
         if found is None:  # so orbax says that something is missing
             raise ValueError("what describes its arrays cannot be read")
@@ -129,10 +167,11 @@ def digest(state: Any) -> str:
     """SHA-256 over the path, type, shape and bytes of every array of a pytree."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(state):
-        leaf = np.asarray(leaf)
+        leaf = leaf if isinstance(leaf, Rows) else np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
-        for part in np.array_split(leaf, max(1, leaf.nbytes // HASHED)) if leaf.ndim else [leaf]:
-            # In parts, since a copy of it all may not fit: it may lie on the disk in another order.
+        # In parts, since a copy of it all may not fit: it may lie on the disk in another order.
+        rows = max(1, HASHED * len(leaf) // max(leaf.nbytes, 1)) if leaf.ndim else 1
+        for part in (leaf[at : at + rows] for at in range(0, len(leaf), rows)) if leaf.ndim else [leaf]:
             sha.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 

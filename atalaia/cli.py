@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from atalaia import data
+from atalaia import data, processes
 from atalaia.errors import UserError, message
 from atalaia.files import shipped
 
@@ -73,11 +74,17 @@ def _guarded(function, goes_on=False):
         print("stopped" + "; give the same command again to go on" * goes_on, file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        line = message(error)
+        line, code = message(error) or processes.lost(error), UserError.code
+        if isinstance(error, UserError):
+            code = error.code
+        processes.speak()
         if line is None:
-            raise
+            if not jax.distributed.is_initialized():
+                raise
+            line, code = traceback.format_exc(), 1
         print(f"error: {line}", file=sys.stderr)
-        sys.exit(error.code if isinstance(error, UserError) else UserError.code)
+        processes.leave(code)
+        sys.exit(code)
 
 
 def _parse(argv: Sequence[str], known_only: bool) -> list[str]:

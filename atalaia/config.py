@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FieldReference
 
-from atalaia import augment, data, distill, models, optimizers, own, pretrained, pruning, qat, tasks
+from atalaia import augment, data, distill, models, optimizers, own, pretrained, pruning, qat, shrink, tasks
 from atalaia.errors import UserError, choice
 from atalaia.files import write_json
 from atalaia.rules import compile_pattern
 
-STAGES = ("dense", "distill", "prune", "quantize")
+STAGES = ("dense", "distill", "shrink", "prune", "quantize")
 
 
 def base() -> ConfigDict:
@@ -41,6 +41,7 @@ def base() -> ConfigDict:
     )
     c.data.size = FieldReference(0, field_type=object)  # side to resize to, or "height,width"; 0: as they are
     c.data.fit = "crop"  # where the sides' ratio changes: "crop" the rest, "pad" or "letterbox" with black, "stretch"
+    c.data.in_memory = True  # False: images stay on the disk and are read as they are needed
     c.data.grey = False  # one channel instead of three
     c.data.validation = 0.1  # part of the training images that is held out
     c.data.split_seed = 0
@@ -96,6 +97,20 @@ def base() -> ConfigDict:
     c.dense = _stage(epochs=10.0)
     c.distill = _stage(epochs=10.0)
     c.distill.teacher = ""  # folder of a finished run that guides this stage
+    c.shrink = _stage(epochs=10.0)
+    c.shrink.learning_rate = 0.05
+    c.shrink.teacher = ""  # the folder of a finished run, or "self": the network as the run's first stage left it
+    c.shrink.goal = "macs"  # what becomes less: "macs", "bytes" of constants or "ms" on a board, as estimated
+    c.shrink.keep = 0.5  # part of it that stays
+    c.shrink.budget = 0.0  # or so much of it; 0: not given
+    c.shrink.score = "l2"  # what a channel matters: its weights, BatchNorm's scale ("norm") or the loss ("taylor")
+    c.shrink.scope = "global"  # those go first that matter least for what they cost; "uniform": of each group a part
+    c.shrink.least = 0.125  # part of its channels that a group keeps at least
+    c.shrink.multiple = 4  # channels are a multiple of it
+    c.shrink.cuts = 1  # cuts, evenly spread from the beginning of the stage
+    c.shrink.end = 0.6  # to this part of it
+    c.shrink.fixed = ""  # regular expression: layers whose channels all stay; "": none
+
     c.prune = _stage(epochs=5.0)
     c.prune.teacher = ""  # the same, or "self": the network as the run's first stage left it; "": labels alone
     c.prune.sparsity = 0.5  # part of the weights that become zero
@@ -117,8 +132,8 @@ def base() -> ConfigDict:
     c.quantize.freeze = 0.5  # part of the stage after which ranges and learned scales stay as they are
     c.quantize.scale_learning_rate = 0.002  # of learned scales: about the relative change in one step
     c.quantize.bits = ""  # of weights by layer pattern: "dense0=4; conv=3"; 8 where none matches, 2 is ternary; "auto"
-    c.quantize.budget = 0.0  # what bits "auto" have to fit: of convolutions and matrix products in the generated C,
-    c.quantize.goal = "bytes"  # the bytes of all constants, or "ms" on an ESP32, estimated
+    c.quantize.budget = 0.0  # what the network may cost in the generated C, which bits "auto" have to fit:
+    c.quantize.goal = "bytes"  # of constants with --prefer=size, or "ms" on an ESP32 with --prefer=speed, estimated
     c.quantize.narrow = 0.0  # part of the stage in which weights come to fewer than 8 bits by 8, 4 and 3; 0: at once
 
     c.calibration = ConfigDict()
@@ -138,6 +153,7 @@ def _stage(epochs):
     c.warmup = 0.05  # part of the stage in which the learning rate grows from 0
     c.momentum = 0.9
     c.weight_decay = 5e-4  # of kernels only
+    c.average = 0.0  # part of their moving average that weights keep in a step, such as 0.999; 0: no average is used
     return c
 
 
@@ -175,6 +191,8 @@ def validate(config: ConfigDict) -> None:
     _validate_teachers(config)
     tasks.validate(config)
     _validate_own_augmentation(config)
+    if "shrink" in config.stages:
+        shrink.validate(config.shrink)
     if "prune" in config.stages:
         pruning.validate(config.prune)
     if "quantize" in config.stages:
@@ -194,7 +212,8 @@ def _validate_stage(name, stage):
     choice(f"{name}.optimizer", stage.optimizer, optimizers.OPTIMIZERS)
     choice(f"{name}.lr_schedule", stage.lr_schedule, optimizers.SCHEDULES)
     _range(f"{name}.warmup", stage.warmup, 0, 1)
-    _range(f"{name}.momentum", stage.momentum, 0, 1)
+    for field in ("momentum", "average"):
+        _range(f"{name}.{field}", stage[field], 0, 1)
     for field in ("learning_rate", "weight_decay"):
         _range(f"{name}.{field}", stage[field], 0)
 
@@ -205,7 +224,7 @@ def _validate_teachers(config):
     if config.data.unlabelled and not any(config[stage].get("teacher") for stage in config.stages):
         raise UserError(
             'data.unlabelled: only stages with a teacher learn from such images, and none has one: give "", or '
-            "distill.teacher, prune.teacher or quantize.teacher"
+            "distill.teacher, shrink.teacher, prune.teacher or quantize.teacher"
         )
     first = config.stages[0]
     if config[first].get("teacher") == distill.SELF and not config.start_from:
@@ -259,6 +278,17 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     Path(workdir).mkdir(parents=True, exist_ok=True)
     own.keep(config, workdir)
     write_json(Path(workdir) / "config.json", _plain(config))
+
+
+def refuse_unshared(config: ConfigDict, workdir: Path) -> None:
+    """Does nothing where this process sees the run of this config, which another one has claimed.
+
+    Raises:
+      UserError: it does not, or it was started with another config.
+    """
+    if not (Path(workdir) / "config.json").is_file():
+        raise UserError(f"{workdir} is not the folder of process 0: give one on a file system that all machines share")
+    refuse_other_run(config, workdir)
 
 
 def _plain(config):

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from atalaia import own
-from atalaia.datasets import LOADERS, TITLES, arrays, boxes, pictures
+from atalaia.datasets import LOADERS, TITLES, arrays, boxes, disk, pictures
+from atalaia.datasets.disk import Rows
 from atalaia.datasets.pictures import size_of
 from atalaia.datasets.source import OFFICIAL, TEST_FRACTION, TEST_SEED, Source, Split, has_classes
 from atalaia.errors import UserError
@@ -55,13 +56,14 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
 
     Args:
       config: name, one of `LOADERS` or a function in a user's file, "path/to/data.py:load" (arrays.from_function);
-        path, of image_folder and boxes the root and of arrays the .npz; size, to which images are resized (size_of;
-        arrays bicubic to larger and bilinear to smaller, 0 = native), and fit, how where the sides' ratio changes
-        (pictures.fit); classes and ignore_below, of data sets with boxes (datasets/boxes.py); grey, whether colours
-        are dropped; train_per_class, how many images of each class are kept (0 = all); validation, the fraction of
-        each class of those set aside; split_seed, which chooses both; test_per_class, of the test set, which depends on
-        none of the others; balance, "" or one of `BALANCES`; and unlabelled, a folder of images without labels, or
-        "official". Targets that are no classes count as one class.
+        path, of image_folder and boxes the root and of arrays the .npz or folder; size, to which images are resized
+        (size_of; arrays bicubic to larger and bilinear to smaller, 0 = native), and fit, how where the sides' ratio
+        changes (pictures.fit); classes and ignore_below, of data sets with boxes (datasets/boxes.py); grey, whether
+        colours are dropped; in_memory, or else images stay on the disk (datasets.disk.Rows); train_per_class, how many
+        images of each class are kept (0 = all); validation, the fraction of each class of those set aside; split_seed,
+        which chooses both; test_per_class, of the test set, which depends on none of the others; balance, "" or one of
+        `BALANCES`; and unlabelled, a folder of images without labels, or "official". Targets that are no classes count
+        as one class.
       cache: folder for downloads.
 
     Raises:
@@ -69,10 +71,12 @@ def load(config: ConfigDict, cache: Path) -> Dataset:
     """
     validate(config)
     source = arrays.from_function(config.name) if own.is_own(config.name) else LOADERS[config.name](config, cache)
-    train, test, groups = source.train, source.test, source.groups
+    train, test, groups = _opened(source.train, config), source.test, source.groups
     if test is None:
         taken = _held_out(train.targets, TEST_FRACTION, TEST_SEED, groups)
         train, test, groups = _where(train, ~taken), _where(train, taken), _where(groups, ~taken)
+    else:
+        test = _opened(test, config)
     # Before they are resized: all of CIFAR-10 at 96x96 would take 1.7 GB.
     kept = _kept(train.targets, "train", config.train_per_class, config.split_seed, source.names)
     train, groups = _where(train, kept), _where(groups, kept)
@@ -126,6 +130,8 @@ def validate(config: ConfigDict) -> None:
     for field in ("train_per_class", "test_per_class"):
         if config[field] < 0:
             raise UserError(f"data.{field} = {config[field]}: a number of images is needed, or 0 for all")
+    if config.unlabelled and not config.in_memory:
+        raise UserError('data.unlabelled are kept in memory: give data.in_memory=True, or data.unlabelled=""')
     if config.unlabelled and config.balance == "sampling":
         raise UserError('data.balance = sampling draws by class, but data.unlabelled has none: give "weights"')
     if config.unlabelled == OFFICIAL:
@@ -133,6 +139,17 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f'data.unlabelled: {config.name} comes without unlabelled images: give a folder, or ""')
     elif config.unlabelled:
         pictures.below(Path(config.unlabelled).expanduser(), "data.unlabelled")
+
+
+def _opened(split: Split, config: ConfigDict) -> Split:
+    """A loader's split with its images as `config.in_memory` says; what is on the disk and must fit is refused."""
+    if not config.in_memory:
+        return split._replace(images=Rows(split.images))
+    if not disk.on_disk(split.images):
+        return split
+    n, height, width, channels = split.images.shape
+    disk.refuse_too_large((n, *(size_of(config) or (height, width)), 1 if config.grey else channels))
+    return split
 
 
 # --- Which images are in a split ---
@@ -183,7 +200,7 @@ def _where(tree: Any, chosen: np.ndarray) -> Any:
     """Each array [n, ...] of a pytree where `chosen`, bool [n] or places, says; itself if all are."""
     if chosen.dtype == bool and chosen.all():
         return tree
-    return jax.tree.map(lambda values: values[chosen], tree)
+    return jax.tree.map(lambda values: values.where(chosen) if isinstance(values, Rows) else values[chosen], tree)
 
 
 def _in_32_bits(targets: np.ndarray) -> np.ndarray:
@@ -284,6 +301,11 @@ def _convert(images: np.ndarray, config: ConfigDict, name: str) -> np.ndarray:
     out_channels = 1 if config.grey else channels
     if (*native, channels) == (*size, out_channels):
         return images
+    if isinstance(images, Rows):
+        raise UserError(
+            f"data.in_memory=False: images are used as they are on the disk, {native[0]}x{native[1]}x{channels}: give "
+            "data.size=0 and data.grey=False, and write them in the size that you want"
+        )
     # Both are smooth; when images become smaller, Pillow averages over all pixels that a new one covers.
     resampling = Image.Resampling.BICUBIC if _enlarges(native, size) else Image.Resampling.BILINEAR
     out = np.empty((count, *size, out_channels), np.uint8)

@@ -51,6 +51,9 @@ def message(error: BaseException) -> str | None:
     no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if no_space or "No space left on device" in str(error):  # tensorstore wraps the errno in its own exception
         return NO_SPACE
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # of NumPy, of XLA
+        said = " ".join(str(error).split())[:120]
+        return f"not enough memory ({said}): give data.in_memory=False, or a smaller data.size or batch_size"
     if isinstance(error, PermissionError):
         return f"no permission for {error.filename}: choose a folder that you can write to"
     if isinstance(error, FileExistsError | NotADirectoryError):

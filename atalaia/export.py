@@ -65,7 +65,7 @@ def marked_network(model: nn.Module, network: dict[str, QLayer | QParams]):
         if quantize.keeps_scale(layer):
             x, q = values[0]
             return _Value(_mark(folding.apply_layer(layer, None, x), *q), q)
-        if isinstance(layer, layers.Add):
+        if isinstance(layer, layers.Add | layers.Mul):
             return _Value(_mark(layer.clone(parent=None)(*(v.x for v in values)), *network[path]), network[path])
         return _linear(layer, network[path], values[0])
 
@@ -209,6 +209,7 @@ def check(data: bytes, model: nn.Module, network: dict[str, QLayer | QParams]) -
             return _check_min_pool(graph, take, negations, path, layer, given[0])
         kinds = {
             layers.Add: "ADD",
+            layers.Mul: "MUL",
             layers.MaxPool: "MAX_POOL_2D",
             layers.GlobalAvgPool: "AVERAGE_POOL_2D",
             layers.Flatten: "RESHAPE",
@@ -260,7 +261,8 @@ def _check_linear(graph, take, path, layer, ours, given):
     _same(path, "the output's scale and zero point", ours.output, _qparams(graph.tensors[op.outputs[0]]))
     options = {}
     if isinstance(layer, layers.Conv):
-        options = dict(strideH=layer.strides, strideW=layer.strides, dilationHFactor=1, dilationWFactor=1)
+        options = dict(strideH=layer.strides, strideW=layer.strides)
+        options |= dict(dilationHFactor=layer.dilation, dilationWFactor=layer.dilation)
         if layer.kernel > 1:  # otherwise the converter is free to choose
             options["padding"] = schema.Padding.SAME
     _check_options(graph, path, op, **options)
@@ -279,8 +281,12 @@ def _check_min_pool(graph, take, negations, path, layer, given):
     negations: by tensor; the converter keeps one for all layers that read the tensor.
     """
     grid = QParams(*_qparams(graph.tensors[given]))
+
+    def by_minus(op):  # not the product of two tensors
+        return op.kind != "MUL" or any(graph.tensors[i].data is not None for i in op.inputs)
+
     for kind, expected in (("MUL", quantize.negated(grid)), ("MAX_POOL_2D", quantize.negated(grid)), ("MUL", grid)):
-        op = negations[given] if kind == "MUL" and given in negations else take(path, kind, [given])
+        op = negations[given] if kind == "MUL" and given in negations else take(path, kind, [given], by_minus)
         if kind == "MUL":
             negations[given] = op
             minus = graph.tensors[next((i for i in op.inputs if i != given), given)]

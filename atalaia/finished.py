@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from atalaia import checkpoint, data, folding, models, qat, quantize, tasks
+from atalaia import channels, checkpoint, data, folding, models, qat, quantize, tasks
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.plan import SPLIT, Stage, image_counts, make_plan
@@ -51,6 +51,7 @@ def load_trained(config: ConfigDict, workdir: Path, dataset: data.Dataset) -> Tr
     shapes = state_shapes(config, model, dataset.train.images.shape[1:])
     state, _ = restore(manager, config, model, shapes, step)
     stage = make_plan(config, *image_counts(dataset))[-1]
+    model = channels.fitted(model, shapes.params, state.params)
     return Trained(model, variables_of(state), make_forward(config, model, stage), stage.name)
 
 
@@ -64,12 +65,13 @@ def restore(
 ) -> tuple[TrainState, dict]:
     """The latest checkpoint, or that of `step`, and what is said of it; `state` and {} where there is none.
 
-    Of `state`, only the shapes are needed where a checkpoint exists.
+    Of `state`, which is of the network as its code is, only the shapes are needed where a checkpoint exists. One that
+    has lost channels is read into smaller arrays: `channels.fitted` is its network.
     """
 
     def template(meta):
         stage = Stage(meta["stage"], config[meta["stage"]], 0, 1)
-        shaped = zeros_of(config, model, state, stage.name)
+        shaped = zeros_of(config, model, state, stage.name, meta.get("widths"))
         flat = flatten_dict(shaped.params, sep="/")
         masks = {path: np.zeros(flat[path].shape, bool) for path in meta.get("masks", ())}
         optimizer = make_optimizer(config, stage, shaped.params, masks)
@@ -82,9 +84,12 @@ def restore(
     return jax.device_put(restored), meta
 
 
-def zeros_of(config: ConfigDict, model: nn.Module, state: TrainState, stage: str) -> TrainState:
-    """A state of the shapes that a stage has, without its optimiser's."""
+def zeros_of(
+    config: ConfigDict, model: nn.Module, state: TrainState, stage: str, widths: dict[str, int] | None = None
+) -> TrainState:
+    """A state of the shapes that a stage has, without its optimiser's; `widths`: of layers that have lost channels."""
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state._replace(opt_state=()))
+    zeros = channels.narrowed(model, zeros, state.params, widths or {})
     if stage != "quantize":
         return zeros
     return folded_state(config, model, zeros, dict.fromkeys(quantize.grid_paths(model), (0.0, 1.0)))
@@ -117,8 +122,12 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
       UserError: there is no such run, it is not finished, or it is of another network.
     """
     source, manager, step = refuse_other_start(config, state)
-    found, _ = restore(manager, source, models.create(source.model, 2), state, step)  # its classes do not matter here
+    found, _ = restore(manager, source, _code(source), state, step)
     return found._replace(step=state.step, key=state.key)
+
+
+def _code(config):
+    return models.create(config.model, 2)  # how many outputs it has does not matter where there are shapes
 
 
 def refuse_other_start(config: ConfigDict, state: TrainState) -> tuple[ConfigDict, checkpoint.Manager, int]:
@@ -130,8 +139,9 @@ def refuse_other_start(config: ConfigDict, state: TrainState) -> tuple[ConfigDic
     folder, same = Path(config.start_from), "model, image size and classes"
     source, done = _finished_run("start_from", folder, config.data)
     manager = checkpoint.open_folder(folder, writing=False)
-    theirs = checkpoint.parameter_shapes(manager, done["steps"])
-    _refuse_other_shapes("start_from", folder, source, theirs, config.model, state, same)
+    _refuse_other_shapes(
+        "start_from", folder, source, (manager, done["steps"]), config.model, state, same, _code(config)
+    )
     return source, manager, done["steps"]
 
 
@@ -163,9 +173,8 @@ def fitting_run(
     model = create_model(source, dataset)
     shapes = state_shapes(source, model, dataset.train.images.shape[1:])
     manager = checkpoint.open_folder(folder, writing=False)
-    theirs = checkpoint.parameter_shapes(manager, done["steps"])
     what = f"data ({len(dataset.names)} classes)"
-    _refuse_other_shapes(field, folder, source, theirs, what, shapes, "image size and classes")
+    _refuse_other_shapes(field, folder, source, (manager, done["steps"]), what, shapes, "image size and classes", model)
     return source, model, manager, done["steps"], shapes
 
 
@@ -187,7 +196,11 @@ def _finished_run(field, folder, ours):
     return source, done
 
 
-def _refuse_other_shapes(field, folder, source, theirs, what, state, same):
+def _refuse_other_shapes(field, folder, source, saved, what, state, same, model):
+    """Compares the state of a network with a checkpoint, a manager and a step, which may have lost channels."""
+    theirs, widths = checkpoint.parameter_shapes(*saved), checkpoint.meta_of(*saved).get("widths")
+    if widths:
+        state = zeros_of(source, model, state, "", widths)
     ours = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(state.params)}
     if theirs != ours:
         name = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))

@@ -79,4 +79,4 @@ def linear(layer: layers.Conv | layers.Dense, x: jax.Array, kernel: jax.Array) -
     if isinstance(layer, layers.Dense):
         return x @ kernel
     groups = x.shape[-1] if layer.depthwise else 1
-    return ops.conv2d(x, kernel, (layer.strides, layer.strides), "SAME", groups)
+    return ops.conv2d(x, kernel, (layer.strides, layer.strides), "SAME", groups, layer.dilation)

@@ -15,6 +15,7 @@ INT8_LAYERS = (
     layers.Dense,
     layers.Dropout,
     layers.Add,
+    layers.Mul,
     layers.MaxPool,
     layers.MinPool,
     layers.GlobalAvgPool,
@@ -32,6 +33,7 @@ _INSTEAD = (
     (r"Dense|dot\(|matmul|einsum|@", "Dense"),
     (r"Dropout", "Dropout"),
     (r"add\(|\+", "Add"),
+    (r"mul|\*", "Mul"),
 )
 _ALL = f"a network is made of atalaia.layers' {', '.join(kind.__name__ for kind in INT8_LAYERS)} alone"
 

@@ -25,10 +25,42 @@ _KERNEL_INIT = nn.initializers.he_normal()
 class Layer(nn.Module):
     """Base of the layers that `interpret` can replace; names below give `[batch, height, width, channels]` shapes."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        module = self.parent if self.scope else None
+        while isinstance(module, nn.Module) and not isinstance(module, Narrow):
+            module = module.parent
+        if isinstance(module, Narrow) and (width := dict(module.kept).get("/".join(self.path))):
+            object.__setattr__(self, "features", width)  # by `=` a module cannot be changed
+
     def macs(self, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
         """Multiply-accumulates an image, from the shapes of the inputs and of the output."""
         del shapes, out
         return 0
+
+
+class Narrow(nn.Module):
+    """A network of which some Conv and Dense have fewer output channels than its code says.
+
+    Its parameters have the names that the network's have.
+
+    Attributes:
+      network: the code.
+      kept: (path, output channels) of those layers.
+    """
+
+    network: nn.Module
+    kept: tuple[tuple[str, int], ...]
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.network)
+
+    @property
+    def float_only(self) -> bool:
+        return getattr(self.network, "float_only", False)
+
+    def __call__(self, x: Any, *train: Any, **named: Any) -> Any:
+        return self.network(x, *train, **named)
 
 
 class BatchNorm(nn.Module):
@@ -69,6 +101,7 @@ class Conv(Layer):
       norm: where BatchNorm stands: "" (none), "before" or "after" the activation.
       relu: whether a ReLU follows.
       bias: what each bias begins with.
+      dilation: pixels from one tap of the kernel to the next; more than 1 only with strides of 1.
     """
 
     features: int
@@ -78,13 +111,15 @@ class Conv(Layer):
     norm: str = ""
     relu: bool = True
     bias: float = 0.0
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         channels = x.shape[-1]
         groups = channels if self.depthwise else 1
         shape = (self.kernel, self.kernel, channels // groups, self.features)
-        y = ops.conv2d(x, self.param("kernel", _KERNEL_INIT, shape), (self.strides, self.strides), "SAME", groups)
+        kernel = self.param("kernel", _KERNEL_INIT, shape)
+        y = ops.conv2d(x, kernel, (self.strides, self.strides), "SAME", groups, self.dilation)
         bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
         if self.norm == "after":
             return BatchNorm(self.relu, name="norm")(y, bias, train)
@@ -110,7 +145,7 @@ class Dense(Layer):
         return ops.relu(y) if self.relu else y
 
     def macs(self, shapes, out):
-        return shapes[0][-1] * self.features
+        return shapes[0][-1] * out[-1]
 
 
 class Add(Layer):
@@ -120,6 +155,13 @@ class Add(Layer):
 
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         return ops.relu(x + y) if self.relu else x + y
+
+
+class Mul(Layer):
+    """Product of two tensors: of one shape, or the second `[b, 1, 1, c]`. With a ReLU in one of them, a gate."""
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return x * y
 
 
 class MaxPool(Layer):

@@ -36,6 +36,19 @@ class Writer:
                 self._board.add_scalar(f"{row['stage']}/{name}", value, row["step"])
 
 
+class Silent(Writer):
+    """Writes nothing: of several processes one keeps the rows."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *exc):
+        pass
+
+    def write(self, row: dict) -> None:
+        pass
+
+
 def rows(workdir: Path) -> list[dict]:
     """The whole rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
     path = Path(workdir) / "metrics.jsonl"

@@ -1,8 +1,10 @@
 """Optimisers and learning-rate schedules by name, from optax."""
 
 import re
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
@@ -69,6 +71,38 @@ def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
 def create(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     """The optimiser of a stage (fields of config.dense) that lasts `steps` steps."""
     return OPTIMIZERS[config.optimizer](learning_rate(config, steps), config)
+
+
+class AverageState(NamedTuple):
+    """count: steps done, int32 `[]`; average: of the parameters; inner: the wrapped optimiser's state."""
+
+    count: jax.Array  # type: ignore[assignment]  # as optax's states name it, which hides tuple.count
+    average: dict
+    inner: optax.OptState
+
+
+def averaged(inner: optax.GradientTransformation, decay: float) -> optax.GradientTransformationExtraArgs:
+    """`inner` with a moving average of the parameters in its state (Polyak and Juditsky, 1992).
+
+    After each step average = d average + (1 - d) parameters, where d is `decay`, but in the first steps less, so that
+    those a stage begins with are forgotten: at most (1 + step) / (10 + step).
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params):
+        copies = jax.tree.map(lambda x: jnp.array(x, copy=True), params)  # a step gives both up
+        return AverageState(jnp.zeros([], jnp.int32), copies, inner.init(params))
+
+    def update(grads, state, params=None, **extra: Any):
+        if params is None:
+            raise ValueError("averaged needs the parameters: call update(grads, state, params)")
+        updates, inner_state = inner.update(grads, state.inner, params, **extra)
+        keep = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        new = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda old, now: keep * old + (1 - keep) * now, state.average, new)
+        return updates, AverageState(state.count + 1, average, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def trained_paths(params: dict, pattern: str) -> list[str]:

@@ -239,3 +239,16 @@ def curves_picture(curves: Mapping[str, tuple[Sequence, Sequence]], stages: Mapp
         figure.savefig(content, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawing = content.getvalue()
     return drawing[drawing.index("<svg") :].replace(INK, "currentColor")
+
+
+def grid_map(axes: Any, space: Mapping[str, Any], values: Sequence[tuple[Mapping, float]], label: str) -> None:
+    """Draws the values at the points of a search's space, two fields of choices, on matplotlib's axes; empty: none."""
+    (down, rows), (across, columns) = space.items()
+    cells = np.full((len(rows.values), len(columns.values)), np.nan)
+    for point, value in values:
+        cells[rows.values.index(point[down]), columns.values.index(point[across])] = value
+    image = axes.imshow(cells, aspect="auto", cmap="viridis")
+    axes.set(xlabel=across, ylabel=down)
+    axes.set_xticks(range(len(columns.values)), [str(v) for v in columns.values])
+    axes.set_yticks(range(len(rows.values)), [str(v) for v in rows.values])
+    axes.figure.colorbar(image, ax=axes, label=label)

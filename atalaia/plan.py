@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from atalaia import checkpoint, data, metrics
+from atalaia import checkpoint, data, metrics, processes
 from atalaia.errors import UserError
 
 IMAGES = "training or validation images"  # one of the sources that a run may not change
@@ -22,6 +22,12 @@ class Stage(NamedTuple):
     config: ConfigDict
     first: int
     end: int
+    cuts: tuple[int, ...] = ()  # of stage shrink, before which channels go
+
+
+def next_end(stage: Stage, step: int) -> int:
+    """The last step that has the shapes of a step of a stage: the next cut, or the stage's end."""
+    return next((at for at in stage.cuts if at > step), stage.end)
 
 
 class Run(NamedTuple):
@@ -30,7 +36,7 @@ class Run(NamedTuple):
     config: ConfigDict
     workdir: Path
     model: nn.Module
-    initial: Any  # a step.TrainState of new weights: the shapes that checkpoints are read into
+    initial: Any  # a step.TrainState of new weights: the shapes of the network as its code is, before any cut
     dataset: data.Dataset
     cache: Path  # where data sets and teachers' outputs are kept
     plan: list[Stage]
@@ -58,7 +64,11 @@ def make_plan(config: ConfigDict, images: int, unlabelled: int = 0) -> list[Stag
         stage = config[name]
         seen = images + (unlabelled if stage.get("teacher") else 0)
         steps = stage.steps or max(1, round(stage.epochs * (seen // config.batch_size)))
-        plan.append(Stage(name, stage, first, first + steps))
+        cuts = ()
+        if name == "shrink":
+            parts = (i * stage.end / stage.cuts for i in range(stage.cuts))
+            cuts = tuple(sorted({first + min(round(part * steps), steps - 1) for part in parts}))
+        plan.append(Stage(name, stage, first, first + steps, cuts))
         first += steps
     return plan
 
@@ -75,6 +85,7 @@ def refuse_other_source(run: Run, what: str, arrays: Any) -> None:
       UserError: `arrays`, of which `what` tells, are others than before.
     """
     now = checkpoint.digest(arrays)
+    processes.refuse_unlike(what, now)
     if run.sources.setdefault(what, now) != now:
         raise UserError(
             f"{run.workdir} was begun with other {what} than there are now: put the old ones back, or choose another "

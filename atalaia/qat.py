@@ -4,7 +4,7 @@ On entering, BatchNorm is folded once (`folding.fold`) and the ranges begin with
 holds by layer kernel, bias and, where BatchNorm followed ReLU, the channel's bound; learned scales lie beside them as
 logarithms. `batch_stats` holds what is not learned by gradients. Every value passes through `quantize.fake_quant`, and
 accumulators through `quantize.rescale`, so the forward pass computes the integer network's values: exactly while
-float32 holds the sums (2^24), but for an Add, which it rounds once.
+float32 holds the sums (2^24), but for Add and Mul, which it rounds once.
 
 Ranges of activations follow each batch's extremes ("ema": Jacob et al., 2018, arXiv:1712.05877, section 3.1) or are
 learned ("learned": LSQ, Esser et al., 2020, arXiv:1902.08153). Weights of 8 bits take their scale from the channel's
@@ -38,7 +38,7 @@ from atalaia.rules import parse
 RANGES = ("ema", "learned")
 SCALES = ("log_scale", "weight_log_scale")  # parameters that the scales' optimiser has
 AUTO, GOALS = "auto", ("bytes", "ms")
-_CODES = np.float32(list(quantize.BITS.values()))  # largest codes, from the widest grid to the narrowest
+_CODES = np.array(list(quantize.BITS.values()), np.float32)  # largest codes, from the widest grid to the narrowest
 
 
 class Width(NamedTuple):

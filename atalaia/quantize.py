@@ -293,7 +293,7 @@ def quantize_network(
     bits: dict[str, int] | None = None,
     scales: dict[str, np.ndarray] | None = None,
 ) -> dict[str, QLayer | QParams]:
-    """The integer network by path: a QLayer for each Conv and Dense, the output's QParams for each Add.
+    """The integer network by path: a QLayer for each Conv and Dense, the output's QParams for each Add and Mul.
 
     Args:
       model: the network; folded: its weights.

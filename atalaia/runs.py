@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from atalaia import cli
+from atalaia import cli, executors
 from atalaia import config as configs
 
 
@@ -65,6 +66,24 @@ def call(words: Sequence[str], cwd: Path | None = None) -> int:
 def signal_words(code: int) -> str:
     """What a negative exit code says."""
     return f"ended by signal {-code}" + (" (often: too little memory)" if code == -signal.SIGKILL else "")
+
+
+def submitted(
+    executor: executors.Executor, stop: threading.Event, step: str, workdir: Path, arguments: Sequence[str] = ()
+) -> bool:
+    """As `run`, by an executor, its words in the log beside the run's folder; why it failed is said on stderr."""
+    code = executors.finish(executor.submit(command(step, workdir, arguments), workdir), stop)
+    if code:
+        print(f"error: {failure(step, workdir, code)}", file=sys.stderr)
+    return code == 0
+
+
+def failure(step: str, workdir: Path, code: int) -> str:
+    """Why a step of a run failed, by its exit code and the last line of the log beside its folder."""
+    log = executors.beside(workdir, ".log")
+    said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
+    why = signal_words(code) if code < 0 else said[-1].removeprefix("error: ")
+    return f"{step} of {workdir} failed: {why} (log: {log})"
 
 
 def run(step: str, workdir: Path, arguments: Sequence[str] = ()) -> bool:

@@ -1,7 +1,8 @@
 """Bayesian optimisation over any fields of a config, each trial a run folder.
 
 python -m atalaia.search --config=configs/x.py --space=configs/search_kd.py --workdir=runs/search --trials=20
-    [--parallel=2] [--seed=0] [--metric=val_score] [--max_bytes=N --max_arena=N --max_ms=X] [--config.FIELD=VALUE]
+    [--workers=2 --executor=local|dask|slurm] [--seed=0] [--metric=val_score] [--max_bytes=N --max_arena=N --max_ms=X]
+    [--goals=val_score,flash] [--halving=3] [--config.FIELD=VALUE]
 
 The folder gets search.json, search.md, search.png, and trial_000/ and so on with their logs. The test set is never
 looked at. Limits are those of codegen's static estimate: bytes of constants in flash, bytes of the arena, and the upper
@@ -18,13 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from atalaia import cli, files, pictures, plan, runs
+from atalaia import cli, executors, files, goals, halving, pictures, plan, runs
 from atalaia import config as configs
 from atalaia import space as spaces
 from atalaia.errors import UserError
@@ -32,7 +32,8 @@ from atalaia.files import write_json, write_whole
 from atalaia.progress import Progress
 from atalaia.trials import LIMITS, METRICS, Search, make_check, train_trial, validate
 
-Objective = Callable[[spaces.Point, Path, threading.Event], dict]
+NEWER = ("cost", "halving")  # fields of a search that older files do not have
+Objective = Callable[..., dict]
 
 
 def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Objective) -> list[dict]:
@@ -46,9 +47,10 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
       workdir: its folder, which is made, or goes on.
       trials: results wanted in all.
       parallel: trials at once.
-      objective: (point, the trial's folder, whether to stop) to `value` (None: it has none, by divergence, or as
-        `refused` says), `seconds`, `sources` as train.json has them, and `figures` by limit. A trial that is given
-        again goes on where it was.
+      objective: (point, the trial's folder, whether to stop, and with halving what it needs at each rung) to `value`
+        (None: it has none, by divergence, or as `refused` says), `seconds`, `sources` as train.json has them, `figures`
+        by limit, and with halving `rungs`, its values there, and `ended`, the part of its steps after which it was too
+        bad. A trial that is given again goes on where it was.
 
     Raises:
       UserError: see `read`; or a trial had other images, or another teacher, than those before it.
@@ -68,7 +70,7 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
                     if "value" not in rows[number] and number not in running.values():
                         point, folder = rows[number]["point"], folder_of(workdir, number)
                         bar.say(f"trial {number}: {_words(point)}  (log: {folder}.log)")
-                        running[pool.submit(objective, point, folder, stop)] = number
+                        running[pool.submit(objective, point, folder, stop, *_least(search, rows, number))] = number
                 for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                     row = rows[running.pop(future)]
                     found = future.result()
@@ -84,6 +86,14 @@ def run(search: Search, workdir: Path, trials: int, parallel: int, objective: Ob
             raise
     _publish(search, workdir, rows)
     return rows
+
+
+def _least(search, rows, number):
+    """With halving, what a trial needs at each rung: by those that were known when it was proposed, and no others."""
+    if not search.halving:
+        return ()
+    known = [row["rungs"] for row in rows[: rows[number]["known"]] if "rungs" in row]
+    return (halving.least(known, METRICS[search.metric], search.halving),)
 
 
 def _refuse_other_source(workdir, rows, trial, found):
@@ -115,8 +125,26 @@ def _finished(rows):
 def _proposed(search, rows, parallel):
     known = max(0, len(rows) - parallel + 1)
     results = [result(search, row) for row in rows[:known]]
+    if search.halving:
+        reached = [[METRICS[search.metric] * value for value in row.get("rungs", [])] for row in rows[:known]]
+        results = halving.comparable(results, reached, ["ended" in row for row in rows[:known]])
+    if search.cost:
+        results = goals.weighed(results, [_cost(search, row) for row in rows[:known]], search.seed)
     point = spaces.propose(search.space, search.seed, results, [row["point"] for row in rows[known:]])
     return dict(trial=len(rows), point=point, known=known)
+
+
+def _cost(search, row):
+    """What a trial costs; None where it was never exported. Milliseconds are rounded to tenths, down to 0."""
+    figure = row.get("figures", {}).get(goals.COSTS[search.cost])
+    return None if figure is None else max(figure, 0.05)
+
+
+def front(search: Search, rows: Sequence[dict]) -> list[dict]:
+    """Of a search with two goals, the trials within the limits that no other beats, by rising cost."""
+    met = [row for row in rows if _meets(search, row)]
+    values = [METRICS[search.metric] * row["value"] for row in met]
+    return [met[i] for i in goals.front(values, [_cost(search, row) for row in met])]
 
 
 def result(search: Search, row: dict) -> spaces.Result:
@@ -150,7 +178,8 @@ def nearest(search: Search, rows: Sequence[dict]) -> str | None:
 def _identity(search):
     """What search.json says of a search, in JSON's own types."""
     space = {field: {k: v for k, v in spec._asdict().items() if v} for field, spec in search.space.items()}
-    return json.loads(json.dumps(search._asdict() | dict(space=space)))
+    newer = {name: None for name in NEWER if not getattr(search, name)}
+    return json.loads(json.dumps(search._asdict() | dict(space=space) | newer))
 
 
 def read(search: Search, workdir: Path) -> list[dict]:
@@ -182,7 +211,8 @@ def load(workdir: Path, space: spaces.Space) -> tuple[Search, list[dict]]:
     theirs = _saved(workdir)
     if theirs is None:
         raise UserError(f"{workdir} holds no search: run atalaia.search with that --workdir first")
-    search = Search(theirs["config"], space, theirs["seed"], theirs["metric"], theirs["limits"])
+    newer = {name: theirs[name] for name in NEWER if theirs.get(name)}
+    search = Search(theirs["config"], space, theirs["seed"], theirs["metric"], theirs["limits"], **newer)
     return search, read(search, workdir)
 
 
@@ -193,14 +223,15 @@ def _saved(workdir):
         return None
     try:
         theirs = json.loads(path.read_text())
-        _ = [theirs[name] for name in (*Search._fields, "trials")]
+        _ = [theirs[name] for name in (*Search._fields, "trials") if name not in NEWER]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: delete {workdir} and search again, or choose another --workdir") from None
     return theirs
 
 
 def _save(search, workdir, rows):
-    write_json(Path(workdir) / "search.json", _identity(search) | dict(trials=rows))
+    said = {name: value for name, value in _identity(search).items() if value is not None}
+    write_json(Path(workdir) / "search.json", said | dict(trials=rows))
 
 
 def _words(point):
@@ -210,8 +241,9 @@ def _words(point):
 def _outcome(search, row):
     if row["value"] is None:
         return f"{row.get('refused', 'training became NaN')}: taken as the worst value"
-    figures = "".join(f", {row['figures'][name]:,} {LIMITS[name][0]}" for name in search.limits)
-    return f"{search.metric} {row['value']:.4f}{figures}"
+    figures = "".join(f", {row['figures'][name]:,} {LIMITS[name][0]}" for name in search.limits if "figures" in row)
+    early = f", ended after {100 * row['ended']:.0f} % of its steps" if "ended" in row else ""
+    return f"{search.metric} {row['value']:.4f}{figures}{early}"
 
 
 def _best_figure(search, rows):
@@ -230,7 +262,10 @@ def summary(search: Search, rows: Sequence[dict]) -> str:
     done, found = [row for row in rows if "value" in row], best(search, rows)
     named = next((f", {row['data']}," for row in done if "data" in row), "")
     lines = [f"# {search.metric} of {search.config}{named} over {', '.join(search.space)}", ""]
-    if found:
+    if search.cost and found:
+        points = ", ".join(f"trial {row['trial']} ({_words(row['point'])})" for row in front(search, done))
+        lines.append(f"No other trial of {len(done)} beats, in {search.metric} and {search.cost}: {points}.")
+    elif found:
         lines.append(f"Best of {len(done)} trials: trial {found['trial']}, {_words(found['point'])}.")
     elif near := nearest(search, done):
         lines.append(f"No trial of {len(done)} meets the limits; {near}.")
@@ -238,8 +273,9 @@ def summary(search: Search, rows: Sequence[dict]) -> str:
         dict(trial=row["trial"])
         | {field: str(value) for field, value in row["point"].items()}
         | {search.metric: row.get("refused", "NaN in training") if row["value"] is None else row["value"]}
-        | {LIMITS[name][0]: f"{row['figures'][name]:,}" for name in search.limits if row.get("figures")}
+        | {LIMITS[name][0]: f"{figure:,}" for name, figure in row.get("figures", {}).items()}
         | (dict(limits=_limits(search, row)) if search.limits else {})
+        | (dict(ended=f"after {100 * row['ended']:.0f} %" if "ended" in row else "-") if search.halving else {})
         | dict(seconds=row.get("seconds", "-"))
         for row in done
     ]
@@ -253,8 +289,8 @@ def _limits(search, row):
 
 
 def _meets(search, row):
-    """Whether a row has a value, and breaks no limit."""
-    return row.get("value") is not None and max((0, *result(search, row).over)) <= 0
+    """Whether a row has a value, that of its last step, and breaks no limit."""
+    return row.get("value") is not None and "ended" not in row and max((0, *result(search, row).over)) <= 0
 
 
 def picture(search: Search, rows: Sequence[dict], path: Path) -> None:
@@ -263,14 +299,19 @@ def picture(search: Search, rows: Sequence[dict], path: Path) -> None:
 
     rows = [row for row in rows if row.get("value") is not None]
     grid = is_grid(search.space)
-    figure = Figure(figsize=(6.5 * (1 + grid), 4.2), layout="constrained")
-    axes = figure.subplots(1, 1 + grid, squeeze=False)[0]
+    panels = 1 + grid + bool(search.cost)
+    figure = Figure(figsize=(6.5 * panels, 4.2), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
     allowed = [row for row in rows if _meets(search, row)]
     broken = [row for row in rows if row not in allowed]
     axes[0].plot([r["trial"] for r in allowed], [r["value"] for r in allowed], "o", label="trial")
     if broken:
         axes[0].plot(
-            [r["trial"] for r in broken], [r["value"] for r in broken], "x", color="tab:gray", label="limit broken"
+            [r["trial"] for r in broken],
+            [r["value"] for r in broken],
+            "x",
+            color="tab:gray",
+            label="limit broken, or ended early",
         )
     if allowed:
         pick = np.maximum if METRICS[search.metric] > 0 else np.minimum
@@ -280,26 +321,24 @@ def picture(search: Search, rows: Sequence[dict], path: Path) -> None:
     figure.suptitle(next((row["data"] for row in rows if "data" in row), ""), fontsize=9)
     axes[0].legend()
     if grid:
-        grid_map(axes[1], search.space, [(row["point"], row["value"]) for row in rows], search.metric)
+        pictures.grid_map(axes[1], search.space, [(row["point"], row["value"]) for row in rows], search.metric)
+    if search.cost:
+        values = [METRICS[search.metric] * row["value"] for row in allowed]
+        costs, numbers = [_cost(search, row) for row in allowed], [row["trial"] for row in allowed]
+        goals.draw(
+            axes[-1],
+            values,
+            costs,
+            numbers,
+            METRICS[search.metric],
+            (search.metric, LIMITS[goals.COSTS[search.cost]][0]),
+        )
     pictures.save_figure(figure, path)
 
 
 def is_grid(space: spaces.Space) -> bool:
-    """Whether a space can be drawn by `grid_map`: two fields, both choices."""
+    """Whether a space can be drawn by `pictures.grid_map`: two fields, both choices."""
     return len(space) == 2 and all(spec.values for spec in space.values())
-
-
-def grid_map(axes: Any, space: spaces.Space, values: Sequence[tuple[spaces.Point, float]], label: str) -> None:
-    """Draws the values at the points of a grid on matplotlib's axes, empty where there is none."""
-    (down, rows), (across, columns) = space.items()
-    cells = np.full((len(rows.values), len(columns.values)), np.nan)
-    for point, value in values:
-        cells[rows.values.index(point[down]), columns.values.index(point[across])] = value
-    image = axes.imshow(cells, aspect="auto", cmap="viridis")
-    axes.set(xlabel=across, ylabel=down)
-    axes.set_xticks(range(len(columns.values)), [str(v) for v in columns.values])
-    axes.set_yticks(range(len(rows.values)), [str(v) for v in rows.values])
-    axes.figure.colorbar(image, ax=axes, label=label)
 
 
 @contextlib.contextmanager
@@ -322,19 +361,21 @@ def main() -> None:
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     file = config_flags.get_config_filename(values["config"])
     overrides = config_flags.get_override_values(values["config"])
-    search = Search(file, spaces.load(values.space), values.seed, values.metric, limits)
+    metric, cost = goals.parse(values.goals) or (values.metric, "")
+    search = Search(file, spaces.load(values.space), values.seed, metric, limits, cost, values.halving)
     check = make_check(file, overrides, cli.cache())
-    validate(search, config, check, values.trials, values.parallel)
+    validate(search, config, check, values.trials)
+    executors.validate()
     read(search, workdir)
     configs.refuse_other_run(config, workdir, configs.STAGES)  # before it waits for another
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # trials are told to stop, as by Ctrl-C
     arguments = runs.override_flags(overrides) + ([f"--data_dir={values.data_dir}"] if values.data_dir else [])
-    with locked(workdir) as lock:
+    with locked(workdir) as lock, executors.opened(workdir, (lock,)) as executor:
         configs.refuse_other_run(config, workdir, configs.STAGES)  # another may have begun here while this one waited
         configs.claim(config, workdir)  # so that the same search with another config is refused
-        objective = partial(train_trial, search, check, arguments, lock)
-        rows = run(search, workdir, values.trials, values.parallel, objective)
+        objective = partial(train_trial, search, check, arguments, executor)
+        rows = run(search, workdir, values.trials, values.workers, objective)
     print(summary(search, rows))
     print(f"written: {workdir}/search.md, search.png, search.json")
     if best(search, rows) is None:
@@ -346,8 +387,11 @@ if __name__ == "__main__":
     cli.common_flags()
     flags.DEFINE_string("space", None, "The file with get_space().")
     flags.DEFINE_integer("trials", 20, "Trials in all.")
-    flags.DEFINE_integer("parallel", 1, "Trials at once.")
+    executors.define_flags()
+    flags.DEFINE_alias("parallel", "workers")
     flags.DEFINE_integer("seed", 0, "Of the search; that of training is --config.seed.", lower_bound=0)
+    flags.DEFINE_list("goals", [], f"A metric and a cost, such as val_score,flash; costs are {', '.join(goals.COSTS)}.")
+    flags.DEFINE_integer("halving", 0, "Bad trials end early: of each so many one goes on; such as 3. 0: all do.")
     flags.DEFINE_string("metric", "val_score", f"{' or '.join(METRICS)}, on the validation split.")
     flags.DEFINE_integer("max_bytes", None, "Limit of constants in flash, in bytes.")
     flags.DEFINE_integer("max_arena", None, "Limit of the arena, in bytes.")

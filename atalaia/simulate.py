@@ -132,6 +132,8 @@ def outputs(model: nn.Module, network: dict[str, QLayer | QParams], images: jax.
                 y = Integers(_linear(layer, network[path], x, grid), network[path].output)
             case layers.Add():
                 y = Integers(_add(values[0], values[1], network[path]), network[path])
+            case layers.Mul():
+                y = Integers(_mul(values[0], values[1], network[path]), network[path])
             case layers.MaxPool():
                 y = Integers(_windows(layer, x).max((2, 4)), grid)
             case layers.MinPool():
@@ -216,6 +218,13 @@ def _add(a, b, output):
         total = total + _rescale(raised, *_multiplier(np.float64(grid.scale) / twice))
     ratio = twice / (2**20 * np.float64(output.scale))
     return _saturate(_rescale(total, *_multiplier(ratio)) + output.zero_point)
+
+
+def _mul(a, b, output):
+    """TFLite's int8 MUL: the product of both less their zero points, rescaled once."""
+    (x, y) = (part.q.astype(jnp.int64) - part.grid.zero_point for part in (a, b))
+    ratio = np.float64(a.grid.scale) * np.float64(b.grid.scale) / np.float64(output.scale)
+    return _saturate(_rescale(x * y, *_multiplier(ratio)) + output.zero_point)
 
 
 def _windows(layer, x):

@@ -13,8 +13,11 @@ import optax
 from ml_collections import ConfigDict
 
 from atalaia import augment, data, distill, layers, optimizers, own, pruning, qat, tasks
+from atalaia.datasets.disk import Rows
 from atalaia.errors import UserError
+from atalaia.feed import Batch
 from atalaia.plan import Stage
+from atalaia.processes import on_devices, over_devices
 
 EVAL_BATCH = 125  # on 2 cores, of 16 to 500: a layer's maps stay in cache (2,740 against 2,270 images/s at 500)
 
@@ -56,6 +59,14 @@ def masks_of(state: TrainState) -> pruning.Masks:
     return pruning.masks_of(state.opt_state) or {}
 
 
+def averaged(state: TrainState) -> TrainState:
+    """With the average of the parameters in their place, where the optimiser keeps one; what is pruned stays zero."""
+    kept = state.opt_state.inner if isinstance(state.opt_state, pruning.PruneState) else state.opt_state
+    if not isinstance(kept, optimizers.AverageState):
+        return state
+    return state._replace(params=pruning.apply_masks(kept.average, masks_of(state)))
+
+
 def key_of(key: jax.Array, name: str, step: Any) -> jax.Array:
     """The key of one use of randomness in one step."""
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
@@ -73,12 +84,6 @@ def class_weights(dataset: data.Dataset, config: ConfigDict) -> jax.Array | None
     if config.data.balance != "weights":
         return None
     return jnp.asarray(data.class_weights(dataset.train.targets, len(dataset.names)))
-
-
-def over_devices(*axes: str) -> jax.sharding.NamedSharding:
-    """Where an array lies: its first dimension shared out to all devices that jax sees, or all of it on each."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
 
 
 def training_split(dataset: data.Dataset, config: ConfigDict, stage: Stage) -> data.Split:
@@ -129,9 +134,10 @@ def make_step(
 
     The old state is given up. With a teacher there is a last argument: what teachers.make_guide gives for the epoch.
 
-    It takes the images that `order` (int32 `[n]`) names from `start` on, out of a data.Split on the device. The batch
-    is shared out to all devices, on which all else is whole: BatchNorm's statistics are those of the whole batch,
-    so the result does not depend on the number of devices but for rounding.
+    It takes the images that `order` (int32 `[n]`) names from `start` on: out of `train`, a data.Split on the device or
+    a feed.Batch that holds them already. The batch is shared out to all devices, on which all else is whole:
+    BatchNorm's statistics are those of the whole batch, so the result does not depend on the number of devices but for
+    rounding.
     """
     task, losses = tasks.of(config), tasks.objective(config, class_weights)
     change = own.resolve("augment.own", config.augment.own) if config.augment.own else None
@@ -156,13 +162,14 @@ def make_step(
             images, targets = change(key_of(state.key, "augment.own", state.step), images, targets)
         return images, targets, teacher(guide["variables"], images) if guide else None
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, out_shardings=over_devices())
     def step(state, train, order, start, guide=None):
         index = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
         index = jax.lax.with_sharding_constraint(index, over_devices("batch"))
         targets = jax.tree.map(lambda x: x[index], train.targets)
         with jax.named_scope("images"):  # names for profiles
-            images, targets, taught = look(state, train.images[index], targets, index, guide)
+            pixels = train.images if isinstance(train, Batch) else train.images[index]
+            images, targets, taught = look(state, pixels, targets, index, guide)
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, (outputs, batch_stats)), grads = gradient(state.params, state, images, targets, taught)
         with jax.named_scope("optimizer"):
@@ -186,16 +193,26 @@ def make_evaluate(config: ConfigDict, forward: Callable, split: data.Split) -> C
     with plain.unlocked():
         plain.loss.label_smoothing = 0.0
     hard = tasks.objective(plain).hard
-    size = min(n, EVAL_BATCH)
-    images = jnp.pad(split.images, ((0, -n % size), (0, 0), (0, 0), (0, 0))).reshape(-1, size, *split.images.shape[1:])
+    devices = jax.device_count()
+    size = min(-(-n // devices), EVAL_BATCH) * devices
+
+    def read(start):
+        part = split.images[start : start + size]
+        return on_devices(np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0))), "batch")
+
+    starts = range(0, n, size)
+    kept = None if isinstance(split.images, Rows) else list(map(read, starts))
     score = next(iter(task.METRICS))
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=over_devices())
     def answer(variables, images):
         return forward(variables, data.to_float(images))[0]
 
     def evaluate(state):
-        batches = jax.device_get([answer(variables_of(state), x) for x in images])
+        if kept is None:  # one after the other: together their images may be more than the memory
+            batches = [jax.device_get(answer(variables_of(state), read(start))) for start in starts]
+        else:
+            batches = jax.device_get([answer(variables_of(state), x) for x in kept])
         outputs = jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *batches)
         found = task.metrics(outputs, split.targets)
         return dict(val_loss=float(hard(outputs, split.targets)), val_score=found[score]) | {
@@ -219,6 +236,8 @@ def make_optimizer(
         optimizer = qat.make_optimizer(optimizer, stage.config, steps)
     if config.trainable:
         optimizer = optimizers.only(optimizer, params, config.trainable)
+    if stage.config.average:
+        optimizer = optimizers.averaged(optimizer, stage.config.average)
     if stage.name == "prune":
         sparsity, shared = _pruned(config, params)
         schedule = pruning.SCHEDULES[config.prune.schedule](config.prune, steps)

@@ -1,6 +1,7 @@
 """Every combination of some fields' values, one run folder each, one table.
 
 python -m atalaia.sweep configs/cifar10.py --config.prune.sparsity=0.5,0.8,0.9 [--config.seed=0,1] [--workdir=runs/s]
+    [--executor=local|dask|slurm --workers=2]
 
 Each combination is trained, exported and looked at on the validation split; the test set is for the one that is chosen:
 python -m atalaia.evaluate --workdir=RUN. A sweep that was stopped goes on when it is called again.
@@ -8,11 +9,12 @@ python -m atalaia.evaluate --workdir=RUN. A sweep that was stopped goes on when 
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 from absl import flags
 
-from atalaia import cli, ledger, runs, tasks
+from atalaia import cli, executors, ledger, runs, tasks
 from atalaia import config as configs
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
@@ -24,13 +26,10 @@ def main(arguments: list[str]) -> None:
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for overrides in combinations:
         runs.check(file, overrides)
-    rows = []
-    for number, overrides in enumerate(combinations, 1):
-        name = ",".join(f"{field}={value}" for field, value in overrides.items()) or "base"
-        print(f"run {number} of {len(combinations)}: {name}", flush=True)
-        workdir = root / name.replace("/", "_")
-        done = _run(file, overrides, workdir)
-        rows.append(overrides | _figures(workdir, done))
+    executors.validate()
+    with executors.opened(root) as executor:
+        row = partial(_row, executor, file, root, len(combinations))
+        rows = executors.each(row, enumerate(combinations, 1), flags.FLAGS.workers)
     write_json(root / "sweep.json", rows)
     write_whole(root / "sweep.md", runs.table(rows))
     print(runs.table(rows))
@@ -48,7 +47,9 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, list[str]]]:
     fields = [a for a in arguments if a.startswith("--config.")]
     files = [a for a in arguments if not a.startswith("--")]
     if unknown := [a for a in arguments if a.startswith("--") and a not in fields]:
-        raise UserError(f"a sweep has no {unknown[0]}: only --config.FIELD=A,B, --workdir= and --data_dir=")
+        raise UserError(
+            f"a sweep has no {unknown[0]}: only --config.FIELD=A,B, --workdir=, --data_dir=, --executor= and --workers="
+        )
     if len(files) != 1:
         raise UserError("a sweep takes one config file and --config.FIELD=A,B flags, such as configs/cifar10.py")
     grid = {}
@@ -72,13 +73,23 @@ def split_values(text: str) -> list[str]:
     return parts
 
 
-def _run(file, overrides, workdir):
+def _row(executor, file, root, total, item, stop):
+    """One combination's run, and its row of the table."""
+    number, overrides = item
+    name = ",".join(f"{field}={value}" for field, value in overrides.items()) or "base"
+    workdir = root / name.replace("/", "_")
+    print(f"run {number} of {total}: {name}", flush=True)
+    step = runs.run if executors.plain() else partial(runs.submitted, executor, stop)
+    return overrides | _figures(workdir, _run(step, file, overrides, workdir))
+
+
+def _run(step, file, overrides, workdir):
     """Train, export, evaluate, each as a user would call it; True where all went well."""
     common = [f"--data_dir={flags.FLAGS.data_dir}"] if flags.FLAGS.data_dir else []
     return (
-        runs.run("train", workdir, [f"--config={file}", *runs.override_flags(overrides), *common])
-        and runs.run("export", workdir, common)
-        and runs.run("evaluate", workdir, ["--split=validation", "--engines=jax,tflm", *common])
+        step("train", workdir, [f"--config={file}", *runs.override_flags(overrides), *common])
+        and step("export", workdir, common)
+        and step("evaluate", workdir, ["--split=validation", "--engines=jax,tflm", *common])
     )
 
 
@@ -100,4 +111,5 @@ def _figures(workdir, done):
 
 if __name__ == "__main__":
     cli.common_flags()
+    executors.define_flags()
     cli.run(main, known_only=True, goes_on=True)

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from atalaia import distill
+from atalaia import channels, distill
 from atalaia.finished import fitting_run, restore
 from atalaia.plan import Run, Stage, refuse_other_source
-from atalaia.step import over_devices, variables_of
+from atalaia.processes import on_devices
+from atalaia.step import variables_of
 
 
 class Teacher(NamedTuple):
@@ -30,11 +30,13 @@ def load_teacher(run: Run, stage: Stage) -> Teacher:
     name, config, model = stage.config.teacher, run.config, run.model
     own = name == distill.SELF
     if own and stage.first:
-        state, _ = restore(run.manager, config, model, run.initial, run.plan[0].end)
+        shapes = run.initial
+        state, _ = restore(run.manager, config, model, shapes, run.plan[0].end)
     else:
         field, folder = f"{stage.name}.teacher", Path(config.start_from if own else name)
         config, model, manager, step, shapes = fitting_run(field, folder, run.dataset, config.data)
         state, _ = restore(manager, config, model, shapes, step)
+    model = channels.fitted(model, shapes.params, state.params)
     return Teacher(config.model, model.apply, variables_of(state))
 
 
@@ -61,13 +63,11 @@ def make_guide(run: Run, stage: Stage, images: np.ndarray) -> Guide:
     if folder != distill.SELF:  # else it is a part of this run
         refuse_other_source(run, f"weights of the teacher in {folder}", variables)
     if not views:
-        taught = jax.device_put(dict(variables=variables), over_devices())
+        taught = on_devices(dict(variables=variables))
         return Guide(outputs, lambda epoch: taught)
     cache = distill.open_cache(run.cache, network, outputs, variables, images, run.config.augment)
     return Guide(
         outputs,
-        lambda epoch: jax.device_put(
-            dict(outputs=cache.view(epoch % views, run.stop), view=epoch % views), over_devices()
-        ),
+        lambda epoch: on_devices(dict(outputs=cache.view(epoch % views, run.stop), view=epoch % views)),
         lambda epoch: cache.ready(epoch % views),
     )

@@ -6,6 +6,7 @@ The run folder gets config.json, checkpoints/, metrics.jsonl, tensorboard/, ledg
 stopped in any way goes on when the same command is given again, and ends with the same bytes in every array.
 """
 
+import contextlib
 import json
 import signal
 import threading
@@ -21,10 +22,12 @@ from ml_collections import ConfigDict, config_flags
 from atalaia import (
     api,
     bits,
+    channels,
     checkpoint,
     cli,
     data,
     distill,
+    feed,
     finished,
     int8_layers,
     layers,
@@ -33,7 +36,9 @@ from atalaia import (
     optimizers,
     own,
     pretrained,
+    processes,
     pruning,
+    shrink,
     step,
     tasks,
     teachers,
@@ -41,7 +46,7 @@ from atalaia import (
 from atalaia import config as configs
 from atalaia.errors import Diverged, UserError
 from atalaia.files import locked, write_json
-from atalaia.plan import IMAGES, Run, Stage, image_counts, make_plan, refuse_other_source
+from atalaia.plan import IMAGES, Run, Stage, image_counts, make_plan, next_end, refuse_other_source
 from atalaia.progress import Progress
 from atalaia.step import TrainState, variables_of
 
@@ -61,18 +66,30 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     configs.refuse_other_run(config, workdir)
     dataset, saved = data.load(config.data, cache), checkpoint.latest(workdir)
     model, plan = prepare(config, dataset, saved)
-    state = step.init_state(config, model, dataset.train.images.shape[1:])
+    initial = state = step.init_state(config, model, dataset.train.images.shape[1:])
     if config.start_from and not saved:
         state = finished.start_from(config, state)
     elif config.pretrained and not saved:
         state = state._replace(params=pretrained.load(state.params, cache))
-    Path(workdir).mkdir(parents=True, exist_ok=True)
+    with _claimed(config, Path(workdir)):
+        now = channels.fitted(model, initial.params, state.params)
+        print(_summary(config, now, state, dataset), flush=True)
+        return _run_plan(config, workdir, cache, dataset, plan, model, initial, state)
+
+
+@contextlib.contextmanager
+def _claimed(config, workdir):
+    """Inside, the run folder is this run's; of its processes, the first has it for all."""
+    workdir.mkdir(parents=True, exist_ok=True)
     waiting = f"another process trains in {workdir}: waiting for it"
-    with locked(Path(workdir) / "lock", lambda: print(waiting, flush=True)):
-        configs.refuse_other_run(config, workdir)  # the other process may have begun one
-        configs.claim(config, workdir)
-        print(_summary(config, model, state, dataset), flush=True)
-        return _run_plan(config, workdir, cache, dataset, plan, model, state)
+    with contextlib.ExitStack() as stack:
+        if processes.first():
+            stack.enter_context(locked(workdir / "lock", lambda: print(waiting, flush=True)))
+            configs.refuse_other_run(config, workdir)  # the other process may have begun one
+            configs.claim(config, workdir)
+        processes.wait_for_all("begin")
+        configs.refuse_unshared(config, workdir)
+        yield
 
 
 def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[nn.Module, list[Stage]]:
@@ -92,6 +109,8 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
     if config.start_from and not saved:
         finished.refuse_other_start(config, shapes)
     for stage in plan:
+        if stage.name == "shrink":
+            shrink.refuse_impossible(model, shapes.params, shape, config.shrink, shrink.weight_bits(model, config))
         if stage.name == "quantize":
             bits.refuse_impossible(config, model, shapes.params, shape)
         step.make_optimizer(config, stage, finished.zeros_of(config, model, shapes, stage.name).params)
@@ -113,13 +132,15 @@ def _refuse_other_outputs(config, model, shapes, dataset):
         )
 
 
-def _run_plan(config, workdir, cache, dataset, plan, model, initial):
-    """The stages from the last checkpoint on."""
+def _run_plan(config, workdir, cache, dataset, plan, model, initial, state):
+    """The stages from the last checkpoint on, or from `state`; `initial` has the shapes of the network's code."""
     manager = checkpoint.open_folder(workdir, keep=[stage.end for stage in plan])
-    state, meta = finished.restore(manager, config, model, initial)
+    saved, meta = finished.restore(manager, config, model, initial)
+    state = saved if meta else state
     if state.step:
         print(f"going on from step {state.step} of {plan[-1].end}", flush=True)
-    with metrics.Writer(workdir, int(state.step)) as writer, _StopSignal() as stop:
+    writer = metrics.Writer(workdir, int(state.step)) if processes.first() else metrics.Silent()
+    with writer, _StopSignal() as stop:
         clock = time.monotonic() - meta.get("seconds", 0.0)
         sources = meta.get("sources", {})
         run = Run(config, workdir, model, initial, dataset, cache, plan, manager, writer, stop, clock, sources)
@@ -128,53 +149,61 @@ def _run_plan(config, workdir, cache, dataset, plan, model, initial):
             if config.start_from and not meta:  # a run that goes on has what it needs of it
                 refuse_other_source(run, f"weights of the run in {config.start_from}", variables_of(state))
         for stage in plan:
-            if int(state.step) < stage.end:
+            while int(state.step) < stage.end:
                 state = run_stage(run, stage, state)
             _finish_stage(run, stage, state)
     return _finish(run)
 
 
 def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
-    """The steps of one stage that are left, with looks at the validation split and checkpoints on the way."""
+    """The steps of one stage that are left, with looks at the validation split and checkpoints on the way.
+
+    Where channels go in the middle of it, those before that.
+    """
     config, split = run.config, step.training_split(run.dataset, run.config, stage)
-    n = len(split.images)
-    train = jax.device_put(split, step.over_devices())
+    n, images = len(split.images), feed.make_feed(split, config.batch_size)
     optimizer, state = _enter_stage(run, stage, state)
-    forward = step.make_forward(config, run.model, stage)
+    end, model = next_end(stage, int(state.step)), channels.fitted(run.model, run.initial.params, state.params)
+    forward = step.make_forward(config, model, stage)
     guide = teachers.make_guide(run, stage, split.images)
     step_fn = step.make_step(config, forward, optimizer, guide.outputs, step.class_weights(run.dataset, config))
     evaluate = step.make_evaluate(config, forward, run.dataset.validation)
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
     epoch_steps = n // config.batch_size
     eval_steps = max(1, round(config.eval_epochs * epoch_steps))
-    balanced = train.targets if config.data.balance == "sampling" else None
+    balanced = images.targets if config.data.balance == "sampling" else None
     order, window, since, saved = None, [], time.monotonic(), time.monotonic()
+    wishes = processes.Wishes()
 
     with Progress(
         stage.name, stage.end - stage.first, "images", config.batch_size, int(state.step) - stage.first
     ) as bar:
-        for number in range(int(state.step), stage.end):
+        for number in range(int(state.step), end):
             epoch, place = divmod(number - stage.first, epoch_steps)
             if order is None or place == 0:
                 order, begun = step.epoch_order(state.key, stage.first + epoch, n, balanced), time.monotonic()
                 taught = guide.of(epoch)
                 since += time.monotonic() - begun  # it may have been computed now
-            state, figures = step_fn(state, train, order, place * config.batch_size, taught)
+            start = place * config.batch_size
+            state, figures = step_fn(state, images.of(order, start), order, start, taught)
             window.append(figures)
             bar.update()
             if len(window) > 1:
                 _refuse_nan(run, stage, number - 1, window[-2])  # one late, so that the device never waits for us
 
-            done, last, stopped = number + 1, number + 1 == stage.end, run.stop()
-            pause = done % epoch_steps == stage.first % epoch_steps and not guide.ready(epoch + 1)
-            save = last or stopped or pause or time.monotonic() - saved > config.checkpoint_seconds
+            done, last, epoch_ends = number + 1, number + 1 == end, place + 1 == epoch_steps
+            stopped, due = wishes(run.stop(), time.monotonic() - saved > config.checkpoint_seconds)
+            pause = epoch_ends and processes.any_of(not guide.ready(epoch + 1))
+            save = last or stopped or pause or due
             look = last or (done - stage.first) % eval_steps == 0
+            if done == stage.end:
+                state = step.averaged(state)
             if save or look or done % config.log_steps == 0:
                 row = _mean(jax.device_get(window))
                 _refuse_nan(run, stage, number, row)
                 row["images_per_s"] = len(window) * config.batch_size / (time.monotonic() - since)
                 row["learning_rate"] = float(rate(number - stage.first))
-                row |= evaluate(state) if look else {}
+                row |= evaluate(step.averaged(state)) if look else {}
                 run.writer.write(dict(step=done, stage=stage.name, epoch=(done - stage.first) / epoch_steps) | row)
                 bar.update(0, **row)
                 window, since = [], time.monotonic()
@@ -189,18 +218,28 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
 
 def _enter_stage(run, stage, state):
     """The stage's optimiser, and the state on the devices: at the stage's beginning made ready for it."""
-    first, masks = int(state.step) == stage.first, pruning.masks_of(state.opt_state)
+    state = jax.device_get(state)  # what is made ready is this process's own, until it is put on all devices
+    first, whole = int(state.step) == stage.first, run.initial.params
+    if int(state.step) in stage.cuts:
+        left = sum(at >= int(state.step) for at in stage.cuts)
+        state, table = shrink.cut(run.config, run.model, state, whole, run.dataset.train, left, len(stage.cuts))
+        print(f"channels at step {state.step}\n{table}", flush=True)
+    masks = pruning.masks_of(state.opt_state)
     if first and stage.name == "quantize":
-        chosen = bits.choose(run.config, run.model, variables_of(state), run.dataset, run.workdir)
-        state = finished.folded_state(run.config, run.model, state, images=run.dataset.train.images, bits=chosen)
+        model = channels.fitted(run.model, whole, state.params)
+        chosen = bits.choose(
+            run.config, model, variables_of(state), run.dataset, run.workdir if processes.first() else None
+        )
+        state = finished.folded_state(run.config, model, state, images=run.dataset.train.images, bits=chosen)
     optimizer = step.make_optimizer(run.config, stage, state.params, masks)
     if first:
         state = state._replace(opt_state=optimizer.init(state.params))
-    return optimizer, jax.device_put(state, step.over_devices())
+    return optimizer, processes.on_devices(state)
 
 
 def _save(run, stage, done, state):
     meta = dict(stage=stage.name, seconds=time.monotonic() - run.clock, masks=sorted(step.masks_of(state)))
+    meta |= dict(widths=channels.widths(run.initial.params, state.params))
     checkpoint.save(run.manager, done, state, meta | dict(sources=run.sources))
 
 
@@ -246,18 +285,22 @@ def _finish_stage(run, stage, state):
         return
     if int(state.step) != stage.end:
         state, _ = finished.restore(run.manager, run.config, run.model, run.initial, stage.end)
+    if not processes.first():
+        return
     masks = step.masks_of(state)
     if masks:
         reached, table = pruning.report(state.params, masks)
         write_json(Path(run.workdir) / "sparsity.json", reached)
         print(f"sparsity after {stage.name}\n{table}", flush=True)
+    if stage.name == "shrink":
+        write_json(Path(run.workdir) / "channels.json", shrink.report(run.initial.params, state.params))
     ledger.add_stage(run.workdir, stage.name, variables_of(state), checkpoint.folder_bytes(run.manager, stage.end))
 
 
 def _finish(run):
     """Writes train.json, once."""
     path = Path(run.workdir) / "train.json"
-    if not path.exists():
+    if processes.first() and not path.exists():
         looked = _validation(run.workdir)
         summary = dict(
             steps=run.plan[-1].end,
@@ -269,6 +312,7 @@ def _finish(run):
             image_shape=list(run.dataset.train.images.shape[1:]),
             seed=run.config.seed,
             device=jax.devices()[0].device_kind,
+            processes=jax.process_count(),
             jax=jax.__version__,
             precision=jax.config.jax_default_matmul_precision,
             sources=run.sources,
@@ -276,6 +320,7 @@ def _finish(run):
             validation=looked,
         )
         write_json(path, summary)
+    processes.wait_for_all("end")
     print(f"trained: {run.workdir} (metrics.jsonl, tensorboard, checkpoints, ledger.json)", flush=True)
     return json.loads(path.read_text())
 
@@ -310,6 +355,7 @@ def main() -> None:
     config = flags.FLAGS.config
     if config is None:
         raise UserError("no config: give --config=configs/NAME.py")
+    processes.join()
     train_and_evaluate(config, cli.workdir(), cli.cache())
 
 
@@ -317,5 +363,6 @@ api.make_callable(__name__)
 
 if __name__ == "__main__":
     cli.common_flags()
+    processes.define_flags()
     config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/.")
     cli.run(main, goes_on=True)

@@ -3,8 +3,6 @@
 import difflib
 import json
 import math
-import signal
-import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,9 +12,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from atalaia import config as configs
-from atalaia import data, metrics, plan, runs, tasks, tflite, train
+from atalaia import data, goals, halving, metrics, plan, runs, tasks, tflite, train
 from atalaia import space as spaces
 from atalaia.errors import Diverged, UserError
+from atalaia.executors import INTERRUPTED, Executor, finish
 
 # What a trial can be judged by; -1: the smaller, the better.
 METRICS = {"val_score": 1, "val_loss": -1} | {
@@ -37,33 +36,42 @@ class Search(NamedTuple):
     seed: int = 0
     metric: str = "val_score"
     limits: Mapping[str, float] = {}
+    cost: str = ""  # what a trial costs, beside the metric: one of goals.COSTS; "": the metric alone counts
+    halving: int = 0  # one in so many trials goes on beyond each rung of atalaia/halving.py; 0: all do
 
 
 def train_trial(
     search: Search,
-    check: Callable[[spaces.Point], None],
+    check: Callable[[spaces.Point], int],
     arguments: Sequence[str],
-    lock: int,
+    executor: Executor,
     point: spaces.Point,
     folder: Path,
     stop: threading.Event,
+    least: Sequence[float | None] = (),
 ) -> dict:
     """The objective of the command: trains the point's run, and where there are limits exports it and estimates them.
 
     Args:
-      search: what is searched; check: refuses a point that cannot be trained, which is its result then.
+      search: what is searched; check: see `make_check`; what it refuses is the point's result.
       arguments: flags of atalaia.train that all trials share.
-      lock: the file that is locked as long as a program of this search works.
+      executor: where it runs.
       point, folder, stop: see `run`.
+      least: with halving, what it needs at each rung to go on.
     """
     try:
-        check(point)
+        steps = check(point)
     except UserError as error:
         return dict(value=None, refused=str(error))
-    call = partial(_call, folder, stop, lock)
+    call = partial(_call, executor, folder, stop)
     data_dir = [a for a in arguments if a.startswith("--data_dir=")]
-    if not call("train", [f"--config={search.config}", *arguments, *runs.override_flags(point)]):
-        return dict(value=None)
+    early = partial(_ended_early, search, folder, steps, least)
+    if not early():  # else a search that goes on would train it a little further
+        flags = [f"--config={search.config}", *arguments, *runs.override_flags(point)]
+        if not call("train", flags, lambda: bool(early())) and not early():
+            return dict(value=None)
+    if ended := early():
+        return ended
     value = metrics.last(folder, search.metric)
     if value is None:
         raise UserError(f"{folder} has no {search.metric}: give data.validation a part of the images")
@@ -71,67 +79,55 @@ def train_trial(
     if not math.isfinite(value):
         value = None
     found = dict(value=value, seconds=done["seconds"], data=done["dataset"], sources=done.get("sources", {}))
-    if search.limits and value is not None:
+    if search.halving:
+        found["rungs"] = halving.reached(folder, search.metric, steps, search.halving)
+    wanted = [*search.limits, *([goals.COSTS[search.cost]] if search.cost else [])]
+    if wanted and value is not None:
         from atalaia.codegen import __main__ as codegen
 
         if not (folder / "export.json").is_file():  # what export writes last
             call("export", data_dir)
-        prefer = "speed" if "ms" in search.limits else "balanced"
+        prefer = "speed" if "ms" in wanted else "balanced"
         content, flash = tflite.load(folder / "model.tflite"), search.limits.get("bytes")
         made = codegen.report(content, prefer=prefer, flash=flash)
-        found["figures"] = {name: LIMITS[name][1](made) for name in search.limits}
+        found["figures"] = {name: LIMITS[name][1](made) for name in wanted}
     return found
 
 
-def _call(folder, stop, lock, step, arguments):
+def _ended_early(search, folder, steps, least):
+    """The result of a trial that was too bad at a rung, by its metrics.jsonl; {} of one that goes on, or has ended."""
+    if not search.halving:
+        return {}
+    values = halving.reached(folder, search.metric, steps, search.halving)
+    rung = halving.ends_at(values, least, METRICS[search.metric])
+    if rung is None:
+        return {}
+    value = values[rung] if math.isfinite(values[rung]) else None
+    return dict(value=value, ended=1 / halving.parts(search.halving)[rung], rungs=values[: rung + 1])
+
+
+def _call(executor, folder, stop, step, arguments, enough=lambda: False):
     """One step of a trial, what it says in the trial's log; False where training diverged."""
-    log = folder.with_suffix(".log")
-    with log.open("ab") as output:
-        # In a session of its own: Ctrl-C comes here first, and is passed on once, as a wish to stop at a step's end.
-        process = subprocess.Popen(
-            runs.command(step, folder, arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
-    told = False
-    while (code := _exit_code(process)) is None:
-        if stop.is_set() and not told:
-            process.send_signal(signal.SIGTERM)
-            told = True
-    if stop.is_set() or code == 130:
-        raise KeyboardInterrupt
-    if code not in (0, Diverged.code):
-        said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
-        why = runs.signal_words(code) if code < 0 else said[-1].removeprefix("error: ")
-        raise UserError(f"{step} of {folder} failed: {why} (log: {log})")
-    return code == 0
+    code = finish(executor.submit(runs.command(step, folder, arguments), folder), stop, enough)
+    if code not in (0, INTERRUPTED, Diverged.code):
+        raise UserError(runs.failure(step, folder, code))
+    return code != Diverged.code
 
 
-def _exit_code(process):
-    try:
-        return process.wait(0.5)
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def validate(
-    search: Search, config: ConfigDict, check: Callable[[spaces.Point], None], trials: int, parallel: int
-) -> None:
+def validate(search: Search, config: ConfigDict, check: Callable[[spaces.Point], int], trials: int) -> None:
     """Refuses what some trial would fail at: each end of each field is tried on the config.
 
     Args:
       search: what is searched; config: its config; check: refuses a point that cannot be trained.
-      trials, parallel: trials in all and at once.
+      trials: in all.
 
     Raises:
       UserError: names the flag or the field, what is wrong, and what is allowed.
     """
-    for name, number in (("trials", trials), ("parallel", parallel)):
-        if number < 1:
-            raise UserError(f"--{name} must be at least 1, not {number}")
+    if search.halving not in (0, *range(2, 11)):
+        raise UserError(f"--halving must be from 2 to 10, or 0 for none, not {search.halving}")
+    if trials < 1:
+        raise UserError(f"--trials must be at least 1, not {trials}")
     allowed = ["val_score", "val_loss", *(f"val_{name}" for name in tasks.of(config).METRICS)]
     if search.metric not in allowed:
         raise UserError(f"no metric {search.metric!r}: a search of task {config.task} looks at {' or '.join(allowed)}")
@@ -191,8 +187,8 @@ def _fields(config, prefix=""):
             yield prefix + name, value
 
 
-def make_check(file: str, overrides: Mapping[str, Any], cache: Path) -> Callable[[spaces.Point], None]:
-    """`check(point)` raises the UserError that atalaia.train would stop with before it trains.
+def make_check(file: str, overrides: Mapping[str, Any], cache: Path) -> Callable[[spaces.Point], int]:
+    """`check(point)` gives a run's steps, or raises the UserError that atalaia.train would stop with before it trains.
 
     Args:
       file: the config's; overrides: its fields that all trials share; cache: where data sets are kept.
@@ -207,6 +203,6 @@ def make_check(file: str, overrides: Mapping[str, Any], cache: Path) -> Callable
             dataset = data.load(config.data, cache)
             held.clear()
             held[fields] = dataset
-        train.prepare(config, dataset)
+        return train.prepare(config, dataset)[1][-1].end
 
     return check

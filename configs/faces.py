@@ -1,9 +1,9 @@
 """Finds faces in a picture of 160x120, for an ESP32 with a camera: at most 100 KB of flash and of RAM.
 
-./run.sh faces               # an hour on 2 cores, photos from packages
-./run.sh faces --full        # the published one, with photos of people who wear masks too
+./run.sh faces               # within an hour on 2 cores, photos from packages
+./run.sh faces --full        # the published one, with photos from the web: groups, streets, news, real masks
 
-Half of the faces wear a mask, with --full about 70 %. Results: docs/results/faces.md.
+At least half of the faces wear a mask. Results: docs/results/faces.md.
 """
 
 from ml_collections import ConfigDict

@@ -72,14 +72,13 @@ def try_file(data: bytes, counts: collections.Counter) -> None:
 
     from atalaia import tflite
     from atalaia.codegen import __main__ as codegen
-    from atalaia.codegen import kernels, lowering, memory
+    from atalaia.codegen import fitting, kernels, lowering
     from atalaia.errors import UserError
 
     stage = "refused"
     try:
         lowered = lowering.lower(tflite.read(data))
-        kernels.choose(lowered)
-        memory.plan(lowered)
+        fitting.plan(lowered, kernels.choose(lowered))
         counts["passed"] += 1
         if counts["passed"] % _EVERY.value == 0:
             stage = "run, refused"

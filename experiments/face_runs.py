@@ -86,7 +86,7 @@ def float_forward(config: Any, workdir: Path, dataset: Any) -> Callable | None:
     """Of uint8 images, the outputs of the network at the end of its last float stage; None where it has none."""
     import jax
 
-    from atalaia import checkpoint, data, finished, plan, step
+    from atalaia import channels, checkpoint, data, finished, plan, step
 
     stages = [s for s in plan.make_plan(config, *plan.image_counts(dataset)) if s.name != "quantize"]
     if not stages:
@@ -94,6 +94,7 @@ def float_forward(config: Any, workdir: Path, dataset: Any) -> Callable | None:
     model, manager = finished.create_model(config, dataset), checkpoint.open_folder(workdir, writing=False)
     shapes = step.state_shapes(config, model, dataset.train.images.shape[1:])
     state, _ = finished.restore(manager, config, model, shapes, stages[-1].end)
+    model = channels.fitted(model, shapes.params, state.params)
     variables, forward = step.variables_of(state), step.make_forward(config, model, stages[-1])
     apply = jax.jit(lambda variables, images: forward(variables, data.to_float(images))[0])
 

@@ -26,6 +26,8 @@ def _keras_layer(path, layer, *inputs):
         case layers.Add():
             x = keras.layers.Add()(list(inputs))
             return keras.layers.ReLU()(x) if layer.relu else x
+        case layers.Mul():
+            return keras.layers.Multiply()(list(inputs))
         case layers.MaxPool():
             return keras.layers.MaxPool2D(layer.window)(x)
         case layers.GlobalAvgPool():

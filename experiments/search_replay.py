@@ -242,7 +242,7 @@ def picture(space, points, found: dict, path: Path) -> None:
     axes[0, 0].grid(alpha=0.3)
     axes[0, 0].legend()
     if drawn:
-        search.grid_map(axes[0, 1], space, points, "validation accuracy")
+        pictures.grid_map(axes[0, 1], space, points, "validation accuracy")
     figure.suptitle(found["of"]["data"], fontsize=9)
     pictures.save_figure(figure, path)
 

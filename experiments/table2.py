@@ -1,6 +1,6 @@
 """The thesis's Table 2 again: its network on all of CIFAR-10, dense, pruned, int8 calibrated and int8 trained.
 
-python experiments/table2.py [--rows=dense,pruned,small] [--seeds=0,1,2] [--data_dir=FOLDER]
+python experiments/table2.py [--rows=dense,pruned,small] [--seeds=0,1,2] [--data_dir=FOLDER] [--workers=2]
 python experiments/table2.py --pages        # only writes the page, from the figures
 
 Trains what is not trained yet in runs/table2 (each row goes on where it was), exports and evaluates it, the test set
@@ -65,10 +65,16 @@ _ENGINES = flags.DEFINE_string("test_engines", "jax,jax_int,tflm", "On the whole
 
 
 def main():
-    rows = chosen(ROWS)
-    for seed in map(int, SEEDS.value):
-        for row in rows:
-            TABLE.add(run(row, seed))
+    wanted = [(row, seed) for seed in map(int, SEEDS.value) for row in chosen(ROWS)]
+    tables.each(lambda item: TABLE.add(run(*item)), wanted, needs)
+
+
+def needs(item: tuple[str, int]) -> list[tuple[str, int]]:
+    """The rows, with their seed, that one with its seed starts from and learns from."""
+    row, seed = item
+    config = _config(row)
+    runs = [config.start_from, *(config[stage].get("teacher") for stage in config.stages)]
+    return [(Path(run).name, seed) for run in runs if run]
 
 
 def folder(row: str, seed: int) -> Path:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from absl import app, flags
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from atalaia import executors  # noqa: E402
+
 RESULTS = ROOT / "experiments/results"
 PAGES = ROOT / "docs/results"
 NOT_RECORDED = "not recorded"
@@ -24,6 +27,14 @@ NOT_RECORDED = "not recorded"
 SEEDS = flags.DEFINE_list("seeds", ["0"], "One run each.")
 DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
 _ONLY_PAGES = flags.DEFINE_bool("pages", False, "Run nothing: write the page from the figures that are there.")
+executors.define_flags()
+
+
+class _Work:
+    """Where this script's steps run, from `start` on, and the wish that they end."""
+
+    executor: executors.Executor
+    stop = threading.Event()
 
 
 # ---- rows: a network, run where it is missing
@@ -94,11 +105,43 @@ def step(name: str, *arguments: str) -> None:
     data = [f"--data_dir={DATA.value}"] if DATA.value else []
     command = [sys.executable, "-m", f"atalaia.{name}", *arguments, *data]
     try:
-        code = runs.call(command, ROOT)
+        code = runs.call(command, ROOT) if executors.plain() else _submitted(name, command)
     except KeyboardInterrupt:
         code = 130
     if code:
         sys.exit(code if code > 0 else 1)
+
+
+def _submitted(name, command):
+    """The exit code of a step that the executor runs, its words in the log beside its run folder."""
+    from atalaia import runs
+
+    workdir = Path(next(word for word in command if word.startswith("--workdir=")).partition("=")[2])
+    code = executors.finish(_Work.executor.submit(command, workdir), _Work.stop)
+    if code:
+        print(f"error: {runs.failure(name, workdir, code)}", file=sys.stderr)
+    return code
+
+
+def each(function: Callable[[Any], Any], rows: Iterable, needs: Callable[[Any], Iterable] = lambda row: ()) -> None:
+    """function(row) of each, as many at once as --workers says.
+
+    Args:
+      function: runs a row by `run` and `step`, and adds it to its table.
+      rows: in an order in which a row comes after those that it needs.
+      needs: the rows to be done before one; of those that are not among `rows` it is known that they are there.
+    """
+    done: dict[Any, threading.Event] = {row: threading.Event() for row in rows}
+
+    def one(row, stop):
+        for other in needs(row):
+            while other in done and not done[other].wait(0.5):
+                if stop.is_set():
+                    raise KeyboardInterrupt
+        function(row)
+        done[row].set()
+
+    executors.each(one, done, flags.FLAGS.workers, _Work.stop)
 
 
 def seeded(folder: Path, seed: int) -> Path:
@@ -257,7 +300,8 @@ def start(main: Callable[[], None], *tables: Table) -> None:
             flags.FLAGS.rows = argv[1:]
         try:
             if not _ONLY_PAGES.value:
-                return main()
+                with executors.opened(ROOT / "runs") as _Work.executor:
+                    return main()
             for table in tables:
                 if table.there():
                     table.write()

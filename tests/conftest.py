@@ -13,7 +13,18 @@ FOLDER = "ATALAIA_TEST_FOLDER"  # the workers of pytest-xdist find it in the env
 
 COMPILE_BOUND = (
     *("test_train", "test_distill", "test_search", "test_rafael", "test_models"),
-    *("test_own", "test_api", "test_detect", "test_augment", "test_losses", "test_tasks", "test_pruning"),
+    *(
+        "test_processes",
+        "test_disk",
+        "test_own",
+        "test_api",
+        "test_detect",
+        "test_augment",
+        "test_losses",
+        "test_tasks",
+        "test_pruning",
+        "test_shrink",
+    ),
     *("test_ops.ConvTest", "test_ops.PoolTest", "test_ops.NormTest"),
     *("test_experiments.RecipesTest", "test_min_pool.PipelineTest", "test_pipeline.RegressPipelineTest"),
 )

@@ -2,6 +2,7 @@
 
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from atalaia import tflite
-from atalaia.codegen import emit, golden, kernels, lowering, memory
+from atalaia.codegen import emit, fitting, golden, kernels, lowering, strips
 
 # Options have the operator's name, but for these.
 OPTIONS = dict(
@@ -133,13 +134,32 @@ int main(void)
 """
 
 
-def wrong(files: dict[str, bytes], samples: int = 4) -> dict[str, str]:
-    """Of files by name, those whose C does not answer as TFLite Micro, and how; all of them are one program."""
+def longest(graph, calls) -> fitting.Planned:
+    """Every step that can be in a strip is in one, each as long as it can be."""
+    network, found, at = strips.Network(graph, calls), [], 0
+    while at < len(graph.steps):
+        ends = range(len(graph.steps) - 1, at, -1)
+        made = next((s for s in (strips.build(network, at, end) for end in ends) if s), None)
+        found += [made] if made else []
+        at = made.last + 1 if made else at + 1
+    return fitting.planned(network, found)
+
+
+def wrong(
+    files: dict[str, bytes], samples: int = 4, planned=fitting.plan, choose: Callable = kernels.choose
+) -> dict[str, str]:
+    """Of files by name, those whose C does not answer as TFLite Micro, and how; all of them are one program.
+
+    planned: of a graph and its calls, the fitting.Planned that the C is made of.
+    choose: of a graph, a call of each step.
+    """
     sources, rows, given, wanted, calls = [], [], [], {}, []
     for number, (name, content) in enumerate(files.items()):
         model = tflite.read(content)
         lowered = lowering.lower(model)
-        chosen, plan = kernels.choose(lowered), memory.plan(lowered)
+        chosen = choose(lowered)
+        lowered = lowered._replace(steps=[call.step for call in chosen])
+        chosen, plan, _ = planned(lowered, chosen)
         inputs = golden.random_inputs(model, lowered, samples)
         wanted[name] = tflm(content, model, lowered, inputs)
         sources.append(emit.body(lowered, chosen, plan, f"m{number}_"))

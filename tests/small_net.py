@@ -48,3 +48,14 @@ class Residual(nn.Module):
         x = layers.Conv(32, strides=2, norm="before", name="wide")(x, train)
         x = layers.Flatten(name="flatten")(x)
         return layers.Dense(self.outputs, name="logits")(x, train)
+
+
+class Normed(nn.Module):
+    """The least with BatchNorm in it."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = layers.Conv(4, strides=2, norm="before", name="conv")(x, train)
+        return layers.Dense(self.outputs, name="logits")(layers.Flatten(name="flatten")(x), train)

@@ -1,5 +1,6 @@
 """Bits by cost and harm, against cases worked out by hand; costs against those of a file's C."""
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -11,15 +12,15 @@ from test_quantize import Mini, drawn, images
 
 from atalaia import bits, data, layers, quantize, tflite
 from atalaia import config as configs
-from atalaia.bits import Cost
-from atalaia.codegen import lowering
+from atalaia.codegen import forecast, lowering
+from atalaia.codegen.forecast import Cost
 from atalaia.errors import UserError
 from atalaia.quantize import QLayer, QParams
 
 
 def by_bits(*numbers):
     """Costs of 8, 4, 3 and 2 bits, of so many bytes and ten times the instructions."""
-    return {b: Cost(n, 10.0 * n, 1) for b, n in zip((8, 4, 3, 2), numbers, strict=True)}
+    return {b: Cost(n, 0, 10.0 * n) for b, n in zip((8, 4, 3, 2), numbers, strict=True)}
 
 
 COSTS = dict(a=by_bits(80, 40, 30, 20), b=by_bits(8, 4, 3, 2), given=by_bits(9, 9, 9, 9))
@@ -50,9 +51,10 @@ class AllotTest(parameterized.TestCase):
         self.assertEqual(bits.allot(FIRST, harms, COSTS, "bytes", 60), dict(a=4, b=8, given=8))
 
     def test_milliseconds(self):
-        costs = {path: {b: Cost(100, 1e6 * b, 1) for b in (8, 4, 3, 2)} for path in FIRST}
-        found = bits.allot(FIRST, HARMS, costs, "ms", bits.total([costs["a"][8]] * 2 + [costs["a"][4]], "ms"))
-        self.assertEqual(found, dict(a=4, b=8, given=8))
+        costs = {path: {b: Cost(100, 0, 1e6 * b) for b in (8, 4, 3, 2)} for path in FIRST}
+        others = [Cost(0, 0, 5e6)]
+        budget = forecast.milliseconds([costs["a"][8]] * 2 + [costs["a"][4]] + others)
+        self.assertEqual(bits.allot(FIRST, HARMS, costs, "ms", budget, others), dict(a=4, b=8, given=8))
 
 
 class ScaleTest(absltest.TestCase):
@@ -75,8 +77,9 @@ class StepTest(absltest.TestCase):
         given, weights, bias, output = (graph.tensors[i] for i in (*op.inputs, *op.outputs))
         grids = [QParams(t.scale[0], int(t.zero_point[0])) for t in (given, output)]
         layer = QLayer(np.moveaxis(kernel, 0, -1), bias.data, weights.scale, None, None, grids[1])
-        shapes = [layers.spec(tensor.shape) for tensor in (given, output)]
-        found = bits._step(layers.Conv(5, strides=2), layer, grids[0], *shapes)
+        conv = layers.Conv(5, strides=2)
+        integers = bits._integers(conv, layer, grids[0], given.shape)
+        found = forecast._step(conv, given.shape, output.shape, integers=integers)
         self.assertEqual(found.kind, wanted.kind)
         for name, value in found.values.items():
             np.testing.assert_array_equal(value, wanted.values[name], name)
@@ -93,19 +96,22 @@ class ChooseTest(absltest.TestCase):
         split = data.Split(pixels, np.arange(40) % outputs)
         cls.dataset = data.Dataset("drawn", split, split, split, tuple(map(str, range(outputs))), pixels[:0])
         cls.config = configs.base()
-        cls.config.quantize.bits, cls.config.quantize.budget = "first=4; .=auto", 2000.0
+        cls.config.quantize.bits, cls.config.quantize.budget = "first=4; .=auto", 1000.0
 
     def test_bits_fit_the_budget_and_are_written(self):
         with tempfile.TemporaryDirectory() as folder:
             found = bits.choose(self.config, self.model, self.variables, self.dataset, Path(folder))
-            self.assertTrue((Path(folder) / "bits.json").exists())
+            said = json.loads((Path(folder) / "bits.json").read_text())
         self.assertEqual({*found, "first"}, {*quantize.linear_paths(self.model)})
+        self.assertEqual({row["layer"]: row["bits"] for row in said["layers"]}, found | dict(first=4))
         self.assertLess(min(found.values()), 8)
+        self.assertLessEqual(said["found"], 1000)
 
     def test_a_budget_that_no_bits_fit_is_refused_before_training(self):
-        self.config.quantize.budget = 100.0
+        config = self.config.copy_and_resolve_references()
+        config.quantize.budget = 100.0
         with self.assertRaisesRegex(UserError, "even with 2 bits .* takes about .* bytes: prune more"):
-            bits.refuse_impossible(self.config, self.model, self.variables["params"], (11, 9, 2))
+            bits.refuse_impossible(config, self.model, self.variables["params"], (11, 9, 2))
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class BoardsTest(parameterized.TestCase):
         require(self, "host")
         for model, board, text in (
             ("nothing", "host", "unknown MODEL 'nothing'.*boards_loop boards_sample"),
-            ("boards_sample", "z80", "unknown BOARD 'z80'; there are: host rv32 lx106 wasm"),
+            ("boards_sample", "z80", "unknown BOARD 'z80'; there are: host rv32 lx106 esp32isa wasm"),
         ):
             with self.subTest(model):
                 done = make(model, board)
@@ -163,6 +163,7 @@ class BoardsTest(parameterized.TestCase):
             ("wasm", dict(CC="true", LINKER="/nowhere/ld"), "/nowhere/ld is missing: apt install clang lld"),
             ("wasm", dict(CC="true", LINKER="true", RUNNER="/nowhere/node"), "node is missing: apt install nodejs"),
             ("wasm", dict(CC="echo", LINKER="true", RUNNER="true"), "echo does not compile for WebAssembly: apt"),
+            ("esp32isa", dict(LLVM="0"), "clang-0 is missing: apt install clang-0 llvm-0 binutils-xtensa-lx106"),
         ):
             with self.subTest(text):
                 done = make("boards_sample", board, **variable)

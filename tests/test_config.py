@@ -17,7 +17,7 @@ RECIPES = [path for path in FILES if "def get_config(" in path.read_text()]  # t
 
 def _config(fields=None):
     config = configs.base()
-    config.stages = ("dense", "distill", "prune", "quantize")
+    config.stages = ("dense", "distill", "shrink", "prune", "quantize")
     config.distill.teacher = "runs/teacher"
     config.update_from_flattened_dict(fields or {})
     return config
@@ -46,7 +46,7 @@ class ValidateTest(parameterized.TestCase):
         ("loss", "loss.name", "l2", "^loss.name: .*'l2', only cross_entropy"),
         ("optimizer", "prune.optimizer", "lion", "^prune.optimizer: .*'lion', only adam, adamw, muon, sgd"),
         ("lr_schedule", "dense.lr_schedule", "step", "^dense.lr_schedule: .*'step', only constant, cosine"),
-        ("stage", "stages", ("dense", "shrink"), "^stages: .*'shrink', only dense, distill, prune"),
+        ("stage", "stages", ("dense", "squeeze"), "^stages: .*'squeeze', only dense, distill, prune"),
         ("prune_schedule", "prune.schedule", "linear", "^prune.schedule: .*'linear', only constant, cubic, one_shot"),
         ("pretrained", "pretrained", "imagenet", "^pretrained: resnet8 has no weights.*resnet50: imagenet"),
         ("scope", "prune.scope", "layer", "^prune.scope: .*'layer', only global, uniform"),

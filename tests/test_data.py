@@ -24,6 +24,7 @@ PER_BATCH = 20
 def _config(name, **fields):
     fixed = {"path": "", "size": 0, "fit": "crop", "balance": "", "grey": False, "validation": 0.0, "split_seed": 0}
     fixed |= {"train_per_class": 0, "test_per_class": 0, "unlabelled": "", "classes": "", "ignore_below": 0.0}
+    fixed["in_memory"] = True
     return ConfigDict({"name": name} | fixed | fields)
 
 

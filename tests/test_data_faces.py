@@ -100,6 +100,40 @@ class ScenesTest(absltest.TestCase):
         self.assertBetween(max(widths), 50, 100)
 
 
+class WholePhotosTest(absltest.TestCase):
+    """Photos as they were taken: the magenta face is where its box is, at sizes that are drawn."""
+
+    def setUp(self):
+        folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        _photo().save(folder / "face.png")
+        Image.new("RGB", (160, 150), (90, 90, 90)).save(folder / "none.png")
+        face, none = np.array([FACE], np.float32), np.zeros((0, 4), np.float32)
+        photos = [
+            face_photos.Labelled(folder / "face.png", "news", 0, face, POINTS[None], whole=True),
+            face_photos.Labelled(folder / "none.png", "things", 0, none, POINTS[None][:0], whole=True),
+        ]
+        self.share = face_scenes.share_of(photos, np.full((4, 32, 32, 3), 80, np.uint8))
+        for name, value in (("MASKED", 0), ("WHOLE", 1), ("_taken", lambda picture, random: picture)):
+            self.enter_context(mock.patch.object(face_scenes, name, value))
+
+    def test_boxes_are_where_the_faces_are(self):
+        made = [face_scenes.make(self.share, (120, 160), seed) for seed in range(60)]
+        widths = []
+        for pixels, found, classes in made:
+            red, green, blue = (pixels[..., c].astype(int) for c in range(3))
+            magenta = (red > green + 60) & (blue > green + 60)
+            if not len(found):
+                self.assertLess(magenta.sum(), 40)  # no more than a glimpse
+                continue
+            rows, columns = np.nonzero(magenta)
+            seen = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            np.testing.assert_allclose(found[0], seen, atol=2.5)
+            widths += list((found[:, 2] - found[:, 0])[classes == 0])
+        self.assertBetween(60 - sum(len(found) for _, found, _ in made), 2, 20)
+        self.assertLess(min(widths), 35)
+        self.assertGreater(max(widths), 45)
+
+
 class FacesTest(absltest.TestCase):
     """The loader, with archives of the shape of the real ones."""
 
@@ -206,11 +240,23 @@ class FacesTest(absltest.TestCase):
         self.assertEqual({len(found) for found in shares.values()}, {1})
         self.assertEqual(set().union(*shares.values()), set(range(face_photos.SHARES)))
 
-    def test_people_with_masks_come_from_the_web(self):
+    def add_web_archives(self):
+        """Archives of the web's photos; returns names of photos that test photos show."""
         web = {f"dataset/with_mask/0_0_{n} copy.jpg": 1 for n in range(11)}
         web |= {f"dataset/without_mask/1_0_name{n % 4}_{n:04}.png": 1 for n in range(22)}
         seen = ("with_mask338.jpg", "with_mask012.jpg", "42.jpg", "0_0_6.jpg")
         self.archives["mask_photos"] = self._tar("m.tar.gz", web | {f"dataset/with_mask/{name}": 1 for name in seen})
+        groups = {f"trainingimages/{n}.jpg": 1 for n in range(100, 111)} | {"trainingimages/16.jpg": 1}
+        groups |= {f"single2-0/{n}.jpg": 1 for n in (1, 4)} | {"single2-0/9.txt": b"no photo"}
+        self.archives["group_photos"] = self._tar("g.tar.gz", groups)
+        self.archives["news_photos"] = self._tar("n.tar.gz", {f"data/images/news{n}.jpg": 1 for n in range(11)})
+        streets = {f"data/mask_images/street{n}.jpg": 1 for n in range(11)}
+        self.archives["street_photos"] = self._tar("s.tar.gz", streets)
+        self.archives["thing_photos"] = self._tar("t.tar.gz", {f"n0{n}_thing.jpg": 0 for n in range(11)})
+        return seen
+
+    def test_photos_of_the_web(self):
+        seen = self.add_web_archives()
         loaded = self._load(name="faces_masked")
         self.assertEqual((loaded.name, len(loaded.test.images)), ("faces_masked", 3))
         found = face_photos.photos(self.cache, face_photos.MORE_ALBUMS)
@@ -223,6 +269,30 @@ class FacesTest(absltest.TestCase):
         self.assertIn((240, 230), self.looked)  # 160x150 and a quarter of 160 around: the detector sees the border
         box = next(photo for photo in found if photo.album == "masked").boxes
         np.testing.assert_array_equal(box, np.zeros((0, 4)))  # _find knows photos of one size only
+        whole = [photo for photo in found if photo.whole]
+        self.assertEqual({photo.album for photo in whole}, {"groups", "singles", "news", "streets", "things"})
+        groups = {photo.path.name for photo in whole if photo.album == "groups"}
+        self.assertEqual(groups, {f"{n}.jpg" for n in range(100, 111)})  # 16.jpg nearly shows another one
+        self.assertTrue(all(photo.sure.all() == (photo.album != "things") or not len(photo.sure) for photo in whole))
+
+    def test_a_doubtful_face_is_one_that_is_ignored(self):
+        def find(session, photo, side, min_score):
+            self.assertLess(min_score, face_photos.MIN_SCORE)
+            return centerface.Faces(np.array([FACE, FACE], np.float32), np.array([0.9, 0.3]), POINTS[None].repeat(2, 0))
+
+        self.add_web_archives()
+        news = {"news": face_photos.MORE_ALBUMS["news"]}
+        with mock.patch.object(centerface, "find", find):
+            found = face_photos.photos(self.cache, news)
+        np.testing.assert_array_equal([photo.sure for photo in found], [[True, False]] * 11)
+        tiles = np.full((4, 32, 32, 3), 80, np.uint8)
+        share = face_scenes.share_of(found, tiles)
+        with mock.patch.object(face_scenes, "WHOLE", 1):
+            classes = [face_scenes.make(share, (60, 80), seed)[2] for seed in range(8)]
+        for found in classes:
+            self.assertEqual((found == 0).sum() + (found == boxes.IGNORED).sum(), len(found))
+            self.assertGreaterEqual((found == boxes.IGNORED).sum(), (found == 0).sum())
+        self.assertGreater(sum((found == 0).sum() for found in classes), 0)
 
     def test_no_drawn_mask_on_a_real_one(self):
         photo = face_photos.Labelled(

@@ -608,7 +608,7 @@ class TrainTest(absltest.TestCase):
         config.dense.update(dict(epochs=0.0, steps=200, optimizer="adam", learning_rate=0.01, weight_decay=0.0))
         config.quantize.update(dict(epochs=0.0, steps=40, optimizer="adam", learning_rate=0.001))
         config.stages = ("dense", "quantize")
-        tiny = functools.partial(Detector, widths=(8, 16, 24), depths=(0, 0, 1))
+        tiny = functools.partial(Detector, widths=(8, 16, 24), depths=(0, 0, 1), dilations=(2,))
         self.enter_context(absltest.mock.patch.dict(models.MODELS, tiny_detector=tiny))
         found = train.train_and_evaluate(config, folder / "run", folder)["validation"]
         self.assertGreater(found["ap"], 0.7)
@@ -629,7 +629,11 @@ class TrainTest(absltest.TestCase):
         self.assertIn("| tflm |", (api.report(run).parent / "summary.md").read_text())
         self.assertIn("Precision against recall", (run / "report.html").read_text())
         images = dataset.test.images[:8]
-        codegen.generate(content, folder / "c", images, 8, task="detect", fields=config.detect)
+        made = codegen.generate(content, folder / "c", images, 8, task="detect", fields=config.detect)
+        model = models.create(config.model, 1)
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *images.shape[1:])))
+        rows, _ = layers.summary(model, variables, images.shape[1:])
+        self.assertEqual(made["macs"], sum(row["macs"] for row in rows))  # of a dilated convolution too
         found = boards.run(folder / "c", "host")
         self.assertEqual((found["equal"], found["answers_equal"]), (8, 8))
 

@@ -1,5 +1,6 @@
 """README and documentation: figures are those of the results, links lead somewhere, the picture is the script's."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -41,6 +42,34 @@ class ReadmeTest(absltest.TestCase):
         """Of all int8 rows of Table 2, the largest part."""
         equal = min(row["equal"]["xnnpack"]["bytes"] for row in flow.read("table2") if row.get("equal"))
         self.assertIn(f"up to {100 * (1 - equal):.0f} % of the bytes differ", self.text)
+
+    def line(self, start):
+        (line,) = (line for line in self.text.splitlines() if line.startswith(start))
+        return line
+
+    def test_the_rows_of_mac16_and_of_public_files(self):
+        found = {row["row"]: row["targets"] for row in flow.read("mcu_esp32")}["ResNet-8, zeros filled"]
+        line = self.line("| **Faster**: by the ESP32's own")
+        for target in ("esp32", "any"):
+            self.assertIn(f" {found[target]['boards']['esp32isa']['instructions_per_mac']:.2f} ", line)
+        fomo = json.loads((flow.RESULTS / "public_files/openmv_fomo.json").read_text())["balanced"]["report"]
+        line = self.line("| **Any int8 file**")
+        self.assertIn(f"{fomo['arena_bytes']:,} bytes of RAM", line)
+        self.assertIn(f"{fomo['tflm']['arena_bytes']:,}", line)
+
+    def test_the_row_of_faces(self):
+        rows = {row["row"]: row for row in flow.read("faces")}
+        ours, peers = rows["faces_full"], [rows[name] for name in ("blazeface_short", "blazeface_full")]
+        ms = " to ".join(f"{ms:.0f}" for ms in ours["estimated"]["esp32"]["milliseconds"])
+        said = [
+            f"{100 * ours['scores']['int8']['ap']:.1f} % AP in {ours['weight_bytes']:,} bytes of constants",
+            f"{ms} ms, estimated",
+            *(f"{100 * row['scores']['ap']:.1f} %" for row in peers),
+            *(f"{row['bytes']:,}" for row in peers),
+        ]
+        line = self.line("| **Faces**")
+        for words in said:
+            self.assertIn(words, line)
 
     def test_links_lead_to_files(self):
         for page in PAGES:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -24,7 +25,7 @@ import table2_variants  # noqa: E402
 import tables  # noqa: E402
 
 from atalaia import config as configs  # noqa: E402
-from atalaia import runs, search, train  # noqa: E402
+from atalaia import executors, runs, search, train  # noqa: E402
 from atalaia import space as spaces  # noqa: E402
 from atalaia.errors import UserError  # noqa: E402
 from atalaia.space import choice  # noqa: E402
@@ -310,6 +311,42 @@ class PublishTest(absltest.TestCase):
         self.assertEqual(second, "| a | 1 | not recorded | not recorded | not recorded |")
 
 
+class EachTest(absltest.TestCase):
+    def test_a_row_comes_after_those_that_it_needs_and_others_beside_them(self):
+        """b is let go by c, which runs at the same time; d needs both, and e, which is there already."""
+        done, together = [], threading.Event()
+
+        def function(row):
+            if row == "b":
+                self.assertTrue(together.wait(20))
+            if row == "c":
+                together.set()
+            done.append(row)
+
+        with flagsaver.flagsaver(workers=3):
+            tables.each(function, "abcd", lambda row: "bce" if row == "d" else "")
+        self.assertEqual(done[-1], "d")
+        self.assertCountEqual(done, "abcd")
+
+    def test_a_step_of_an_executor_and_one_that_fails_ends_the_script(self):
+        folder = Path(self.enter_context(tempfile.TemporaryDirectory())) / "run"
+        local = self.enter_context(contextlib.closing(executors.Local(2)))
+        self.enter_context(mock.patch.object(tables._Work, "executor", local, create=True))
+        with flagsaver.flagsaver(workers=2):
+            with mock.patch.object(sys, "executable", "echo"):
+                tables.step("train", f"--workdir={folder}")
+            self.assertEqual(folder.with_name("run.log").read_text(), f"-m atalaia.train --workdir={folder}\n")
+            with mock.patch.object(sys, "executable", "false"), contextlib.redirect_stderr(io.StringIO()) as said:
+                self.assertRaises(SystemExit, tables.step, "train", f"--workdir={folder}")
+        self.assertIn("error: train of ", said.getvalue())
+
+    def test_rows_of_table_2_need_those_of_their_seed(self):
+        self.assertEqual(set(table2.needs(("smallest", 1))), {("pruned", 1), ("dense", 1)})
+        self.assertEqual(table2.needs(("dense", 1)), [])
+        self.assertEqual(table2_variants.needs(("small", "fewer", 2)), [("pruned", "fewer", 2)])
+        self.assertEqual(table1.needs(("rafael_1_distilled", 2)), [("teacher", 0)])
+
+
 PUBLISHED = [table for group in pages.published().values() for table in group]
 
 
@@ -325,7 +362,7 @@ class PublishedTest(parameterized.TestCase):
     def test_the_index_is_that_of_the_figures_and_every_link_has_a_page(self):
         self.assertEqual((tables.PAGES / "index.md").read_text(), pages.index(pages.published()))
         for path in tables.PAGES.glob("*.md"):
-            for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+            for link in re.findall(r"\]\((?!https://)([^)]+)\)", path.read_text()):
                 self.assertTrue((path.parent / link).is_file(), f"{path.name}: {link}")
 
     def test_no_result_is_left_without_a_page(self):

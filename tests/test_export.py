@@ -137,6 +137,12 @@ def int_add(x, a, y, b, output):
     return np.clip(rescale(total, twice / (2**20 * np.float64(output.scale))) + output.zero_point, -128, 127)
 
 
+def int_mul(x, a, y, b, output):
+    ratio = np.float64(a.scale) * np.float64(b.scale) / np.float64(output.scale)
+    total = rescale((x - a.zero_point) * (y - b.zero_point), ratio)
+    return np.clip(total + output.zero_point, -128, 127)
+
+
 def int_mean(x):
     total, count = x.sum((1, 2), keepdims=True), x.shape[1] * x.shape[2]
     return np.where(total > 0, (total + count // 2) // count, -((count // 2 - total) // count))
@@ -153,6 +159,8 @@ def simulate(name):
                 return int_linear(layer, integers[path], x, q), integers[path].output
             case layers.Add():
                 return int_add(*values[0], *values[1], integers[path]), integers[path]
+            case layers.Mul():
+                return int_mul(*values[0], *values[1], integers[path]), integers[path]
             case layers.MaxPool():
                 h, w = (n // layer.window for n in x.shape[1:3])
                 x = x[:, : h * layer.window, : w * layer.window]

@@ -1,11 +1,13 @@
 """Networks by their published sizes, and against the same networks in tf_keras."""
 
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from test_rafael import int8_bytes
 
 from atalaia import layers, models
 from atalaia.errors import UserError
@@ -39,6 +41,35 @@ class SizeTest(parameterized.TestCase):
         """resnet8: a mean and a variance for each channel of the first convolution and of two in each block."""
         variables = _shapes(name)
         self.assertEqual((_values(variables), _values(variables["batch_stats"])), (values, moving_statistics))
+
+    @parameterized.parameters(
+        *(
+            "resnet14",
+            "resnet20",
+            "resnet32",
+            "resnet20_wide",
+            "gated",
+            "gated_small",
+            "rafael_deep_32",
+            "rafael_wide_32",
+        )
+    )
+    def test_sizes_of_the_docstrings(self, name):
+        model, variables = models.create(name, 10), _shapes(name)
+        macs = sum(row["macs"] for row in layers.summary(model, variables, (32, 32, 3))[0])
+        found = _values(variables), int8_bytes(variables["params"]), macs
+        lines = sys.modules[type(model).__module__].__doc__.splitlines()
+        (row,) = (line for line in lines if line.startswith(f"| {name} |"))
+        self.assertEndsWith(row, " | ".join(f"{n:,}" for n in found) + " |")
+
+    def test_resnet20_is_as_large_as_published(self):
+        """0.27 million parameters (He et al., 2015, table 6); 40.6 million MACs of 3x3, and two shortcuts of 1x1."""
+        variables = _shapes("resnet20")
+        self.assertEqual(round(_values(variables["params"]) / 1e6, 2), 0.27)
+        rows, _ = layers.summary(models.create("resnet20", 10), variables, (32, 32, 3))
+        kernels = [row["macs"] for row in rows if row["kind"] == "Conv"]
+        first, same, halved = 27 * 16 * 1024, 9 * 16 * 16 * 1024, 9 * 16 * 32 * 256  # the same work in each stack
+        self.assertEqual(sum(kernels), first + 6 * same + 2 * (halved + 5 * same) + 2 * halved // 9)
 
     def test_student_takes_96_pixels(self):
         variables = _shapes("student", (96, 96, 3), 5)

@@ -119,6 +119,29 @@ class ConvTest(parameterized.TestCase):
             with ops.plain_xla():
                 self.assertIn("conv_general_dilated", graph(4))
 
+    @parameterized.parameters((2, 1, 8), (3, 1, 8), (2, 8, 1))
+    def test_dilation(self, dilation, groups, channels):
+        x, kernel = _random(2, 9, 10, 8), _random(3, 3, channels, 8)
+        spread = np.zeros((2 * dilation + 1, 2 * dilation + 1, channels, 8))
+        spread[::dilation, ::dilation] = kernel
+        y, dx, dspread, g = _conv64(x, spread, None, (1, 1), "SAME", groups)
+        expected = y, dx, dspread[::dilation, ::dilation]
+
+        def conv(x, kernel):
+            return ops.conv2d(x, kernel, groups=groups, dilation=dilation)
+
+        def xla(x, kernel):
+            with ops.plain_xla():
+                return conv(x, kernel)
+
+        for function in (conv, xla):
+            for got, want in zip(_value_and_grads(function, g, x, kernel), expected, strict=True):
+                self.assertLess(_relative_error(got, want), 1e-5)
+
+    def test_dilation_with_strides_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "strides of 1"):
+            ops.conv2d(jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 4, 4)), (2, 2), dilation=2)
+
     @parameterized.product(groups=(2, 4), stride=(1, 2))
     def test_groups(self, groups, stride):
         self.check((3, 10, 11, 16), (3, 3, 16 // groups, 8), (stride, stride), "SAME", groups)

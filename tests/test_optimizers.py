@@ -93,6 +93,20 @@ class OptimizerTest(parameterized.TestCase):
         self.assertEqual(optimizers.kernels(params), jax.tree.map(lambda p: p.ndim > 1, params))
 
 
+class AverageTest(absltest.TestCase):
+    def test_by_hand(self):
+        """Steps of -1 from 10; the first averages keep 1/10 and 2/11, later ones never more than 1/4."""
+        optimizer = optimizers.averaged(optax.sgd(1.0), 0.25)
+        params, average = {"w": jnp.float32([10.0])}, 10.0
+        state = optimizer.init(params)
+        for step, keep in enumerate((1 / 10, 2 / 11, 3 / 12, 1 / 4, 1 / 4), 1):
+            updates, state = optimizer.update({"w": jnp.float32([1.0])}, state, params)
+            params = optax.apply_updates(params, updates)
+            average = keep * average + (1 - keep) * (10 - step)
+            self.assertAlmostEqual(float(state.average["w"][0]), average, places=5)
+        self.assertEqual(float(params["w"][0]), 5)
+
+
 class OnlyTest(absltest.TestCase):
     def test_others_neither_move_nor_have_a_state(self):
         params = {name: jax.tree.map(jnp.float32, _values(i)) for i, name in enumerate(("stem", "block", "logits"))}

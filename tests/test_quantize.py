@@ -16,14 +16,15 @@ from atalaia.quantize import QLayer, QParams
 
 
 class Mini(nn.Module):
-    """Both places of BatchNorm, a depthwise layer with two filters a channel, strides 2, Add."""
+    """Both places of BatchNorm, a depthwise layer with two filters a channel, strides 2, Add, Mul."""
 
     @nn.compact
     def __call__(self, x, train=False):
         x = layers.Conv(6, norm="after", name="first")(x, train)
         x = layers.Conv(12, strides=2, depthwise=True, norm="before", name="depthwise")(x, train)
         y = layers.Conv(12, kernel=1, norm="after", relu=False, name="point")(x, train)
-        x = layers.MaxPool(name="pool")(layers.Add(relu=True, name="add")(x, y))
+        x = layers.Mul(name="gate")(layers.Add(relu=True, name="add")(x, y), y)
+        x = layers.MaxPool(name="pool")(x)
         x = layers.Flatten(name="flatten")(layers.GlobalAvgPool(name="mean")(x))
         return layers.Dense(3, name="logits")(x, train)
 
@@ -270,10 +271,11 @@ class QuantizeLayerTest(absltest.TestCase):
         folded = folding.fold(model, drawn(model, shape))
         ranges = quantize.calibrate(model, folded, [images(shape)])
         network = quantize.quantize_network(model, folded, quantize.output_grids(ranges))
-        self.assertEqual(set(network), {"first", "depthwise", "point", "add", "logits"})
-        self.assertEqual(network["add"], quantize.choose_qparams(*ranges["add"]))
-        # The pooling keeps the sum's scale, so that the last biases are in steps of it.
-        step = network["add"].scale * network["logits"].weight_scale
+        self.assertEqual(set(network), {"first", "depthwise", "point", "add", "gate", "logits"})
+        for name in ("add", "gate"):
+            self.assertEqual(network[name], quantize.choose_qparams(*ranges[name]))
+        # The pooling keeps the product's scale, so that the last biases are in steps of it.
+        step = network["gate"].scale * network["logits"].weight_scale
         np.testing.assert_array_equal(network["logits"].bias, np.round(folded["logits"].bias / np.float64(step)))
 
 

@@ -1,18 +1,21 @@
 """Programs that are waited for: exit codes, signals, and Ctrl-C that leaves time to save."""
 
+import contextlib
 import io
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import redirect_stderr
 from pathlib import Path
+from unittest import mock
 
 from absl.testing import absltest
 
-from atalaia import runs
+from atalaia import executors, runs
 
 ROOT = Path(__file__).parents[1]
 # Saves for longer than subprocess.run() would wait.
@@ -36,6 +39,22 @@ class TableTest(absltest.TestCase):
     def test_a_value_never_ends_its_cell(self):
         found = runs.table([dict(trainable="stage4|logits", value=0.5), dict(value=2)])
         self.assertEqual(found.splitlines()[2:], ["| stage4\\|logits | 0.5000 |", "| - | 2 |"])
+
+
+class SubmittedTest(absltest.TestCase):
+    def test_words_go_to_the_log_and_the_reason_to_stderr(self):
+        folder = Path(self.enter_context(tempfile.TemporaryDirectory())) / "prune.sparsity=0.5"
+        stop = threading.Event()
+        with contextlib.closing(executors.Local(1)) as local, redirect_stderr(io.StringIO()) as said:
+            for program, expected in (
+                ("print('done')", True),
+                ("print('error: no space'); raise SystemExit(2)", False),
+            ):
+                with mock.patch.object(runs, "command", return_value=[sys.executable, "-S", "-c", program]):
+                    self.assertIs(runs.submitted(local, stop, "export", folder), expected)
+        log = folder.with_name("prune.sparsity=0.5.log")
+        self.assertEqual(log.read_text(), "done\nerror: no space\n")
+        self.assertEqual(said.getvalue(), f"error: export of {folder} failed: no space (log: {log})\n")
 
 
 class CallTest(absltest.TestCase):

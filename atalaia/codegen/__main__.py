@@ -2,15 +2,21 @@
 
 python -m atalaia.codegen --tflite=FILE --out=mcu/models/NAME [--sparse=auto|always|never]
     [--prefer=balanced|speed|size] [--samples=16 --config=configs/cifar10.py] [--flash=BYTES --ram=BYTES] [--count]
-    [--task=classify|regress|detect] [--borders=file|int8]
+    [--task=classify|regress|detect] [--borders=file|int8] [--target=any|esp32]
+python -m atalaia.codegen --tflite=FILE --package=idf|arduino|platformio|plain --out=NAME
+    [--arena=static|given|psram] [--labels=FILE] [--package_version=1.0.0]
 python -m atalaia.codegen --tflite=FILE --explain
 
 Writes model.c, model.h, golden.h, report.json and the file itself as model.tflite. Golden inputs are images of
 the validation split of the config, or random bytes by a fixed seed; golden outputs are TFLite Micro's. --count runs the
 C in the emulators and enters the instructions that they count in report.json. --task adds model_answer(), which makes
 of the outputs what the task answers, and golden answers, which are Python's. Of a detector it also writes detector.h,
-which mcu/apps need. --borders=int8 leaves out what the file converts from and to float32 at its borders.
+which mcu/apps need. Steps whose maps are large run row by row where that costs nothing; --ram goes further for an arena
+that fits. --borders=int8 leaves out what the file converts from and to float32 at its borders.
+--target=esp32 may take kernels for the ESP32's own instructions, which run anywhere but are fast there alone.
 --explain writes nothing: it lists a file's operators, what is not supported and why, and size and time of the rest.
+--package writes what a project takes in as it is: a component or a library with a C interface, and an example. In place
+of --tflite, --workdir=RUN takes the file of a run that was exported, its config, task and labels.
 """
 
 import json
@@ -24,8 +30,9 @@ from ml_collections import ConfigDict, config_flags
 
 from atalaia import cli, data, tflite
 from atalaia import config as configs
-from atalaia.codegen import answers, boards, camera, emit, explained, golden, kernels, lowering, memory
+from atalaia.codegen import answers, boards, camera, emit, explained, fitting, golden, interface, kernels, lowering
 from atalaia.codegen import borders as of_borders
+from atalaia.codegen import package as packages
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
@@ -70,6 +77,7 @@ def generate(
     fields: ConfigDict | None = None,
     view: camera.View | None = None,
     borders: str | None = None,
+    target: str = "any",
 ) -> dict:
     """Writes the C of a model into folder `out` and returns what report.json holds.
 
@@ -78,8 +86,8 @@ def generate(
       out: the folder, whose name is the model's.
       images: uint8 `[n, height, width, channels]` for the golden inputs; None: random bytes.
       samples: golden vectors.
-      sparse, prefer, flash: as kernels.choose takes them; the constants must fit `flash`.
-      ram: bytes that the arena must fit.
+      sparse, prefer, flash, target: as kernels.choose takes them; the constants must fit `flash`.
+      ram: bytes that the arena must fit, by strips that cost instructions if need be.
       task: of answers.TASKS, whose answer model_answer() makes of the outputs; None: there is no such function.
       fields: the task's part of a config, which detect needs.
       view: of task detect, the data's: it writes detector.h, for a camera's app.
@@ -89,13 +97,14 @@ def generate(
       UserError: the file is damaged or not supported, the model does not fit, or its outputs have no such answer;
         nothing is written then.
     """
-    model, *compiled = _compile(tflite_bytes, sparse, prefer, flash, borders or ("int8" if task else "file"))
-    lowered, calls, plan = compiled
+    borders = borders or ("int8" if task else "file")
+    model, lowered, planned = _compile(tflite_bytes, sparse, prefer, flash, borders, ram, target)
+    calls, plan = planned.calls, planned.plan
     if task and any(i in lowered.dtypes for i in lowered.outputs):
         raise UserError(f"--task={task} needs int8 outputs: this file's are {', '.join(lowered.dtypes.values())}")
     heads = [answers.Head(lowered.shapes[i][1:], *_grid(model.tensors[i])) for i in lowered.outputs]
     answer = answers.of(task, heads, fields) if task else None
-    found = _report(*compiled)
+    found = _report(lowered, planned, target)
     _refuse_too_large(found, flash, ram)
     inputs = golden.golden_inputs(tflite_bytes, model, lowered, images, samples)
     outputs, arena = golden.golden_outputs(tflite_bytes, model, lowered, inputs)
@@ -103,6 +112,7 @@ def generate(
     name = Path(out).name
     scales = {i: _grid(model.tensors[i]) for i in (*lowered.inputs, *lowered.outputs)}
     decoded = answer.decode(outputs) if answer else None
+    found |= interface.described(model, lowered) | dict(task=task, answers=0 if decoded is None else decoded.shape[1])
     files = {
         "model.c": emit.model_c(name, lowered, calls, plan) + (emit.answer_c(answer) if answer else ""),
         "model.h": emit.model_h(name, lowered, plan, scales, 0 if decoded is None else decoded.shape[1]),
@@ -133,8 +143,8 @@ def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", 
     Raises:
       UserError: the file is damaged or not supported.
     """
-    _, *compiled = _compile(tflite_bytes, sparse, prefer, flash)
-    return _report(*compiled)
+    _, lowered, planned = _compile(tflite_bytes, sparse, prefer, flash)
+    return _report(lowered, planned)
 
 
 def explain(tflite_bytes: bytes, prefer: str = "balanced") -> str:
@@ -145,59 +155,97 @@ def explain(tflite_bytes: bytes, prefer: str = "balanced") -> str:
     """
     model = tflite.read(tflite_bytes)
     rows, lowered = explained.operators(model)
-    calls, plan = kernels.choose(lowered, prefer=prefer), memory.plan(lowered)
-    return explained.text(model, rows, calls, _report(lowered, calls, plan))
+    found = fitting.plan(lowered, kernels.choose(lowered, prefer=prefer))
+    return explained.text(model, rows, found.calls, _report(lowered, found))
 
 
-def _compile(tflite_bytes, sparse, prefer, flash, borders="file"):
+def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None, target="any"):
     """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
     model = tflite.read(tflite_bytes)
     lowered = lowering.lower(model, borders)
-    return model, lowered, kernels.choose(lowered, sparse, prefer, flash), memory.plan(lowered)
+    limit = flash
+    for _ in range(3):  # the tables of strips, which are known after the kernels, have to fit too
+        calls = kernels.choose(lowered, sparse, prefer, limit, target)
+        graph = lowered._replace(steps=[call.step for call in calls])
+        planned = fitting.plan(graph, calls, ram, kernels.TARGETS[target])
+        if limit is None or planned.weight_bytes <= flash:
+            break
+        limit -= planned.weight_bytes - flash
+    return model, graph, planned
 
 
-def _report(lowered, calls, plan):
-    """Sizes and estimates, layer by layer."""
-    layers = [
+def _report(lowered, planned, target="any"):
+    """Sizes and estimates, layer by layer; what a strip adds is part of its layers' instructions."""
+    plan, counted = planned.plan, counting(target)
+    layers = [_layer(i, call, plan, counted) for i, call in enumerate(planned.calls)]
+    rows = [
         dict(
-            step=i,
-            op=call.step.op,
-            kernel=call.kernel,
-            macs=call.step.macs,
-            zeros=float(np.mean(call.step.values["kernel"] == 0)) if "kernel" in call.step.values else None,
-            weight_bytes=call.weight_bytes,
-            sweeps=call.sweeps,
-            live_bytes=plan.layers[i],
-            instructions={board: round(n) for board, n in call.instructions.items()},
+            first=strip.first,
+            last=strip.last,
+            bytes=strip.scratch,
+            table_bytes=strip.table_bytes,
+            instructions={board: round(strip.added[board]) for board in counted},
         )
-        for i, call in enumerate(calls)
+        for strip in plan.strips
     ]
-    instructions = {b: sum(layer["instructions"][b] for layer in layers) for b in kernels.BOARDS}
+    for strip in plan.strips:
+        within = layers[strip.first : strip.last + 1]
+        for b in counted:
+            whole = sum(layer["instructions"][b] for layer in within)
+            for layer in within:
+                layer["instructions"][b] = round(layer["instructions"][b] * (1 + strip.added[b] / whole))
+    instructions = {b: sum(layer["instructions"][b] for layer in layers) for b in counted}
     return dict(
-        weight_bytes=sum(layer["weight_bytes"] for layer in layers),
+        weight_bytes=planned.weight_bytes,
         arena_bytes=plan.arena,
         arena_bound_bytes=plan.bound,
+        target=target,
         macs=sum(layer["macs"] for layer in layers),
         estimated_instructions=instructions,
         counted_instructions=None,
-        estimated={chip: estimate(chip, instructions[CHIPS[chip].board], layers) for chip in CHIPS},
+        estimated=_estimates(instructions, layers, target),
         published=list(PUBLISHED),
         notes=lowered.notes,
+        strips=rows,
         layers=layers,
     )
 
 
-def estimate(chip: str, instructions: float, layers: list[dict]) -> dict:
+def _layer(i, call, plan, counted):
+    """A step in the report."""
+    v = call.step.values
+    return dict(
+        step=i,
+        op=call.step.op,
+        kernel=call.kernel,
+        macs=call.step.macs,
+        zeros=float(np.mean(v["kernel"] == 0)) if "kernel" in v else None,
+        weight_bytes=call.weight_bytes,
+        sweeps=call.sweeps,
+        rows=v.get("out_h", 1),
+        strip=next((k for k, strip in enumerate(plan.strips) if strip.first <= i <= strip.last), None),
+        live_bytes=plan.layers[i],
+        instructions={board: round(call.instructions[board]) for board in counted},
+    )
+
+
+def _estimates(instructions, layers, target):
+    """By chip; C that was made for the ESP32 alone is not estimated by what another Xtensa needs for it."""
+    boards = {chip: "esp32isa" if chip == target else found.board for chip, found in CHIPS.items()}
+    return {chip: estimate(chip, board, instructions[board], layers) for chip, board in boards.items()}
+
+
+def estimate(chip: str, board: str, instructions: float, layers: list[dict]) -> dict:
     """Milliseconds on a chip, smallest and largest, and how they come about.
 
     Args:
-      chip: of `CHIPS`; instructions: an inference's; layers: of report.json, with weight_bytes and sweeps.
+      chip: of `CHIPS`; board: whose instructions are given; instructions: an inference's.
+      layers: of report.json, with weight_bytes, sweeps, rows and strip.
     """
-    board, hertz, cpi, cache = CHIPS[chip]
+    _, hertz, cpi, cache = CHIPS[chip]
     per_byte = FLASH_CLOCKS_PER_BYTE * hertz / FLASH_HERTZ
     once = sum(layer["weight_bytes"] for layer in layers)
-    fits = [layer["weight_bytes"] <= cache for layer in layers]
-    again = sum(w["weight_bytes"] * (1 if fit else w["sweeps"]) for w, fit in zip(layers, fits, strict=True))
+    again = sum(layer["weight_bytes"] * _passes(layer, layers, cache) for layer in layers)
     cycles = [instructions * c + b * per_byte for c, b in zip(cpi, (once, again), strict=True)]
     return dict(
         milliseconds=[round(1e3 * c / hertz, 1) for c in cycles],
@@ -208,10 +256,19 @@ def estimate(chip: str, instructions: float, layers: list[dict]) -> dict:
         formula=(
             f"(instructions on {board} * CPI {cpi[0]} to {cpi[1]} + bytes read from flash * {per_byte:.3g} cycles) / "
             f"{hertz / 1e6:.0f} MHz; assumed: flash by four lines at {FLASH_HERTZ / 1e6:.0f} MHz, constants read once "
-            f"(smallest) or, in layers that exceed the cache of {cache >> 10} KiB, at every pass over them (largest); "
+            f"(smallest) or, in layers that exceed the cache of {cache >> 10} KiB, at every pass over them, and in "
+            "strips that exceed it, at every row (largest); "
             "CPI holds some reads already, so that this is rather too much"
         ),
     )
+
+
+def _passes(layer, layers, cache):
+    """How often a layer's constants are read from flash."""
+    if layer["weight_bytes"] > cache:
+        return layer["sweeps"]
+    strip = [x["weight_bytes"] for x in layers if x["strip"] is not None and x["strip"] == layer["strip"]]
+    return layer["rows"] if sum(strip) > cache else 1
 
 
 def count(out: Path, samples: int | None = None) -> dict[str, dict]:
@@ -222,20 +279,25 @@ def count(out: Path, samples: int | None = None) -> dict[str, dict]:
     Raises:
       UserError: as boards.run(), or a board's bytes are not the golden ones.
     """
-    found = {board: boards.run(out, board, samples) for board in boards.EMULATORS}
+    report = json.loads((Path(out) / "report.json").read_text())
+    found = {board: boards.run(out, board, samples) for board in counting(report.get("target", "any"))}
     for board, row in found.items():
         if row["equal"] < row["samples"]:
             wrong = row["samples"] - row["equal"]
             raise UserError(f"{out} on {board}: {wrong} of {row['samples']} samples differ from TFLite Micro")
         if row["answers_equal"] not in (None, row["samples"]):
             raise UserError(f"{out} on {board}: only {row['answers_equal']} of {row['samples']} answers are Python's")
-    report = json.loads((Path(out) / "report.json").read_text())
     counted = {board: row["instructions"] for board, row in found.items()}
     report["counted_instructions"] = counted
     report["code_bytes"] = {board: row["code_bytes"] for board, row in found.items()}
-    report["estimated"] = {c: estimate(c, counted[CHIPS[c].board], report["layers"]) for c in CHIPS}
+    report["estimated"] = _estimates(counted, report["layers"], report.get("target", "any"))
     write_json(Path(out) / "report.json", report)
     return found
+
+
+def counting(target: str) -> tuple[str, ...]:
+    """The emulators that count what is estimated."""
+    return boards.EMULATORS if target == "any" else (*boards.EMULATORS, *kernels.TARGETS[target])
 
 
 def flash_bytes(tflite_bytes: bytes) -> int:
@@ -262,13 +324,16 @@ def _refuse_too_large(report, flash, ram):
         worst = max(report["layers"], key=lambda layer: layer["live_bytes"])
         over = report["arena_bytes"] - ram
         raise UserError(
-            f"the arena takes {report['arena_bytes']:,} bytes, {over:,} more than --ram={ram}: step {worst['step']} "
+            f"the arena takes {report['arena_bytes']:,} bytes at the least that was found, {over:,} more than "
+            f"--ram={ram}: step {worst['step']} "
             f"({worst['op']}) needs {worst['live_bytes']:,}; use smaller images or fewer channels"
         )
 
 
 def main() -> None:
     values = flags.FLAGS
+    packages.take_run(values)
+    package = packages.asked(values)
     if not values.tflite or not (values.out or values.explain):
         raise UserError("give --tflite=FILE and --out=mcu/models/NAME")
     tflite_bytes = tflite.load(values.tflite)
@@ -282,9 +347,19 @@ def main() -> None:
         images = dataset.validation.images if len(dataset.validation.images) else dataset.train.images
         view = camera.View(values.config.data.fit, tuple(dataset.names))
     options: dict[str, Any] = {
-        name: values[name].value for name in ("samples", "sparse", "prefer", "flash", "ram", "task", "borders")
+        name: values[name].value
+        for name in ("samples", "sparse", "prefer", "flash", "ram", "task", "borders", "target")
     }
     fields = values.config.get(values.task or "") if values.config is not None else None
+    if package:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / package.name
+            generate(tflite_bytes, made, images, fields=fields, **options)
+            if values.count:
+                count(made)
+            files = packages.write(package, made, view.names if view and values.task else ())
+        print(f"written: {values.out}/{', '.join(files)}")
+        return
     report = generate(tflite_bytes, Path(values.out), images, fields=fields, view=view, **options)
     if values.count:
         count(Path(values.out))
@@ -300,13 +375,15 @@ if __name__ == "__main__":
     flags.DEFINE_string("tflite", None, "The int8 .tflite file.")
     flags.DEFINE_string("out", None, "The folder to write, such as mcu/models/NAME.")
     flags.DEFINE_enum("sparse", "auto", ["auto", "always", "never"], "When zeros are left out.")
+    flags.DEFINE_enum("target", "any", list(kernels.TARGETS), "What the C is to be fast on.")
     flags.DEFINE_enum("prefer", "balanced", ["balanced", "speed", "size"], "Of instructions and bytes of flash.")
     flags.DEFINE_enum("task", None, list(answers.TASKS), "Whose answer model_answer() makes of the outputs.")
     flags.DEFINE_enum("borders", None, list(of_borders.BORDERS), "Types at the borders: the file's, or int8.")
+    packages.define_flags()
     flags.DEFINE_bool("explain", False, "List the file's operators; write nothing.")
     flags.DEFINE_bool("count", False, "Run it in the emulators and enter the instructions in report.json.")
     flags.DEFINE_integer("samples", 16, "Golden vectors.", lower_bound=1)
     flags.DEFINE_integer("flash", None, "Bytes that the constants must fit, by slower kernels if need be.")
-    flags.DEFINE_integer("ram", None, "Bytes that the arena must fit.")
+    flags.DEFINE_integer("ram", None, "Bytes that the arena must fit, by slower strips if need be.")
     config_flags.DEFINE_config_file("config", help_string="The experiment whose data set gives golden inputs.")
     cli.run(main)

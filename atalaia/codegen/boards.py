@@ -9,15 +9,15 @@ from atalaia.errors import UserError
 from atalaia.files import shipped
 
 MCU = shipped("mcu")
-HOST, EMULATORS, WASM = "host", ("rv32", "lx106"), "wasm"
+HOST, EMULATORS, ESP32ISA, WASM = "host", ("rv32", "lx106"), "esp32isa", "wasm"
 
 
 def run(model: Path, board: str, samples: int | None = None) -> dict:
     """What `make -C mcu run` finds for the model in a folder: its last line (mcu/run.py), even where bytes differ.
 
     Args:
-      model: a folder that codegen wrote; board: "host", "rv32", "lx106" or "wasm"; samples: golden vectors, None for
-        all.
+      model: a folder that codegen wrote; board: "host", "rv32", "lx106", "esp32isa" or "wasm".
+      samples: golden vectors, None for all.
 
     Raises:
       UserError: a compiler, an emulator or node is missing, or the program failed; its last line says why.

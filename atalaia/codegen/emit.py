@@ -1,8 +1,11 @@
 """The generated files as text: model.c, model.h and golden.h. The same input gives the same bytes."""
 
+import functools
+import re
+
 import numpy as np
 
-from atalaia.codegen import answers
+from atalaia.codegen import answers, emit_strips
 from atalaia.codegen.graph import Graph
 from atalaia.codegen.kernels import Call
 from atalaia.codegen.memory import Plan
@@ -30,8 +33,19 @@ _FILES = (
         "minimum",
     ),
     *("sub_from", "prelu", "squared_difference", "strided", "nearest", "bilinear", "reduce", "reduce_most", "arg_most"),
-    *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv"),
-    *("conv", "conv_dense", "conv_packed", "conv_sparse", "conv_coded", "depthwise"),
+    *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv", "conv_mac16"),
+    *(
+        "move",
+        "conv",
+        "conv_map",
+        "conv_dense",
+        "conv_woven",
+        "conv_packed",
+        "conv_sparse",
+        "conv_coded",
+        "depthwise",
+        "strips",
+    ),
 )
 _CONV = (
     *("in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w"),
@@ -52,6 +66,9 @@ _HEAD = """#include <stdint.h>
  * not to become a call of memmove. */
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-schedule-insns", "no-tree-loop-distribute-patterns")
+#endif
+#ifdef __cplusplus /* C leaves fields that a layer has no use for at 0 without a word */
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #endif
 """
 
@@ -76,12 +93,18 @@ def head(name: str, calls: list[Call]) -> str:
 def body(graph: Graph, calls: list[Call], plan: Plan, prefix: str = "") -> str:
     """Constants, and the calls one after the other; `prefix` of all names, so that several models fit one file."""
     parts, statements = [], []
+    strips = {strip.first: strip for strip in plan.strips}
+    inside = {number for strip in plan.strips for number in range(strip.first, strip.last + 1)}
     for number, call in enumerate(calls):
         parts += _constants(f"{prefix}s{number}", number, call)
-        statements.append(_statement(f"{prefix}s{number}", call, graph, plan, plan.windows[number]))
+        if number in strips:
+            statements.append(f"    {emit_strips.call(prefix, strips[number], graph)};")
+        if number not in inside:
+            statements.append(_statement(f"{prefix}s{number}", call, graph, plan, plan.windows[number]))
+    parts += [emit_strips.function(prefix, strip, graph, plan) for strip in plan.strips]
     parts.append(
         f"void {prefix}model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena)\n{{\n"
-        "    uint8_t *const a = arena;\n" + "\n".join(statements) + "\n}\n"
+        "    uint8_t *const a = (uint8_t *)arena;\n" + "\n".join(statements) + "\n}\n"
     )
     return "\n".join(parts)
 
@@ -116,7 +139,8 @@ def _constants(name, number, call):
         parts.append(f"static const {kind} {name}_{array}[{max(values.size, 1)}] = {{\n{literals(values, style)}}};")
 
     def struct(kind, fields):
-        text = ", ".join(f".{field} = {value}" for field, value in fields.items())
+        declared = sorted(fields, key=lambda field: _place(kind, field))
+        text = ", ".join(f".{field} = {fields[field]}" for field in declared)
         parts.append(f"static const {kind} {name} = {{{text}}};\n")
 
     arrays = {array: f"{name}_{array}" for array in call.arrays if array not in ("constant", "table")}
@@ -137,10 +161,20 @@ def _constants(name, number, call):
     return parts
 
 
+@functools.cache
+def _place(kind, field):
+    """Where the struct of a kernel declares a field: C++ takes designated initialisers in that order alone."""
+    sources = "\n".join((KERNELS / f"{file}.c").read_text() for file in _FILES)
+    (body,) = re.findall(
+        rf"typedef struct[^{{}}]*{{([^{{}}]*)}} {kind};", re.sub(r"/\*.*?\*/", "", sources, flags=re.S)
+    )
+    return re.search(rf"\b{field}\b", body).start()
+
+
 def _describe(call):
     step, v = call.step, call.step.values
     text = f"{step.op}"
-    if step.kind in ("conv", "depthwise"):
+    if step.kind in ("conv", "depthwise", "conv_mac16"):
         zeros = 1 - np.count_nonzero(v["kernel"]) / v["kernel"].size
         text += f" {v['kernel_h']}x{v['kernel_w']}, {v['in_h']}x{v['in_w']}x{v['in_c']} to "
         text += f"{v['out_h']}x{v['out_w']}x{v['out_c']}, {100 * zeros:.0f} % zeros: {call.kernel}"
@@ -182,21 +216,28 @@ def _call(name, call, graph, plan, window, place):
         case "lookup":
             return f"lookup({name}_table, {graph.sizes[step.output]}, {first}, {out})"
         case "max_pool" | "mean_pool":
-            return f"pool(&{name}, {first}, {out}, {int(step.kind == 'mean_pool')})"
+            rows = f"0, {v['in_w'] * v['channels']}, 0, {v['out_h']}"
+            return f"pool(&{name}, {first}, {rows}, {out}, {int(step.kind == 'mean_pool')})"
         case "softmax":
             return f"softmax({name}_table, {v['rows']}, {v['size']}, {first}, {out})"
         case "copy":
             sizes = ", ".join(str(v[k]) for k in ("rows", "block", "from_stride", "to_stride"))
             return f"copy({first}, {out} + {v['to_start']}, {sizes})"
-        case "pad" | "mean" | "min_pool":
+        case "min_pool":
+            return f"min_pool(&{name}, {first}, 0, {v['in_w'] * v['channels']}, 0, {v['out_h']}, {out})"
+        case "pad" | "mean":
             return f"{step.kind}(&{name}, {first}, {out})"
     if "fields" in v:
         given = [place[i] for i in step.inputs]
         if "constant" in v:
             given.append(f"(const uint8_t *){name}_constant" if v["constant"].itemsize > 1 else f"{name}_constant")
-        return f"{step.kind}(&{name}, {', '.join(given)}, {out})"
+        scratch = "" if window is None else f", (void *)(a + {window})"
+        return f"{step.kind}(&{name}, {', '.join(given)}, {out}{scratch})"
     second = f"{name}_constant" if "constant" in v else place[step.inputs[1]]
-    last = dict(add=f", {int(step.kind == 'sub')}", add_tabled=f", (void *)(a + {window})")
+    if call.kernel == "add_tabled":
+        terms = f"(int32_t *)(void *)(a + {window})"
+        return f"add_tables(&{name}, {terms}), add_tabled(&{name}, {first}, {second}, {out}, {terms})"
+    last = dict(add=f", {int(step.kind == 'sub')}")
     return f"{call.kernel}(&{name}, {first}, {second}, {out}{last.get(call.kernel, '')})"
 
 
@@ -237,7 +278,8 @@ def model_h(name: str, graph: Graph, plan: Plan, scales: dict[int, tuple[float, 
     lines += [
         f"#define MODEL_ARENA_BYTES {plan.arena}",
         f"#define MODEL_MACS {sum(step.macs for step in graph.steps)}u",
-        "/* The arena holds MODEL_ARENA_BYTES, 4-byte aligned; nothing in it need outlive a call. */",
+        "/* The arena holds MODEL_ARENA_BYTES, 4-byte aligned; nothing in it need outlive a call. Inputs, outputs and",
+        " * the arena must not overlap. */",
         "void model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena);",
     ]
     if numbers:

@@ -72,6 +72,11 @@ def text(model: tflite.Model, rows: list[Row], calls: list[Call], report: dict) 
         f"constants{rest}: {report['weight_bytes']:,} bytes; arena: {report['arena_bytes']:,} bytes; "
         f"{report['macs']:,} multiply-accumulates"
     )
+    for strip in report["strips"]:
+        places = [call.step.place for call in calls[strip["first"] : strip["last"] + 1] if call.step.place >= 0]
+        lines.append(
+            f"operators {min(places)} to {max(places)} run row by row: {strip['bytes']:,} bytes for rows between them"
+        )
     for chip, found in report["estimated"].items():
         lines.append(f"estimated on {chip}: {found['milliseconds'][0]} to {found['milliseconds'][1]} ms an inference")
     return "\n".join(lines)

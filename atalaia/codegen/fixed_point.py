@@ -16,7 +16,7 @@ def quantize_multiplier(real: Any) -> tuple[np.ndarray, np.ndarray]:
     full = mantissa == 2**31
     mantissa, shift = np.where(full, mantissa // 2, mantissa), np.where(full, shift + 1, shift)
     tiny = shift < -31
-    return np.where(tiny, 0, mantissa).astype(np.int32), np.where(tiny, 0, shift).astype(np.int8)
+    return np.where(tiny, 0, mantissa).astype(np.int32), np.where(tiny, 0, np.minimum(shift, 127)).astype(np.int8)
 
 
 def sum_of_uint8(v: dict[str, int], subtract: bool) -> np.ndarray:

@@ -14,6 +14,7 @@ from atalaia import tflite
 from atalaia.errors import UserError
 
 LARGEST = 1 << 14  # a height, width or number of channels is below this
+LEFT = 30  # bits by which TFLite shifts to the left at most
 OFFSET = 128  # of an activation inside the program against int8
 BYTES = {"INT8": 1, "UINT8": 1, "INT16": 2, "INT32": 4, "FLOAT32": 4, "BOOL": 1, "INT64": 8}
 GIVEN = ("flip_in", "take", "float_in")  # steps that read what the caller gives
@@ -95,8 +96,26 @@ class Walk:
         self.notes.append(f"operator {place}, {self.model.operators[place].kind}, is left out: {why}")
 
     def step(self, *fields: Any, **more: Any) -> None:
-        """Adds a Step of these fields."""
-        self.steps.append(Step(*fields, **more))
+        """Adds a Step of these fields.
+
+        Raises:
+          UserError: a scale of it asks for a shift to the left that TFLite's fixed point, and our C, do not define; or
+            its kernel writes another number of values than its output has.
+        """
+        step = Step(*fields, **more)
+        v = step.values
+        numbers = v | v.get("fields", {}) | {name: array for name, (_, array) in v.get("arrays", {}).items()}
+        if max((np.max(n, initial=0) for name, n in numbers.items() if name.endswith("shift")), default=0) > LEFT:
+            raise UserError(
+                f"{step.op} (operator {step.place}): its output's scale is more than 2^{LEFT} times too small"
+            )
+        channels = numbers.get("out_c", numbers.get("channels"))
+        if "out_h" in numbers and channels is not None:
+            written = numbers.get("batch", 1) * numbers["out_h"] * numbers["out_w"] * channels
+            shape = self.tensors[step.output].shape
+            if written != math.prod(shape):
+                raise UserError(f"{step.op} (operator {step.place}) gives {written:,} values, its output has {shape}")
+        self.steps.append(step)
 
     def grid(self, i: int) -> tuple[np.float64, int]:
         """(scale as float64, zero point as it is inside)."""

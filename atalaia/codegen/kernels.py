@@ -12,20 +12,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atalaia.codegen import memory, plain
+from atalaia.codegen import mac16, memory, plain
 from atalaia.codegen.coded import pack_codes
 from atalaia.codegen.graph import Graph, Step
-from atalaia.codegen.packing import GAPS, chunk_taps, pack_dense, pack_fields, pack_sparse
+from atalaia.codegen.grid import SMALL, by_lines, lines, small_sums, sum_bounds
+from atalaia.codegen.packing import GAPS, chunk_taps, pack_dense, pack_fields, pack_sparse, pack_woven
 
-BOARDS = ("rv32", "lx106")
+BOARDS, ESP32 = ("rv32", "lx106"), ("esp32isa",)
+TARGETS = dict(any=BOARDS, esp32=ESP32)  # the boards whose instructions choose a kernel
 COSTS = Path(__file__).with_name("costs.json")  # board to kernel to part to instructions
-COLUMNS = 16  # of depthwise.c
+COLUMNS = 48  # of conv.c
+SPARSE = ("conv_sparse", "conv_coded")  # templates that hold only weights that are not zero
 BITS = (2, 3, 4)  # of packed weights, which are signed: [-2, 1], [-4, 3] and [-8, 7]
-SMALL = 1 << 20  # bound of the sums that rescale_small takes
 # Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs
 # but for the kernels with a struct of their own.
 STRUCT_BYTES = dict(
-    conv=60, depthwise=60, max_pool=20, mean_pool=20, min_pool=20, pad=20, mean=24, pair=48, add_tabled=32
+    conv=64, depthwise=64, max_pool=20, mean_pool=20, min_pool=20, pad=20, mean=24, pair=48, add_tabled=32
 )
 
 
@@ -60,10 +62,13 @@ class Call(NamedTuple):
     def instructions(self) -> dict[str, float]:
         """Of an inference, by board."""
         batch = self.step.values.get("batch", 1)
-        return {b: batch * sum(n * _costs()[b][self.cost][part] for part, n in self.work.items()) for b in BOARDS}
+        found = costs()
+        return {b: batch * sum(n * found[b][self.cost][part] for part, n in self.work.items()) for b in found}
 
 
-def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None) -> list[Call]:
+def choose(
+    graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: float | None = None, target: str = "any"
+) -> list[Call]:
     """Calls of a graph's steps.
 
     Args:
@@ -73,49 +78,51 @@ def choose(graph: Graph, sparse: str = "auto", prefer: str = "balanced", flash: 
         constants, "balanced" the smallest product of both: a percent of one is worth a percent of the other.
       flash: bytes that all constants together should fit. Where the preferred kernels exceed them, the fastest that fit
         are taken, and where none fit, the smallest.
+      target: of TARGETS: what C runs fast on; esp32 may take kernels for its own instructions.
     """
-    choices = [_allowed(candidates(step), sparse) for step in graph.steps]
-    chosen = [_best(calls, prefer) for calls in choices]
+    choices = [_allowed(candidates(step, target), sparse) for step in graph.steps]
+    chosen = [_best(calls, prefer, TARGETS[target]) for calls in choices]
     if flash is None or sum(call.weight_bytes for call in chosen) <= flash:
         return chosen
-    return _fastest_within(choices, flash)
+    return _fastest_within(choices, flash, TARGETS[target])
 
 
-def candidates(step: Step) -> list[Call]:
-    """Every kernel that can run a step."""
+def candidates(step: Step, target: str = "any") -> list[Call]:
+    """Every kernel that can run a step, on a target."""
     batch = step.values.get("batch", 1)
-    return [call._replace(sweeps=call.sweeps * batch) for call in _CHOICES.get(step.kind, _pair)(step)]
+    calls = list(_CHOICES.get(step.kind, _pair)(step))
+    if target == "esp32" and step.kind == "conv":
+        calls += _plain(mac16.step(step, _common(step.values)))
+    return [call._replace(sweeps=call.sweeps * batch) for call in calls]
 
 
 def _allowed(calls, sparse):
     """Those of a step's calls that `sparse` allows; all where it would leave none."""
     if sparse == "auto":
         return calls
-    return [c for c in calls if c.template and c.template[0].endswith("sparse") == (sparse == "always")] or calls
+    return [c for c in calls if any(name in SPARSE for name in c.template[:1]) == (sparse == "always")] or calls
 
 
-def _best(calls, prefer):
+def _best(calls, prefer, boards):
     """One of a step's calls; instructions count as their mean over the boards, each relative to the first call's."""
-    if len(calls) == 1:
-        return calls[0]
     first = calls[0].instructions
 
     def rank(call):
-        time, size = sum(call.instructions[b] / first[b] for b in BOARDS), call.weight_bytes
+        time, size = sum(call.instructions[b] / first[b] for b in boards), call.weight_bytes
         return dict(speed=(time, size), size=(size, time), balanced=(time * size, time))[prefer]
 
     return min(calls, key=rank)
 
 
-def _fastest_within(choices, flash):
+def _fastest_within(choices, flash, boards):
     """Of each step one call, together of the fewest instructions within `flash` bytes: a knapsack, solved exactly.
 
     Instructions count as their mean over the boards, each relative to those of every step's first call.
     """
-    whole = {b: sum(calls[0].instructions[b] for calls in choices) for b in BOARDS}
+    whole = {b: sum(calls[0].instructions[b] for calls in choices) for b in boards}
     front = [(0, 0.0, ())]  # bytes, instructions, calls: from the smallest to the fastest
     for calls in choices:
-        costs = [(c.weight_bytes, sum(c.instructions[b] / whole[b] for b in BOARDS), c) for c in calls]
+        costs = [(c.weight_bytes, sum(c.instructions[b] / whole[b] for b in boards), c) for c in calls]
         sums = [(size + b, time + t, (*picked, call)) for size, time, picked in front for b, t, call in costs]
         sums.sort(key=lambda point: point[:2])
         front = sums[:1]
@@ -125,15 +132,27 @@ def _fastest_within(choices, flash):
     return list(front[-1][2])
 
 
-# Convolutions and matrix products: dense, packed where codes are small, and sparse in each form.
+# Convolutions and matrix products: dense, woven, packed where codes are small, and sparse in each form.
+
+
+def _linear(step) -> Iterator[Call]:
+    """Each kernel, and it with the sums' lines in place of multipliers where there are any."""
+    found = lines(step)
+    for call in (_conv if step.kind == "conv" else _depthwise)(step):
+        yield call
+        if found is not None:
+            yield by_lines(call, found)
 
 
 def _conv(step) -> Iterator[Call]:
-    yield _dense(step)
+    yield dense(step)
+    least, most = sum_bounds(step)
+    if step.values["out_w"] >= 4 and least.min() >= -SMALL and most.max() < SMALL:
+        yield _woven(step)
     kernel = step.values["kernel"]
     low, high = int(kernel.min(initial=0)), int(kernel.max(initial=0))
     few_bits = low >= -8 and high <= 7
-    yield from (_packed(step, bits) for bits in BITS if -(1 << bits - 1) <= low and high < 1 << bits - 1)
+    yield from (packed(step, bits) for bits in BITS if -(1 << bits - 1) <= low and high < 1 << bits - 1)
     for form in GAPS:
         if form != "NIBBLES" or few_bits:
             stored, counts = pack_sparse(kernel, form)
@@ -144,7 +163,8 @@ def _conv(step) -> Iterator[Call]:
         yield _coded(step, codes)
 
 
-def _dense(step):
+def dense(step: Step) -> Call:
+    """The dense kernel of a convolution or matrix product, whatever its weights."""
     v = step.values
     pixels = min(v["out_w"], 2)
     sweeps, work = _sweeps(v, pixels, -(-v["out_c"] // 4))
@@ -154,7 +174,20 @@ def _dense(step):
     return _instance(step, "conv_dense", f"conv_dense_{pixels}", (pixels,), arrays, work, sweeps)
 
 
-def _packed(step, bits):
+def _woven(step):
+    v = step.values
+    sweeps, work = _fours(v, -(-v["out_c"] // 3))
+    taps, distance = v["kernel_w"] * v["in_c"], v["stride_w"] * v["in_c"]
+    work |= dict(inner=work["row"] * taps, far=work["row"] * taps * sum(i * distance > 255 for i in range(4)))
+    arrays = _common(v) | dict(weights=("uint32_t", pack_woven(v["kernel"])))
+    arrays["bias"] = ("int32_t", v["bias"] - np.int32(SMALL))  # sums start there
+    constants = (distance, v["kernel_h"], taps, int(v["out_c"] % 3 == 1))
+    name = f"conv_woven_{'_'.join(map(str, constants))}"
+    return _instance(step, "conv_woven", name, constants, arrays, work, sweeps, "conv_woven")
+
+
+def packed(step: Step, bits: int) -> Call:
+    """The kernel of packed weights of a convolution or matrix product, which so many of BITS can hold."""
     v = step.values
     pixels = 4 if v["out_w"] >= 4 else 1
     sweeps, work = _sweeps(v, pixels, -(-v["out_c"] // 2))
@@ -188,7 +221,7 @@ def _coded(step, codes):
     call = _sparse(step, "CODED", codes.stored, codes.counts)
     work = call.work | dict(refill=call.work["inner"] * codes.width / 16)
     name = call.kernel.replace("coded", f"coded_{codes.width}")
-    template = ("conv_coded_sparse", str(codes.width), *call.template[2:])
+    template = ("conv_coded", str(codes.width), *call.template[2:])
     return call._replace(kernel=name, files=(*call.files, "conv_coded"), work=work, template=template)
 
 
@@ -205,28 +238,22 @@ def _depthwise(step) -> Iterator[Call]:
     work |= dict(inner=work["row"] * v["kernel_w"])
     arrays = _common(v) | {"weights": ("int8_t", v["kernel"].ravel())}
     yield _instance(step, "depthwise", f"depthwise_{pixels}", (pixels,), arrays, work, sweeps)
-    if (v["kernel_h"], v["kernel_w"], v["stride_w"]) == (3, 3, 1):
-        rows = v["out_h"] * v["out_c"]
-        parts = -(-v["out_w"] // COLUMNS)
-        work = work | dict(row=rows, group=rows * parts, inner=rows * (v["out_w"] + 2 * parts))
-        work |= dict(output=rows * v["out_w"])
-        yield _instance(step, "depthwise_columns", "depthwise_3x3", (), arrays, work, v["out_h"])
+    if v["kernel_h"] == v["kernel_w"] == 3 and v["stride_w"] <= 2 and v["out_w"] >= 4 and v["in_c"] == v["out_c"]:
+        sweeps, work = _fours(v, v["out_c"])
+        arrays = _common(v) | {"weights": ("int16_t", v["kernel"].ravel().astype(np.int16))}
+        stride, deep = v["stride_w"], v["in_c"]
+        far = sum(i * deep > 255 for i in range(3 * stride + 3))
+        work |= dict(inner=work["row"], far=work["row"] * far)
+        name = f"depthwise_rows_{stride}"
+        yield _instance(step, "depthwise_rows", f"{name}_{deep}", (stride, deep), arrays, work, sweeps, name)
 
 
 def _instance(step, template, kernel, constants, arrays, work, sweeps, cost=None):
-    files = ("rescale", "conv", "depthwise" if template.startswith("depthwise") else template)
+    files = ("rescale", "move", "conv", "conv_map", "depthwise" if template.startswith("depthwise") else template)
     small = small_sums(step)
-    work |= {} if small else dict(large=work["output"])
+    work |= {"small" if small else "large": work["output"]}
     constants = (template, *map(str, constants))
     return Call(step, kernel, files, arrays, work, cost or kernel, constants, sweeps, (("small", int(small)),))
-
-
-def small_sums(step: Step) -> bool:
-    """Whether every sum lies within 2^20 whatever the input, and is divided: conv.c then rescales it in fewer steps."""
-    v = step.values
-    kernel = v["kernel"].reshape(v["out_c"], -1).astype(np.int64)
-    low, high = (v["bias"] + 255 * part.sum(1) for part in (np.minimum(kernel, 0), np.maximum(kernel, 0)))
-    return bool(np.all(low >= -SMALL) and np.all(high < SMALL) and np.all(v["shift"] < 0))
 
 
 def _sweeps(v, pixels, groups):
@@ -242,6 +269,17 @@ def _sweeps(v, pixels, groups):
         row=sweeps * groups * v["kernel_h"],
         output=sweeps * pixels * v["out_c"],
     )
+
+
+def _fours(v, groups):
+    """As `_sweeps`, of kernels that sum four pixels at once and store up to COLUMNS of them."""
+    parts, rest = divmod(v["out_w"], COLUMNS)
+    fours = parts * COLUMNS // 4 + -(-rest // 4)
+    sweeps, work = _sweeps(v, v["out_w"], groups)
+    columns = parts * COLUMNS + (max(rest, 4) if rest else 0)
+    work |= dict(group=work["group"] * (parts + bool(rest)), four=work["group"] * fours)
+    work |= dict(row=work["four"] * v["kernel_h"], output=v["out_h"] * columns * v["out_c"])
+    return sweeps * (parts + bool(rest)), work
 
 
 def _common(v):
@@ -308,7 +346,7 @@ def _float(step):
 def _plain(step):
     kernel, v = plain.KERNELS[step.kind], step.values
     arrays = v["arrays"] | ({"constant": (f"{v['constant'].dtype}_t", v["constant"])} if "constant" in v else {})
-    yield Call(step, step.kind, kernel.files, arrays, kernel.work(v["fields"]), step.kind)
+    yield Call(step, step.kind, kernel.files, arrays, kernel.work(v["fields"]), step.kind, (), v.get("sweeps", 1))
 
 
 def _pair(step):
@@ -325,13 +363,13 @@ def _pair(step):
 
 
 @functools.cache
-def _costs():
+def costs() -> dict[str, dict[str, dict[str, float]]]:
     return json.loads(COSTS.read_text())
 
 
 _CHOICES: dict[str, Any] = {
-    "conv": _conv,
-    "depthwise": _depthwise,
+    "conv": _linear,
+    "depthwise": _linear,
     "max_pool": _pool,
     "mean_pool": _pool,
     "min_pool": _pool,

@@ -31,7 +31,7 @@ def conv(walk: Walk, place: int, op: tflite.Operator) -> None:
     kernel = _dilate(kernel, options.dilationHFactor, options.dilationWFactor)
     values = walk.window(place, op, (height, width), kernel.shape[1:3], walk.tensors[out].shape)
     values |= dict(in_c=channels) | walk.batch(given)
-    _linear(walk, "conv", place, op, kernel, values, per_channel=True)
+    _linear(walk, "conv", place, op, kernel, values)
 
 
 def depthwise(walk: Walk, place: int, op: tflite.Operator) -> None:
@@ -48,7 +48,7 @@ def depthwise(walk: Walk, place: int, op: tflite.Operator) -> None:
     kernel = np.moveaxis(kernel, 3, 0)  # O1HW
     kind = "conv" if channels == 1 else "depthwise"
     kernel = np.moveaxis(kernel, 1, 3) if kind == "conv" else kernel
-    _linear(walk, kind, place, op, kernel, values | dict(in_c=channels) | walk.batch(given), per_channel=True)
+    _linear(walk, kind, place, op, kernel, values | dict(in_c=channels) | walk.batch(given))
 
 
 def fully_connected(walk: Walk, place: int, op: tflite.Operator) -> None:
@@ -63,8 +63,7 @@ def fully_connected(walk: Walk, place: int, op: tflite.Operator) -> None:
     rows = math.prod(walk.tensors[op.inputs[0]].shape) // kernel.shape[1]
     values = dict(in_h=1, in_w=rows, out_h=1, out_w=rows, in_c=kernel.shape[1])
     values |= dict(kernel_h=1, kernel_w=1, stride_h=1, stride_w=1, pad_top=0, pad_left=0)
-    per_channel = len(walk.tensors[op.inputs[1]].scale) > 1
-    _linear(walk, "conv", place, op, kernel[:, None, None, :], values, per_channel)
+    _linear(walk, "conv", place, op, kernel[:, None, None, :], values)
 
 
 def pool(walk: Walk, place: int, op: tflite.Operator) -> None:
@@ -103,7 +102,7 @@ def transpose_conv(walk: Walk, place: int, op: tflite.Operator) -> None:
     same = options.padding == schema.Padding.SAME
     sizes = zip((out_h, out_w), (tall, wide), strides, strict=True)
     pads = [max((-(-n // s) - 1) * s + k - n, 0) // 2 if same else 0 for n, k, s in sizes]
-    bias, multiplier, shift = scaled(walk, place, turned, out_c, per_channel=True)
+    bias, multiplier, shift = scaled(walk, place, turned, out_c)
     low, high = walk.bounds(out, options.fusedActivationFunction)
     fields = dict(in_h=height, in_w=width, in_c=channels, out_h=out_h, out_w=out_w, out_c=out_c)
     fields |= dict(kernel_h=tall, kernel_w=wide, stride_h=strides[0], stride_w=strides[1])
@@ -131,7 +130,7 @@ def batch_matmul(walk: Walk, place: int, op: tflite.Operator) -> None:
         raise UserError(f"BATCH_MATMUL (operator {place}): shapes {shapes[0]} and {shapes[1]} do not fit its output")
     if any(s[:-2] != tuple(batches) and math.prod(s[:-2]) > 1 for s in shapes):
         raise UserError(f"BATCH_MATMUL (operator {place}): shapes {shapes[0]} and {shapes[1]} that both repeat")
-    ratio = np.float64(walk.tensors[a].scale[0] * walk.tensors[b].scale[0]) / walk.grid(out)[0]
+    ratio = walk.grid(a)[0] * walk.grid(b)[0] / walk.grid(out)[0]
     (multiplier,), (shift,) = quantize_multiplier([ratio])
     fields = dict(batch=math.prod(batches), rows=rows, columns=columns, inner=inner)
     fields |= dict(a_batch=rows * inner * (math.prod(shapes[0][:-2]) > 1))
@@ -157,12 +156,12 @@ def weights(walk: Walk, place: int, op: tflite.Operator) -> np.ndarray:
     return tensor.data
 
 
-def _linear(walk, kind, place, op, kernel, values, per_channel):
+def _linear(walk, kind, place, op, kernel, values):
     """Adds a step: bias with the input's zero point folded in, multipliers, and bounds of operators behind it."""
     given, out = op.inputs[0], op.outputs[0]
     out_c = kernel.shape[0]
     in_zero, out_zero = walk.grid(given)[1], walk.grid(out)[1]
-    bias, multiplier, shift = scaled(walk, place, op, out_c, per_channel)
+    bias, multiplier, shift = scaled(walk, place, op, out_c)
     sums = kernel.astype(np.int64).reshape(out_c, -1).sum(1)
     folded = bias - in_zero * sums
     if np.abs(folded).max(initial=0) >= 2**31:
@@ -172,10 +171,8 @@ def _linear(walk, kind, place, op, kernel, values, per_channel):
     values = values | dict(out_c=out_c, in_zero=in_zero, out_zero=out_zero, out_low=low, out_high=high)
     values |= dict(kernel=kernel, bias=folded.astype(np.int32), multiplier=multiplier, shift=shift)
     values |= dict(low=lows, high=highs)
-    macs = values["out_h"] * values["out_w"] * kernel.size
-    if kind == "depthwise":
-        macs = values["out_h"] * values["out_w"] * out_c * kernel.shape[2] * kernel.shape[3]
-    macs *= values.get("batch", 1)
+    taps = walk.tensors[op.inputs[1]].data.size  # without the zeros of dilation and of other groups
+    macs = values["out_h"] * values["out_w"] * taps * values.get("batch", 1)
     walk.step(kind, op.kind, place, (walk.root(given),), out, values, macs=macs)
 
 
@@ -184,7 +181,6 @@ def scaled(
     place: int,
     op: tflite.Operator,
     out_c: int,
-    per_channel: bool,
     types: tuple[str, ...] = ("INT32",),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(bias int64, multiplier, shift) `[out_c]`; an operator's inputs are its input, weights and perhaps a bias."""
@@ -198,10 +194,7 @@ def scaled(
         bias = tensor.data.ravel().astype(np.int64)
     if len(kernel.scale) not in (1, out_c):
         raise UserError(f"{op.kind} (operator {place}) has {len(kernel.scale)} scales of {out_c} outputs")
-    if per_channel:
-        ratio = in_scale * np.broadcast_to(kernel.scale, out_c).astype(np.float64) / out_scale
-    else:  # TFLite multiplies these in float32
-        ratio = np.full(out_c, np.float64(np.float32(in_scale) * kernel.scale[0]) / out_scale)
+    ratio = in_scale * np.broadcast_to(kernel.scale, out_c).astype(np.float64) / out_scale
     return bias, *quantize_multiplier(ratio)
 
 

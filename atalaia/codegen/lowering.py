@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from atalaia import tflite
-from atalaia.codegen import borders, elementwise, linear, moves, reductions, wide
+from atalaia.codegen import borders, elementwise, linear, moves, pads, reductions, wide
 from atalaia.codegen.graph import Graph, Walk
 from atalaia.errors import UserError
 
@@ -86,11 +86,12 @@ def lower_operator(walk: Walk, place: int, op: tflite.Operator) -> None:
 
 def as_graph(walk: Walk, inputs: list[int], outputs: list[int]) -> Graph:
     """The steps of a walk that is done."""
-    numbers = {i for s in walk.steps for i in (*s.inputs, s.output)} | {*inputs, *outputs}
+    steps, notes = pads.folded(walk.steps)
+    numbers = {i for s in steps for i in (*s.inputs, s.output)} | {*inputs, *outputs}
     shapes = {i: walk.tensors[i].shape for i in numbers}
     sizes = {i: walk.bytes(i) for i in numbers}
     dtypes = {i: walk.dtype(i) for i in (*inputs, *outputs) if walk.dtype(i) != "INT8"}
-    return Graph(walk.steps, sizes, shapes, tuple(inputs), tuple(outputs), walk.notes, dtypes)
+    return Graph(steps, sizes, shapes, tuple(inputs), tuple(outputs), [*walk.notes, *notes], dtypes)
 
 
 def refusal(model: tflite.Model, place: int, op: tflite.Operator) -> str:
@@ -107,6 +108,13 @@ def _refuse(model):
     for place, op in enumerate(model.operators):
         if op.kind in STATEFUL:
             raise UserError(refusal(model, place, op))
+    written = set(model.inputs)
+    for place, op in enumerate(model.operators):
+        for i in op.inputs:
+            if i >= 0 and i not in written and model.tensors[i].data is None:
+                name = model.tensors[i].name
+                raise UserError(f"{op.kind} (operator {place}) reads tensor {name!r}, which nothing before it writes")
+        written.update(op.outputs)
     for tensor in model.tensors:
         if any(n < 1 for n in tensor.shape):
             raise UserError(f"tensor {tensor.name!r} has shape {tensor.shape}: dynamic shapes are not supported")

@@ -1,9 +1,15 @@
 """Where each tensor lies in the arena: lifetimes, tensors that share their bytes, and offsets."""
 
+from __future__ import annotations
+
 import random
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from atalaia.codegen.graph import GIVEN, TAKEN, Graph, Step
+
+if TYPE_CHECKING:
+    from atalaia.codegen.strips import Strip
 
 ALIGN = 4
 TABLED = 1024  # values from which on a sum is faster by tables of what each of the 256 values of a term gives
@@ -25,6 +31,7 @@ class Plan(NamedTuple):
 
     tensors: by number; windows: of each step's scratch bytes, None where it has none; arena: bytes.
     bound: bytes that live at once in the fullest step, below which no placement can be; layers: those bytes by step.
+    strips: steps that run row by row together; the scratch bytes of each are the window of its first step.
     """
 
     tensors: dict[int, int]
@@ -32,57 +39,94 @@ class Plan(NamedTuple):
     arena: int
     bound: int
     layers: list[int]
+    strips: tuple[Strip, ...] = ()
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
+    """Bytes that are needed from step `first` to step `last`."""
+
     size: int
     first: int
     last: int
     key: tuple
 
 
-def plan(graph: Graph) -> Plan:
+def plan(graph: Graph, strips: Sequence[Strip] = ()) -> Plan:
     """The smallest arena that was found; proven smallest where `arena == bound`."""
-    uses = _lifetimes(graph)
-    shared: dict[int, int] = {}  # a tensor to the one in whose bytes it lies
+    shared = in_place(graph, strips)
+    blocks = _blocks(graph, strips, shared)
+    for i in [i for i, given in shared.items() if graph.sizes[i] != graph.sizes[given]]:
+        fewer = {k: given for k, given in shared.items() if k != i}
+        apart = _blocks(graph, strips, fewer)  # where the smaller one outlives the other, it is better off alone
+        if max(_layers(graph, apart)) < max(_layers(graph, blocks)):
+            shared, blocks = fewer, apart
+    layers = _layers(graph, blocks)
+    bound = max(layers, default=0)
+    offsets, arena = place(blocks, bound, 300)
+    tensors = {i: offsets["tensor", _home(i, shared)] for i in lifetimes(graph, strips)}
+    windows = [offsets.get(("window", at)) for at in range(len(graph.steps))]
+    return Plan(tensors, windows, arena, bound, layers, tuple(strips))
 
-    def home(i):
-        while i in shared:
-            i = shared[i]
-        return i
 
-    for at, step in enumerate(graph.steps):
-        if step.kind in _IN_PLACE or _worth_in_place(step, graph):
-            given = step.inputs[0]
-            if uses[given][1] == at and given not in graph.outputs and step.inputs.count(given) == 1:
-                shared[step.output] = given
-    windows = [scratch_bytes(step, step.output in shared) for step in graph.steps]
-    blocks: dict[int, _Block] = {}
-    for i, (first, last) in uses.items():
-        root = home(i)
+def _home(i, shared):
+    while i in shared:
+        i = shared[i]
+    return i
+
+
+def _blocks(graph, strips, shared):
+    """Blocks of tensors, of those together that share their bytes, and of steps' scratch bytes."""
+    blocks: dict[int, Block] = {}
+    for i, (first, last) in lifetimes(graph, strips).items():
+        root = _home(i, shared)
         size, begin, end = graph.sizes[i], first, last
         if root in blocks:
             old = blocks[root]
             size, begin, end = max(size, old.size), min(begin, old.first), max(end, old.last)
-        blocks[root] = _Block(size, begin, end, ("tensor", root))
-    every = [b._replace(size=-(-b.size // ALIGN) * ALIGN) for b in blocks.values()]
-    every += [_Block(-(-n // ALIGN) * ALIGN, at, at, ("window", at)) for at, n in enumerate(windows) if n]
-    layers = [sum(b.size for b in every if b.first <= at <= b.last) for at in range(len(graph.steps))]
-    bound = max(layers, default=0)
-    offsets, arena = _place(every, bound)
-    tensors = {i: offsets["tensor", home(i)] for i in uses}
-    return Plan(tensors, [offsets.get(("window", at)) for at in range(len(windows))], arena, bound, layers)
+        blocks[root] = Block(size, begin, end, ("tensor", root))
+    inside = {at for strip in strips for at in range(strip.first, strip.last + 1)}
+    windows = {at: scratch_bytes(s, s.output in shared) for at, s in enumerate(graph.steps) if at not in inside}
+    every = [b._replace(size=aligned(b.size)) for b in blocks.values()]
+    every += [Block(aligned(n), at, at, ("window", at)) for at, n in windows.items() if n]
+    return every + [Block(s.scratch, s.first, s.last, ("window", s.first)) for s in strips]
 
 
-def _lifetimes(graph):
-    """First and last step of each tensor in the arena."""
-    uses = {}
+def _layers(graph, blocks):
+    """Bytes that live in each step."""
+    return [sum(b.size for b in blocks if b.first <= at <= b.last) for at in range(len(graph.steps))]
+
+
+def aligned(size: int) -> int:
+    """Bytes of a block."""
+    return -(-size // ALIGN) * ALIGN
+
+
+def lifetimes(graph: Graph, strips: Sequence[Strip] = ()) -> dict[int, tuple[int, int]]:
+    """First and last step of each tensor in the arena; a strip's tensors live in all its steps, or not at all."""
+    spans = {at: (s.first, s.last) for s in strips for at in range(s.first, s.last + 1)}
+    rows_alone = {i for s in strips for i in s.inside}
+    uses: dict[int, tuple[int, int]] = {}
     for at, step in enumerate(graph.steps):
+        begin, end = spans.get(at, (at, at))
         inside = [] if step.kind in GIVEN else list(step.inputs)
         inside += [] if step.kind in TAKEN else [step.output]
         for i in inside:
-            uses[i] = (uses.get(i, (at, at))[0], at)
+            if i not in rows_alone:
+                first, last = uses.get(i, (begin, end))
+                uses[i] = min(first, begin), max(last, end)
     return uses
+
+
+def in_place(graph: Graph, strips: Sequence[Strip] = ()) -> dict[int, int]:
+    """From a tensor to the one in whose bytes it lies."""
+    uses, shared = lifetimes(graph, strips), {}
+    inside = {at for strip in strips for at in range(strip.first, strip.last + 1)}
+    for at, step in enumerate(graph.steps):
+        if at not in inside and (step.kind in _IN_PLACE or _worth_in_place(step, graph)):
+            given = step.inputs[0]
+            if uses[given][1] == at and given not in graph.outputs and step.inputs.count(given) == 1:
+                shared[step.output] = given
+    return shared
 
 
 def in_place_is_safe(step: Step) -> bool:
@@ -99,7 +143,7 @@ def in_place_is_safe(step: Step) -> bool:
 
 def _worth_in_place(step, graph):
     """A convolution that is safe to run in place, where that takes fewer bytes than an output of its own."""
-    if step.kind not in ("conv", "depthwise") or "batch" in step.values or not in_place_is_safe(step):
+    if step.kind not in ("conv", "depthwise", "conv_mac16") or "batch" in step.values or not in_place_is_safe(step):
         return False
     return scratch_bytes(step, True) - scratch_bytes(step, False) < graph.sizes[step.output]
 
@@ -107,6 +151,8 @@ def _worth_in_place(step, graph):
 def scratch_bytes(step: Step, in_place: bool = False) -> int:
     """Bytes of the rows that a convolution copies, 0 where it can read them where they lie; of the tables of a sum."""
     v = step.values
+    if "scratch" in v:
+        return v["scratch"]
     if step.kind in ("add", "sub"):
         return 2 * 256 * 4 if v.get("tables") and v["values"] >= TABLED else 0
     if step.kind not in ("conv", "depthwise"):
@@ -116,11 +162,13 @@ def scratch_bytes(step: Step, in_place: bool = False) -> int:
     return 0 if direct and not in_place else v["kernel_h"] * width * v["in_c"]
 
 
-def _place(blocks, bound, tries=300):
+def place(blocks: Sequence[Block], bound: int = 0, tries: int = 1) -> tuple[dict[tuple, int], int]:
     """Offsets by key, and the arena: first fit, largest first, then in other orders until the bound is reached."""
-    best, order, draw = None, sorted(blocks, key=lambda b: -b.size), random.Random(0)
+    order, draw = sorted(blocks, key=lambda b: -b.size), random.Random(0)
+    best: tuple[dict[tuple, int], int] | None = None
     for _ in range(tries):
-        offsets, placed = {}, []
+        offsets: dict[tuple, int] = {}
+        placed: list[tuple[int, Block]] = []
         for block in order:
             offset = 0
             for other_offset, other in sorted(placed, key=lambda p: p[0]):
@@ -134,4 +182,5 @@ def _place(blocks, bound, tries=300):
         if best[1] <= bound:
             break
         order = draw.sample(blocks, len(blocks))
+    assert best is not None
     return best

@@ -19,6 +19,20 @@ def pack_dense(kernel: np.ndarray) -> np.ndarray:
     return (padded.reshape(-1, 4, *rest).transpose(0, 2, 3, 4, 1).ravel() + 128).astype(np.uint8)
 
 
+def pack_woven(kernel: np.ndarray) -> np.ndarray:
+    """uint32: groups of three outputs, in them rows, columns and channels, in them two words, as conv_woven.c has them.
+
+    A last output that is alone in its group has one word a tap.
+    """
+    out, *rest = kernel.shape
+    padded = np.zeros((-(-out // 3) * 3, *rest), np.int64)
+    padded[:out] = kernel
+    first, second, third = padded.reshape(-1, 3, *rest).swapaxes(0, 1)
+    words = np.stack([first + (second << 21), third + (second << 10)], -1).reshape(len(first), -1)
+    last = words[-1, :: 2 if out % 3 == 1 else 1]
+    return (np.append(words[:-1].ravel(), last) & 0xFFFFFFFF).astype(np.uint32)
+
+
 def pack_fields(kernel: np.ndarray, bits: int) -> np.ndarray:
     """Words of four taps of two outputs: uint32 for 4 bits, three uint8 for 3, uint16 for 2. A row starts a new word.
 

@@ -30,7 +30,7 @@ def conv(walk: Walk, place: int, op: tflite.Operator) -> None:
     fields = walk.window(place, op, (height, width), (spans[0], spans[1]), walk.tensors[out].shape)
     fields |= dict(in_c=channels, kernel_h=kernel.shape[1], kernel_w=kernel.shape[2]) | dilation
     fields |= dict(group_in=kernel.shape[3], group_out=kernel.shape[0] // groups)
-    _linear(walk, place, op, kernel, fields, per_channel=True)
+    _linear(walk, place, op, kernel, fields)
 
 
 def fully_connected(walk: Walk, place: int, op: tflite.Operator) -> None:
@@ -45,17 +45,16 @@ def fully_connected(walk: Walk, place: int, op: tflite.Operator) -> None:
     fields = dict(in_h=1, in_w=rows, out_h=1, out_w=rows, in_c=kernel.shape[1], group_in=kernel.shape[1])
     fields |= dict.fromkeys(("kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w"), 1)
     fields |= dict(pad_top=0, pad_left=0, group_out=len(kernel))
-    per_channel = len(walk.tensors[op.inputs[1]].scale) > 1
-    _linear(walk, place, op, kernel[:, None, None, :], fields, per_channel)
+    _linear(walk, place, op, kernel[:, None, None, :], fields)
 
 
-def _linear(walk, place, op, kernel, fields, per_channel):
+def _linear(walk, place, op, kernel, fields):
     """Adds a step; a file's bias of 32 bits means sums of 32."""
     given, out, out_c = op.inputs[0], op.outputs[0], len(kernel)
     of_bias = walk.dtype(op.inputs[2]) if len(op.inputs) > 2 and op.inputs[2] >= 0 else "INT64"
     if of_bias == "INT32" and op.kind == "DEPTHWISE_CONV_2D":
         raise UserError(f"{op.kind} (operator {place}) of int16 with a bias of 32 bits: TFLite Micro reads it as 64")
-    bias, multiplier, shift = linear.scaled(walk, place, op, out_c, per_channel, ("INT32", "INT64"))
+    bias, multiplier, shift = linear.scaled(walk, place, op, out_c, ("INT32", "INT64"))
     if of_bias == "INT64" and (shift.max() > 7 or np.abs(bias).max(initial=0) >= 1 << 46):
         raise UserError(f"{op.kind} (operator {place}): its scales or bias exceed what TFLite Micro can multiply")
     low, high = _bounds(walk, out, op)

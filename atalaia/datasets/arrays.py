@@ -21,18 +21,19 @@ NUMBERED = "number classes from 0 without gaps"
 
 
 def load(config: ConfigDict, cache: Path) -> Source:
-    """The arrays train_images, train_targets and, optionally, test_images, test_targets and names of path, an .npz.
+    """The arrays train_images, train_targets and, optionally, test_images, test_targets and names of path.
+
+    That is an .npz, or a folder with a file NAME.npy of each, whose images are read when they are used.
 
     Raises:
       UserError: there is no such file, or its arrays are not as `checked` wants them.
     """
-    keys = f"an .npz with {', '.join(REQUIRED)} and, optionally, {', '.join(OPTIONAL)}"
+    keys = f"an .npz with {', '.join(REQUIRED)} and, optionally, {', '.join(OPTIONAL)}, or a folder of such .npy files"
     if not config.path:
         raise UserError(f"arrays needs data.path, {keys}")
     path = Path(config.path).expanduser()
     try:
-        with np.load(path) as found:
-            given = {key: found[key] for key in found.files}
+        given = _folder(path) if path.is_dir() else _file(path)
     except FileNotFoundError:
         raise UserError(f"data.path: there is no file {path}: give {keys}") from None
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
@@ -47,6 +48,15 @@ def load(config: ConfigDict, cache: Path) -> Source:
     test = Split(given["test_images"], given["test_targets"]) if "test_images" in given else None
     source = Source(Split(given["train_images"], given["train_targets"]), test, given.get("names", ()))
     return checked(str(path), source)
+
+
+def _file(path):
+    with np.load(path) as found:
+        return {key: found[key] for key in found.files}
+
+
+def _folder(path):
+    return {file.stem: np.load(file, mmap_mode="r" if "images" in file.stem else None) for file in path.glob("*.npy")}
 
 
 def from_function(name: str) -> Source:

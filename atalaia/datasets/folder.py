@@ -48,10 +48,12 @@ def load(config: ConfigDict, cache: Path) -> Source:
 
     names = tuple(train)
 
+    kept = None if config.in_memory else cache / "images"
+
     def labelled(listed):
         paths = [path for found in listed.values() for path in found]
         labels = np.repeat([names.index(name) for name in listed], [len(found) for found in listed.values()])
-        return Split(pictures.read(paths, size, 1 if config.grey else 3, config.fit), labels)
+        return Split(pictures.read(paths, size, 1 if config.grey else 3, config.fit, kept), labels)
 
     return Source(labelled(train), labelled(test) if test else None, names, fitted=True)
 

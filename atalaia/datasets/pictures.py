@@ -1,5 +1,6 @@
 """Image files, and how an image of one shape becomes one of another."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
+from atalaia.datasets import disk
 from atalaia.errors import UserError
+from atalaia.files import locked
 from atalaia.progress import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -98,16 +101,37 @@ def below(folder: Path, field: str) -> list[Path]:
     return paths
 
 
-def read(paths: list[Path], size: tuple[int, int], channels: int, how: str) -> np.ndarray:
+def read(paths: list[Path], size: tuple[int, int], channels: int, how: str, kept: Path | None = None) -> np.ndarray:
     """Images, turned as their EXIF data say and brought to a height and width as `fit` does (bilinear).
+
+    With `kept`, a folder, they are read into a file there, once, and stay in it (np.memmap): the file's name tells the
+    images' paths, sizes and times of change, and what was done to them.
 
     Returns:
       uint8 `[n, height, width, channels]`, of 1 channel or 3.
 
     Raises:
-      UserError: names those that cannot be read.
+      UserError: names those that cannot be read; or they do not fit into memory.
     """
-    images = np.empty((len(paths), *size, channels), np.uint8)
+    shape = (len(paths), *size, channels)
+    if kept is None:
+        disk.refuse_too_large(shape)
+        return _read_into(np.empty(shape, np.uint8), paths, how)
+    stats = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path in paths for stat in [path.stat()]]
+    name = hashlib.sha256(repr((stats, shape, how)).encode()).hexdigest()[:16]
+    kept.mkdir(parents=True, exist_ok=True)
+    file = kept / f"{name}.npy"
+    with locked(kept / f"{name}.lock"):
+        if not file.exists():
+            part = file.with_suffix(".part")
+            _read_into(disk.create(part, shape), paths, how).flush()
+            part.replace(file)
+    return np.load(file, mmap_mode="r")
+
+
+def _read_into(images, paths, how):
+    """`images` with those of the paths in it."""
+    size, channels = images.shape[1:3], images.shape[3]
     broken = []
     with Progress(f"read {os.path.commonpath([path.parent for path in paths])}", len(paths), "images") as progress:
         for i, path in enumerate(paths):

@@ -12,7 +12,7 @@ OFFICIAL = "official"  # of data.unlabelled: the images that come with the data 
 
 
 class Split(NamedTuple):
-    images: np.ndarray  # uint8 [n, height, width, channels]
+    images: Any  # uint8 [n, height, width, channels], an array or disk.Rows
     targets: Any  # what is learned of each: a pytree of arrays [n, ...]; of classification int32 [n]
 
 

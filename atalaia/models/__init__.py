@@ -12,19 +12,29 @@ import flax.linen as nn
 
 from atalaia import own
 from atalaia.errors import UserError
-from atalaia.models import detector, mobilenet, rafael, resnet, resnet50, thesis
+from atalaia.models import detector, gated, mobilenet, rafael, resnet, resnet50, thesis
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "thesis": thesis.Thesis,
     "student": thesis.Thesis,  # Code 2 and Code 3 of the thesis are one body; the input's size makes the difference
     "resnet8": resnet.ResNet8,
+    "resnet14": partial(resnet.ResNet, depth=2),
+    "resnet20": resnet.ResNet,
+    "resnet32": partial(resnet.ResNet, depth=5),
+    "resnet20_wide": partial(resnet.ResNet, width=32),
+    "gated": gated.Gated,
+    "gated_small": partial(gated.Gated, stages=((16, 1), (32, 2), (48, 2))),
     "mobilenetv1": mobilenet.MobileNetV1,
     "detector": detector.Detector,
     "detector_small": partial(detector.Detector, widths=(8, 16, 48), depths=(0, 0, 4)),
-    "detector_sparse": partial(detector.Detector, widths=(0, 16, 32), depths=(0, 0, 4), stem=5, full=True),
+    "detector_sparse": partial(
+        detector.Detector, widths=(0, 16, 32), depths=(0, 0, 4), stem=5, full=True, dilations=(1, 2, 1, 2)
+    ),
     "detector_large": partial(detector.Detector, widths=(32, 64, 128), depths=(1, 2, 6)),
     "rafael_base": rafael.Rafael,
     "rafael_base_32": partial(rafael.Rafael, stem=(3, 1)),  # for images of 32x32
+    "rafael_deep_32": partial(rafael.Rafael, stem=(3, 1), stages=((32, 4), (64, 6), (128, 3))),
+    "rafael_wide_32": partial(rafael.Rafael, stem=(3, 1), stages=((48, 3), (96, 4), (192, 2))),
     "rafael_1": partial(rafael.Rafael, extra=(9,)),
     "rafael_2": partial(rafael.Rafael, extra=(3, 3)),
     "rafael_3": partial(rafael.Rafael, extra=(3, 3, 3)),

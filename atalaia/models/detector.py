@@ -38,6 +38,8 @@ class Detector(nn.Module):
         of `widths` and of `depths` mean nothing; 0: none.
       full: whether residual layers of many channels are full ones too: to be pruned, when they run faster than
         separable ones.
+      dilations: of the residual layers at an eighth, one after the other and again from the first on: with more than 1
+        they see larger things, at the same cost.
     """
 
     outputs: int
@@ -45,6 +47,7 @@ class Detector(nn.Module):
     depths: tuple[int, int, int] = (0, 1, 6)
     stem: int = 0
     full: bool = False
+    dilations: tuple[int, ...] = (1,)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
@@ -54,7 +57,8 @@ class Detector(nn.Module):
             kernel, strides = (self.stem, 4) if i == 1 and self.stem else (3, 2)
             x = layers.Conv(width, kernel=kernel, strides=strides, norm="before", name=f"stage{i}")(x, train)
             for j in range(depth):
-                y = _mixed(x, width, self.full or width < DENSE_BELOW, f"stage{i}_{j}", train)
+                dilation = self.dilations[j % len(self.dilations)] if i == len(self.widths) - 1 else 1
+                y = _mixed(x, width, self.full or width < DENSE_BELOW, dilation, f"stage{i}_{j}", train)
                 x = layers.Add(relu=True, name=f"stage{i}_{j}")(x, y)
         rare = math.log(INITIAL / (1 - INITIAL))
         return dict(
@@ -63,9 +67,9 @@ class Detector(nn.Module):
         )
 
 
-def _mixed(x, width, full, name, train):
+def _mixed(x, width, full, dilation, name, train):
     """A convolution of 3x3 that keeps the width: full where channels are few, separable where they are many."""
     if full:
-        return layers.Conv(width, norm="before", relu=False, name=f"{name}_conv")(x, train)
-    y = layers.Conv(width, depthwise=True, norm="before", name=f"{name}_depthwise")(x, train)
+        return layers.Conv(width, norm="before", relu=False, dilation=dilation, name=f"{name}_conv")(x, train)
+    y = layers.Conv(width, depthwise=True, norm="before", dilation=dilation, name=f"{name}_depthwise")(x, train)
     return layers.Conv(width, kernel=1, norm="before", relu=False, name=f"{name}_pointwise")(y, train)

@@ -14,7 +14,12 @@ arXiv:1512.03385), BatchNorm before ReLU, average pooling, each exact in int8. O
 | rafael_3 | three of 3x3 | 64,426 | 63,096 | 13,256,192 |
 
 Images of 32x32 work too (1,222,144 MACs in the base). rafael_base_32 is meant for them: its first convolution has a
-kernel of 3x3 and does not halve them (57,624 bytes, 4,098,304 MACs).
+kernel of 3x3 and does not halve them (57,624 bytes, 4,098,304 MACs). So do others, wider and deeper than it:
+
+| network | channels and residual layers | values | bytes of int8 weights and int32 biases | MACs |
+|---|---|---:|---:|---:|
+| rafael_deep_32 | 32 x 4, 64 x 6, 128 x 3 | 113,962 | 111,864 | 5,892,352 |
+| rafael_wide_32 | 48 x 3, 96 x 4, 192 x 2 | 170,922 | 168,632 | 8,761,728 |
 """
 
 import flax.linen as nn
@@ -34,17 +39,19 @@ class Rafael(nn.Module):
       outputs: n.
       extra: kernel sizes of the layers that a variant adds to the first stage.
       stem: kernel size and strides of the first convolution.
+      stages: (channels, residual layers) of each.
     """
 
     outputs: int
     extra: tuple[int, ...] = ()
     stem: tuple[int, int] = (5, 2)
+    stages: tuple[tuple[int, int], ...] = STAGES
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         channels = 16
         x = layers.Conv(channels, *self.stem, norm="before", name="stem")(x, train)
-        for i, (width, depth) in enumerate(STAGES):
+        for i, (width, depth) in enumerate(self.stages):
             if i == 0:  # so narrow that a full convolution is cheap
                 x = layers.Conv(width, strides=2, norm="before", name="stage0")(x, train)
             else:

@@ -1,6 +1,15 @@
-"""MLPerf Tiny's ResNet-8 for 32x32 images.
+"""Residual networks for 32x32 images: MLPerf Tiny's ResNet-8, and the family around ResNet-20.
 
 Banbury et al., MLPerf Tiny Benchmark, 2021 (arXiv:2106.07597): one convolution, three residual stacks, average pooling.
+He et al., 2015 (arXiv:1512.03385), section 4.2: three stacks of n blocks are a ResNet of 6 n + 2 layers. Of 32x32x3 to
+10 classes:
+
+| network | width, blocks in a stack | values | bytes of int8 weights and int32 biases | MACs |
+|---|---|---:|---:|---:|
+| resnet14 | 16, 2 | 176,938 | 176,408 | 26,657,408 |
+| resnet20 | 16, 3 | 274,826 | 274,072 | 40,813,184 |
+| resnet32 | 16, 5 | 470,602 | 469,400 | 69,124,736 |
+| resnet20_wide | 32, 3 | 1,089,290 | 1,087,752 | 162,366,720 |
 """
 
 import flax.linen as nn
@@ -32,3 +41,37 @@ class ResNet8(nn.Module):
         x = layers.GlobalAvgPool(name="pool")(x)
         x = layers.Flatten(name="flatten")(x)
         return layers.Dense(self.outputs, name="logits")(x, train)
+
+
+class ResNet(nn.Module):
+    """Conv, three stacks of residual blocks (strides 1, 2, 2), average pooling and Dense n; BatchNorm before ReLU.
+
+    The shortcut of a strided block is a 1x1 convolution.
+
+    Attributes:
+      outputs: n.
+      width: channels of the first stack; the others have two and four times as many.
+      depth: blocks in a stack.
+    """
+
+    outputs: int
+    width: int = 16
+    depth: int = 3
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = layers.Conv(self.width, norm="before", name="conv")(x, train)
+        for i in range(3):
+            for j in range(self.depth):
+                x = _block(x, self.width * 2**i, 2 if i and j == 0 else 1, f"block{i}_{j}", train)
+        x = layers.GlobalAvgPool(name="pool")(x)
+        x = layers.Flatten(name="flatten")(x)
+        return layers.Dense(self.outputs, name="logits")(x, train)
+
+
+def _block(x, width, strides, name, train):
+    y = layers.Conv(width, strides=strides, norm="before", name=f"{name}a")(x, train)
+    y = layers.Conv(width, norm="before", relu=False, name=f"{name}b")(y, train)
+    if strides > 1:
+        x = layers.Conv(width, kernel=1, strides=strides, norm="before", relu=False, name=f"{name}s")(x, train)
+    return layers.Add(relu=True, name=name)(x, y)

@@ -3,16 +3,16 @@
  * bridges a gap. The codes follow in words of 16 bits, the first in the lowest bits. One, four or eight pixels at once. */
 
 /* `step` and `wide` as in conv_sparse.c, from which SPARSE_TAKE is. */
-INLINE void conv_coded_sparse(const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out, const int width,
+INLINE void conv_coded(const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out, const int width,
                        const int pixels, const int step, const int wide)
 {
-    const int16_t *const table = c->weights;
+    const int16_t *const table = (const int16_t *)c->weights;
     const int out_c = c->out_c;
     for (int x = 0; x < c->out_w; x += pixels) {
         if (x + pixels > c->out_w)
             x = c->out_w - pixels;
-        const uint16_t *w = (const uint16_t *)table + (1 << width), *wide_count = c->counts;
-        const uint8_t *narrow_count = c->counts;
+        const uint16_t *w = (const uint16_t *)table + (1 << width), *wide_count = (const uint16_t *)c->counts;
+        const uint8_t *narrow_count = (const uint8_t *)c->counts;
         uint32_t bits = 0;
         int have = 0;
         for (int o = 0; o < out_c; o++) {

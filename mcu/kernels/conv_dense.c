@@ -17,7 +17,7 @@ INLINE void conv_dense(const conv_t *c, const uint8_t *window, uint32_t row_byte
     for (int x = 0; x < c->out_w; x += pixels) {
         if (x + pixels > c->out_w)
             x = c->out_w - pixels;
-        const uint8_t *w = c->weights, *first = window + (uint32_t)x * step;
+        const uint8_t *w = (const uint8_t *)c->weights, *first = window + (uint32_t)x * step;
         const uint32_t a = 128 * conv_total(c, first, row_bytes);
         const uint32_t b = pixels > 1 ? 128 * conv_total(c, first + step, row_bytes) : 0;
         for (int o = 0; o < out_c; o += 4) {

@@ -1,6 +1,7 @@
-/* Weights of few bits, stored as weight + 8 in 4 bits, + 4 in 3 bits or + 2 in 2 bits. A word holds four taps of two outputs, those
- * of the second 16 bits higher, so that one multiplication serves both: u * (w0 + 65536 w1). The sums of c->chunk products
- * fit 16 bits with their sign, whatever the activations; then they are taken apart. One pixel or four at once. */
+/* Weights of few bits, stored as weight + 8 in 4 bits, + 4 in 3 bits or + 2 in 2 bits. A word holds four taps of two
+ * outputs, those of the second 16 bits higher, so that one multiplication serves both: u * (w0 + 65536 w1). The sums of
+ * c->chunk products fit 16 bits with their sign, whatever the activations; then they are taken apart. One pixel or four at
+ * once. */
 #define PACKED_TAP(i)                                                \
     {                                                                \
         const uint32_t both = (word & mask) - offset;                \

@@ -22,8 +22,8 @@ INLINE void conv_sparse(const conv_t *c, const uint8_t *window, uint32_t row_byt
     for (int x = 0; x < c->out_w; x += pixels) {
         if (x + pixels > c->out_w)
             x = c->out_w - pixels; /* the last pixels once more rather than one by one */
-        const uint8_t *w = c->weights, *narrow_count = c->counts;
-        const uint16_t *wide_count = c->counts;
+        const uint8_t *w = (const uint8_t *)c->weights, *narrow_count = (const uint8_t *)c->counts;
+        const uint16_t *wide_count = (const uint16_t *)c->counts;
         for (int o = 0; o < out_c; o++) {
             uint32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, a4 = 0, a5 = 0, a6 = 0, a7 = 0;
             const uint8_t *row = window + x * step;

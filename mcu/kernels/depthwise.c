@@ -7,7 +7,7 @@ INLINE void depthwise(const conv_t *c, const uint8_t *window, uint32_t row_bytes
     for (int x = 0; x < c->out_w; x += pixels) {
         if (x + pixels > c->out_w)
             x = c->out_w - pixels;
-        const int8_t *w = c->weights;
+        const int8_t *w = (const int8_t *)c->weights;
         for (int o = 0, channel = 0, filter = 0; o < out_c; o++) {
             uint32_t sums[4], a = 0, b = 0, d = 0, e = 0;
             const uint8_t *row = window + (uint32_t)x * step + channel;
@@ -28,30 +28,67 @@ INLINE void depthwise(const conv_t *c, const uint8_t *window, uint32_t row_bytes
     }
 }
 
-enum { COLUMNS = 16 }; /* outputs that are summed before they are stored */
+/* 3x3, four outputs at once: each input is loaded once for all of them that it is a part of. Weights are int16, which
+ * processors load with their sign. `stride`: of pixels; `deep`: bytes between two of them. */
+#define DEPTHWISE_COLUMN(i, SUMS)                                                                          \
+    {                                                                                                      \
+        const uint32_t u = p[i * deep];                                                                    \
+        SUMS;                                                                                              \
+    }
+#define DEPTHWISE_ROW(k, FIRST)                                                                            \
+    {                                                                                                      \
+        LOAD_FROM_HERE(w);                                                                                 \
+        const uint32_t w0 = (uint32_t)w[3 * k], w1 = (uint32_t)w[3 * k + 1], w2 = (uint32_t)w[3 * k + 2];  \
+        DEPTHWISE_COLUMN(0, FIRST(a, w0 * u))                                                              \
+        if (stride == 1) {                                                                                 \
+            DEPTHWISE_COLUMN(1, ADD_IN_ORDER(a, w1 * u); FIRST(b, w0 * u))                                 \
+            DEPTHWISE_COLUMN(2, ADD_IN_ORDER(a, w2 * u); ADD_IN_ORDER(b, w1 * u); FIRST(d, w0 * u))        \
+            DEPTHWISE_COLUMN(3, ADD_IN_ORDER(b, w2 * u); ADD_IN_ORDER(d, w1 * u); FIRST(e, w0 * u))        \
+            DEPTHWISE_COLUMN(4, ADD_IN_ORDER(d, w2 * u); ADD_IN_ORDER(e, w1 * u))                          \
+            DEPTHWISE_COLUMN(5, ADD_IN_ORDER(e, w2 * u))                                                   \
+        } else {                                                                                           \
+            DEPTHWISE_COLUMN(1, ADD_IN_ORDER(a, w1 * u))                                                   \
+            DEPTHWISE_COLUMN(2, ADD_IN_ORDER(a, w2 * u); FIRST(b, w0 * u))                                 \
+            DEPTHWISE_COLUMN(3, ADD_IN_ORDER(b, w1 * u))                                                   \
+            DEPTHWISE_COLUMN(4, ADD_IN_ORDER(b, w2 * u); FIRST(d, w0 * u))                                 \
+            DEPTHWISE_COLUMN(5, ADD_IN_ORDER(d, w1 * u))                                                   \
+            DEPTHWISE_COLUMN(6, ADD_IN_ORDER(d, w2 * u); FIRST(e, w0 * u))                                 \
+            DEPTHWISE_COLUMN(7, ADD_IN_ORDER(e, w1 * u))                                                   \
+            DEPTHWISE_COLUMN(8, ADD_IN_ORDER(e, w2 * u))                                                   \
+        }                                                                                                  \
+        p += row_bytes;                                                                                    \
+        LOAD_FROM_HERE(p);                                                                                 \
+    }
+#define DEPTHWISE_SET(sum, x) (sum = x)
 
-/* 3x3 at stride 1: along a row, each column of three values is loaded once, for the three outputs that it is a part of. */
-INLINE void depthwise_columns(const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out)
+INLINE void depthwise_rows(const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out, const int stride,
+                           const int deep)
 {
-    const int filters = c->out_c / c->in_c;
-    const int8_t *w = c->weights;
-    for (int o = 0, channel = 0, filter = 0; o < c->out_c; o++, w += 9) {
-        const uint32_t w0 = (uint32_t)w[0], w1 = (uint32_t)w[1], w2 = (uint32_t)w[2];
-        const uint32_t w3 = (uint32_t)w[3], w4 = (uint32_t)w[4], w5 = (uint32_t)w[5];
-        const uint32_t w6 = (uint32_t)w[6], w7 = (uint32_t)w[7], w8 = (uint32_t)w[8];
-        for (int x = 0; x < c->out_w; x += COLUMNS) {
-            const int pixels = c->out_w - x < COLUMNS ? c->out_w - x : COLUMNS;
-            uint32_t sums[COLUMNS + 2], one = 0, two = 0; /* of outputs that lack one column, and two */
-            const uint8_t *p = window + (uint32_t)x * c->in_c + channel;
-            for (uint32_t *sum = sums; sum < sums + pixels + 2; p += c->in_c) { /* the first two are no output's */
-                const uint32_t u = p[0], v = p[row_bytes], t = p[2 * row_bytes];
-                *sum++ = one + w2 * u + w5 * v + w8 * t;
-                one = two + w1 * u + w4 * v + w7 * t;
-                two = w0 * u + w3 * v + w6 * t;
+    enum { CHANNELS = 4 };
+    const int out_w = c->out_w, out_c = c->out_c;
+    const int16_t *weights = (const int16_t *)c->weights;
+    for (int o = 0, channels; o < out_c; o += channels, weights += 9 * channels) {
+        channels = out_c - o < CHANNELS ? out_c - o : CHANNELS;
+        for (int x = 0, pixels; x < out_w; x += pixels) {
+            uint32_t sums[CHANNELS * COLUMNS], *s = sums;
+            pixels = out_w - x < COLUMNS ? out_w - x : COLUMNS;
+            if (pixels < 4)
+                x = out_w - 4, pixels = 4;
+            const int16_t *w = weights;
+            for (int i = 0; i < channels; i++, w += 9) {
+                const uint8_t *first = window + x * stride * deep + o + i;
+                for (int left = pixels; left > 0; left -= 4, s += 4, first += 4 * stride * deep) {
+                    if (left < 4)
+                        s -= 4 - left, first -= (4 - left) * stride * deep;
+                    uint32_t a, b, d, e;
+                    const uint8_t *p = first;
+                    DEPTHWISE_ROW(0, DEPTHWISE_SET)
+                    DEPTHWISE_ROW(1, ADD_IN_ORDER)
+                    DEPTHWISE_ROW(2, ADD_IN_ORDER)
+                    s[0] = a, s[1] = b, s[2] = d, s[3] = e;
+                }
             }
-            conv_store(c, x, o, 1, pixels, sums + 2, out);
+            conv_store(c, x, o, channels, pixels, sums, out);
         }
-        if (++filter == filters)
-            filter = 0, channel++;
     }
 }

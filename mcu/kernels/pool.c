@@ -4,9 +4,10 @@ typedef struct {
     uint8_t stride_h, stride_w, pad_top, pad_left, out_low, out_high;
 } pool_t;
 
-static void pool(const pool_t *p, const uint8_t *in, uint8_t *out, int mean)
+/* Rows y to end - 1 of the output; `in` starts with row `first` of the input, `row_bytes` lie from row to row. */
+static void pool(const pool_t *p, const uint8_t *in, int first, uint32_t row_bytes, int y, int end, uint8_t *out, int mean)
 {
-    for (int y = 0; y < p->out_h; y++)
+    for (; y < end; y++)
         for (int x = 0; x < p->out_w; x++) {
             int top = y * p->stride_h - p->pad_top, left = x * p->stride_w - p->pad_left;
             int bottom = top + p->kernel_h, right = left + p->kernel_w;
@@ -16,7 +17,7 @@ static void pool(const pool_t *p, const uint8_t *in, uint8_t *out, int mean)
                 int32_t total = 0, most = 0, count = (bottom - top) * (right - left);
                 for (int i = top; i < bottom; i++)
                     for (int j = left; j < right; j++) {
-                        int32_t v = in[((uint32_t)i * p->in_w + j) * p->channels + c];
+                        int32_t v = in[(uint32_t)(i - first) * row_bytes + (uint32_t)j * p->channels + c];
                         total += v;
                         most = v > most ? v : most;
                     }

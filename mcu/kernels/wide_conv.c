@@ -39,8 +39,8 @@ static int64_t wide_sum(const wide_conv_t *c, const int16_t *in, const int8_t *w
 
 static void wide_conv(const wide_conv_t *c, const uint8_t *from, uint8_t *to)
 {
-    const int16_t *in = (const void *)from;
-    int16_t *out = (void *)to;
+    const int16_t *in = (const int16_t *)(const void *)from;
+    int16_t *out = (int16_t *)(void *)to;
     for (int y = 0; y < c->out_h; y++)
         for (int x = 0; x < c->out_w; x++)
             for (int o = 0; o < c->out_c; o++) {

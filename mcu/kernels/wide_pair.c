@@ -9,8 +9,8 @@ typedef struct {
 
 static void wide_pair(const wide_pair_t *e, const uint8_t *a_values, const uint8_t *b_values, uint8_t *to)
 {
-    const int16_t *a = (const void *)a_values, *b = (const void *)b_values;
-    int16_t *out = (void *)to;
+    const int16_t *a = (const int16_t *)(const void *)a_values, *b = (const int16_t *)(const void *)b_values;
+    int16_t *out = (int16_t *)(void *)to;
     for (uint32_t i = 0, left = e->b_inner, at = 0; i < e->values; i++) {
         const int32_t x = a[i], y = b[at];
         const int32_t both = e->product ? x * y : rescale(x * (1 << 15), e->a_multiplier, e->a_shift) +

@@ -9,6 +9,9 @@
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-schedule-insns", "no-tree-loop-distribute-patterns")
 #endif
+#ifdef __cplusplus /* C leaves fields that a layer has no use for at 0 without a word */
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#endif
 
 /* Xtensa processors can lack an instruction for the high half of a product; the ESP32 has it. */
 #if defined(__XTENSA__) && !(defined(__XCHAL_HAVE_MUL32_HIGH) && __XCHAL_HAVE_MUL32_HIGH)
@@ -76,12 +79,15 @@ static inline uint8_t clamp(int32_t x, int32_t low, int32_t high)
     return (uint8_t)(x < low ? low : x > high ? high : x);
 }
 
-/* int8 at the borders, value + 128 inside. */
-static void flip(const void *from, void *to, uint32_t values)
+/* int8 to value + 128, or back, by words where both are aligned. */
+static void flip(const void *from, void *to, uint32_t size)
 {
-    const uint8_t *in = from;
-    uint8_t *out = to;
-    while (values--)
+    const uint8_t *in = (const uint8_t *)from, *end = in + size;
+    uint8_t *out = (uint8_t *)to;
+    if ((((uintptr_t)from | (uintptr_t)to) & 3) == 0)
+        for (const uint8_t *last = end - (size & 3); in < last; in += 4, out += 4)
+            *(uint32_t *)(void *)out = *(const uint32_t *)(const void *)in ^ 0x80808080u;
+    while (in < end)
         *out++ = *in++ ^ 128;
 }
 
@@ -91,9 +97,10 @@ typedef struct {
     uint8_t stride_h, stride_w, pad_top, pad_left, out_low, out_high;
 } pool_t;
 
-static void pool(const pool_t *p, const uint8_t *in, uint8_t *out, int mean)
+/* Rows y to end - 1 of the output; `in` starts with row `first` of the input, `row_bytes` lie from row to row. */
+static void pool(const pool_t *p, const uint8_t *in, int first, uint32_t row_bytes, int y, int end, uint8_t *out, int mean)
 {
-    for (int y = 0; y < p->out_h; y++)
+    for (; y < end; y++)
         for (int x = 0; x < p->out_w; x++) {
             int top = y * p->stride_h - p->pad_top, left = x * p->stride_w - p->pad_left;
             int bottom = top + p->kernel_h, right = left + p->kernel_w;
@@ -103,7 +110,7 @@ static void pool(const pool_t *p, const uint8_t *in, uint8_t *out, int mean)
                 int32_t total = 0, most = 0, count = (bottom - top) * (right - left);
                 for (int i = top; i < bottom; i++)
                     for (int j = left; j < right; j++) {
-                        int32_t v = in[((uint32_t)i * p->in_w + j) * p->channels + c];
+                        int32_t v = in[(uint32_t)(i - first) * row_bytes + (uint32_t)j * p->channels + c];
                         total += v;
                         most = v > most ? v : most;
                     }
@@ -124,78 +131,167 @@ typedef struct {
     uint8_t bits, out_low, out_high;
 } add_tabled_t;
 
-/* `terms`: room for 512. */
-static void add_tabled(const add_tabled_t *t, const uint8_t *a, const uint8_t *b, uint8_t *out, int32_t *terms)
+/* Most values need no clamp, which one comparison tells. */
+#define ADD_TABLED(i)                                                          \
+    {                                                                          \
+        const int32_t value = (terms[a[i]] + b_terms[b[i]]) >> bits;           \
+        out[i] = (uint8_t)value;                                               \
+        if ((uint32_t)(value - low) > span)                                    \
+            out[i] = (uint8_t)(value < low ? low : low + (int32_t)span);       \
+    }
+
+/* Writes the terms of both tensors' values, 512 of them. */
+static void add_tables(const add_tabled_t *t, int32_t *terms)
 {
-    const int32_t *const b_terms = terms + 256;
-    const int bits = t->bits, low = t->out_low, high = t->out_high;
     int64_t a_term = t->start, b_term = 0;
     for (int i = 0; i < 256; i++) {
         terms[i] = (int32_t)(a_term >> 32), terms[256 + i] = (int32_t)(b_term >> 32);
         a_term += t->a_step, b_term += t->b_step;
     }
-    for (const uint8_t *end = a + t->values; a < end;)
-        *out++ = clamp((terms[*a++] + b_terms[*b++]) >> bits, low, high);
+}
+
+static void add_tabled(const add_tabled_t *t, const uint8_t *a, const uint8_t *b, uint8_t *out, const int32_t *terms)
+{
+    const int32_t *const b_terms = terms + 256;
+    const int bits = t->bits, low = t->out_low;
+    const uint32_t span = (uint32_t)(t->out_high - low);
+    const uint8_t *const end = a + t->values;
+    for (const uint8_t *four = a + (t->values & ~3u); a < four; a += 4, b += 4, out += 4) {
+        ADD_TABLED(0)
+        ADD_TABLED(1)
+        ADD_TABLED(2)
+        ADD_TABLED(3)
+    }
+    for (; a < end; a++, b++, out++)
+        ADD_TABLED(0)
+}
+
+/* memmove to a lower address or elsewhere; by words where all is aligned, since some C libraries move single bytes. */
+static void move_down(uint8_t *to, const uint8_t *from, uint32_t bytes)
+{
+    if ((((uintptr_t)to | (uintptr_t)from | bytes) & 3) == 0) {
+        uint32_t *words = (uint32_t *)(void *)to;
+        const uint32_t *source = (const uint32_t *)(const void *)from;
+        for (; bytes >= 16; bytes -= 16, words += 4, source += 4)
+            words[0] = source[0], words[1] = source[1], words[2] = source[2], words[3] = source[3];
+        for (; bytes; bytes -= 4)
+            *words++ = *source++;
+    } else {
+        memmove(to, from, bytes);
+    }
 }
 
 /* Convolutions and matrix products (a matrix product is a convolution of one pixel). Inside, an activation is its int8
  * value + 128, so that no load needs a sign; the input's zero point lies in the bias. */
+
 typedef struct conv {
     const void *weights;       /* as the row function has them */
     const void *counts;        /* sparse: groups of weights, by output and kernel row */
     const int32_t *bias, *multiplier;
     const int8_t *shift;
     const uint8_t *low, *high; /* bounds by output channel, or NULL */
+    const uint32_t *grid;      /* lines by output channel, in place of all these, or NULL */
     uint16_t in_h, in_w, in_c, out_h, out_w, out_c, kernel_h, kernel_w;
     uint16_t chunk;            /* packed: taps whose products fit 16 bits */
     uint8_t stride_h, stride_w, pad_top, pad_left;
     uint8_t in_zero, out_zero, out_low, out_high;
     uint8_t small;             /* whether every sum lies within 2^20 and every shift is to the right */
+    uint8_t turned;            /* whether lines have values below the zero point */
     void (*row)(const struct conv *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out);
 } conv_t;
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Values of `outputs` channels from o on and `pixels` pixels from x on, from sums[outputs][pixels]: for each channel
- * `*to = clamp(EXPRESSION, low, high)` with each sum x, its bias added. */
-#define CONV_STORE(EXPRESSION)                                                                                     \
-    const int out_c = c->out_c, zero = c->out_zero;                                                                \
-    for (out += x * out_c + o; outputs--; o++, out++) {                                                            \
-        const int32_t multiplier = c->multiplier[o];                                                               \
-        const uint32_t bias = (uint32_t)c->bias[o];                                                                \
-        const int shift = c->shift[o];                                                                             \
-        const int low = c->low ? c->low[o] : c->out_low, high = c->low ? c->high[o] : c->out_high;                 \
-        uint8_t *to = out;                                                                                         \
-        for (const uint32_t *end = sums + pixels; sums < end; to += out_c) {                                       \
-            const int32_t sum = (int32_t)(*sums++ + bias);                                                         \
-            *to = clamp((EXPRESSION) + zero, low, high);                                                           \
-        }                                                                                                          \
+/* A kernel's sums and pointers just fit the registers. A compiler that moves products ahead of other sums, or loads weights
+ * long before, has to put some of them into memory. */
+#if defined(__GNUC__) && (defined(__XTENSA__) || defined(__riscv))
+#define ADD_IN_ORDER(sum, x) __asm__ volatile("add %0, %0, %1" : "+r"(sum) : "r"(x))
+#else
+#define ADD_IN_ORDER(sum, x) (sum += x)
+#endif
+#if defined(__GNUC__) && defined(__XTENSA__)
+#define LOAD_FROM_HERE(pointer) __asm__ volatile("" : "+r"(pointer))
+#define SELDOM(condition) __builtin_expect(condition, 0)
+#else
+#define LOAD_FROM_HERE(pointer) (void)(pointer)
+#define SELDOM(condition) (condition)
+#endif
+
+enum { COLUMNS = 48 }; /* outputs of a channel that some kernels sum before they are stored */
+
+/* Values of `outputs` channels from o on and `pixels` pixels from x on, from sums[outputs][pixels]: for each channel its
+ * NUMBERS, and with each sum, its bias added, `*to = EXPRESSION`; one or four SUMS at once. A function of its own: inlined,
+ * it would take registers from a kernel. */
+#define CONV_STORE(NAME, NUMBERS, SUMS, EXPRESSION)                                                           \
+    static __attribute__((noinline)) void NAME(const conv_t *c, int x, int o, int outputs, int pixels,        \
+                                               const uint32_t *sums, uint8_t *out)                            \
+    {                                                                                                         \
+        const int out_c = c->out_c;                                                                           \
+        for (out += x * out_c + o; outputs--; o++, out++) {                                                   \
+            NUMBERS                                                                                           \
+            uint8_t *to = out;                                                                                \
+            const uint32_t *const end = sums + pixels;                                                        \
+            if (SUMS == 4)                                                                                    \
+                for (const uint32_t *four = sums + (pixels & ~3); sums < four; sums += 4) {                   \
+                    CONV_STORE_ONE(0, EXPRESSION)                                                             \
+                    CONV_STORE_ONE(1, EXPRESSION)                                                             \
+                    CONV_STORE_ONE(2, EXPRESSION)                                                             \
+                    CONV_STORE_ONE(3, EXPRESSION)                                                             \
+                }                                                                                             \
+            for (; sums < end; sums++)                                                                        \
+                CONV_STORE_ONE(0, EXPRESSION)                                                                 \
+        }                                                                                                     \
+    }
+#define CONV_STORE_ONE(i, EXPRESSION)                    \
+    {                                                    \
+        const int32_t sum = (int32_t)(sums[i] + bias);   \
+        *to = EXPRESSION;                                \
+        to += out_c;                                     \
     }
 
-/* A function of its own: inlined, it would take registers from the one below. */
-static __attribute__((noinline)) void conv_store_any(const conv_t *c, int x, int o, int outputs, int pixels,
-                                                     const uint32_t *sums, uint8_t *out)
-{
-    CONV_STORE(rescale(sum, multiplier, shift))
-}
+#define BY_MULTIPLIER                                                                              \
+    const int32_t multiplier = c->multiplier[o];                                                   \
+    const int shift = c->shift[o], zero = c->out_zero;                                             \
+    const int low = c->low ? c->low[o] : c->out_low, high = c->low ? c->high[o] : c->out_high;     \
+    const uint32_t bias = (uint32_t)c->bias[o];
+CONV_STORE(conv_store_any, BY_MULTIPLIER, 1, clamp(rescale(sum, multiplier, shift) + zero, low, high))
+CONV_STORE(conv_store_small, BY_MULTIPLIER, 1,
+           clamp(rescale_small(sum, multiplier, -shift, 1 << (-shift - 1)) + zero, low, high))
 
-static void conv_store(const conv_t *c, int x, int o, int outputs, int pixels, const uint32_t *sums, uint8_t *out)
+/* How sums become values in two products of 32 bits: a value is the upper byte of a line. codegen makes it where no sum
+ * gives another byte than TFLite's roundings. Five words of a channel: its bias, with which a sum is 0 where the values
+ * start to rise; times 4096 the sum where they end to rise, plus the lower 12 bits of the slope; the slope without these
+ * bits, in 1/2^24 of a value; the line at 0; times 4096 the sum below which values lie that are rounded lower, plus the
+ * power of two by which. */
+static inline uint8_t on_line(int32_t sum, int32_t limit, uint32_t coarse, uint32_t fine, uint32_t start, int32_t turn,
+                              uint32_t lower)
 {
-    if (!c->small) {
-        conv_store_any(c, x, o, outputs, pixels, sums, out);
-        return;
+    if (!lower && sum < 0) /* often, behind a ReLU */
+        return (uint8_t)(start >> 24);
+    sum = sum < 0 ? 0 : sum;
+    if (SELDOM(sum > limit)) {
+        sum = limit;
+        LOAD_FROM_HERE(sum); /* so that it is a branch, not a minimum, which copies first */
     }
-    CONV_STORE(rescale_small(sum, multiplier, -shift, 1 << (-shift - 1)))
+    start += (uint32_t)sum * coarse + ((uint32_t)sum * fine >> 12);
+    return (uint8_t)((sum < turn ? start - lower : start) >> 24);
 }
 
-/* memmove to a lower address or elsewhere; by words where all is aligned, since some C libraries move single bytes. */
-static void conv_move(uint8_t *to, const uint8_t *from, uint32_t bytes)
+#define BY_LINE                                                                                    \
+    const uint32_t *line = c->grid + 5 * o;                                                        \
+    const uint32_t bias = line[0], fine = line[1] & 4095, coarse = line[2], start = line[3];       \
+    const int32_t limit = (int32_t)(line[1] >> 12);
+#define BY_TURNED_LINE                                                                             \
+    BY_LINE                                                                                        \
+    const int32_t turn = (int32_t)(line[4] >> 12);                                                 \
+    const uint32_t lower = 1u << (line[4] & 31);
+CONV_STORE(conv_store_line, BY_LINE, 4, on_line(sum, limit, coarse, fine, start, 0, 0))
+CONV_STORE(conv_store_turned, BY_TURNED_LINE, 4, on_line(sum, limit, coarse, fine, start, turn, lower))
+
+INLINE void conv_store(const conv_t *c, int x, int o, int outputs, int pixels, const uint32_t *sums, uint8_t *out)
 {
-    if ((((uintptr_t)to | (uintptr_t)from | bytes) & 3) == 0)
-        for (; bytes; bytes -= 4, to += 4, from += 4)
-            *(uint32_t *)(void *)to = *(const uint32_t *)(const void *)from;
-    else
-        memmove(to, from, bytes);
+    (c->grid ? c->turned ? conv_store_turned : conv_store_line
+     : c->small ? conv_store_small : conv_store_any)(c, x, o, outputs, pixels, sums, out);
 }
 
 /* One input row as the kernel sees it, with zero points at both ends. */
@@ -209,7 +305,7 @@ static void conv_fill(const conv_t *c, const uint8_t *in, int y, uint8_t *to, ui
     if (have > row_bytes - left)
         have = row_bytes - left;
     memset(to, c->in_zero, left);
-    conv_move(to + left, in + (uint32_t)y * c->in_w * c->in_c, have);
+    move_down(to + left, in + (uint32_t)y * c->in_w * c->in_c, have);
     memset(to + left + have, c->in_zero, row_bytes - left - have);
 }
 
@@ -225,7 +321,7 @@ static void conv(const conv_t *c, const uint8_t *in, uint8_t *out, uint8_t *wind
         } else {
             int keep = y ? next - top : 0;
             if (keep > 0)
-                conv_move(window, window + (uint32_t)(c->kernel_h - keep) * row_bytes, (uint32_t)keep * row_bytes);
+                move_down(window, window + (uint32_t)(c->kernel_h - keep) * row_bytes, (uint32_t)keep * row_bytes);
             for (int k = keep > 0 ? keep : 0; k < c->kernel_h; k++)
                 conv_fill(c, in, top + k, window + (uint32_t)k * row_bytes, row_bytes);
             next = top + c->kernel_h;
@@ -259,8 +355,8 @@ INLINE void conv_sparse(const conv_t *c, const uint8_t *window, uint32_t row_byt
     for (int x = 0; x < c->out_w; x += pixels) {
         if (x + pixels > c->out_w)
             x = c->out_w - pixels; /* the last pixels once more rather than one by one */
-        const uint8_t *w = c->weights, *narrow_count = c->counts;
-        const uint16_t *wide_count = c->counts;
+        const uint8_t *w = (const uint8_t *)c->weights, *narrow_count = (const uint8_t *)c->counts;
+        const uint16_t *wide_count = (const uint16_t *)c->counts;
         for (int o = 0; o < out_c; o++) {
             uint32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, a4 = 0, a5 = 0, a6 = 0, a7 = 0;
             const uint8_t *row = window + x * step;
@@ -284,6 +380,69 @@ INLINE void conv_sparse(const conv_t *c, const uint8_t *window, uint32_t row_byt
             conv_store(c, x, o, 1, pixels, sums, out);
         }
     }
+}
+
+/* Steps that run together, row by row. Of a map that only they read, memory holds the rows that are still needed, the oldest
+ * first. A row is as its readers want it, with zero points around it; so are whole rows above and below the map. */
+typedef struct {
+    uint16_t kernel;
+    uint8_t step, stride, pad; /* step: whose rows they are, as a number in the strip */
+} strip_read_t;
+
+typedef struct {
+    uint32_t at, pitch;  /* bytes: to the rows in the arena, and from row to row */
+    uint16_t room, drop; /* rows that fit; rows that go at once where none is free */
+    uint16_t rows, end;  /* rows of the map; and with those below it */
+    uint8_t above, zero; /* rows above; what padding is made of */
+    uint8_t padded;      /* whether there is any */
+    uint8_t reads;
+    strip_read_t read[2];
+} strip_t;
+
+typedef struct {
+    int16_t next, first; /* the row to make next, and the first one in memory */
+} strip_state_t;
+
+static void strips_start(const strip_t *s, strip_state_t *state, int steps, uint8_t *arena)
+{
+    for (; steps--; s++, state++) {
+        state->next = 0, state->first = (int16_t)-s->above;
+        if (s->padded)
+            memset(arena + s->at, s->zero, s->room * s->pitch);
+    }
+}
+
+/* The step whose turn it is: the last one, or else the one that makes a row that it lacks, and so on. */
+static int strips_turn(const strip_t *s, const strip_state_t *state, int last)
+{
+    for (int i = last, lacking = last;; i = lacking) {
+        const int y = state[i].next;
+        for (int k = 0; k < s[i].reads && y < s[i].rows && lacking == i; k++) {
+            const strip_read_t *r = &s[i].read[k];
+            const int wanted = y * r->stride - r->pad + r->kernel, end = s[r->step].end;
+            if (state[r->step].next < (wanted < end ? wanted : end))
+                lacking = r->step;
+        }
+        if (lacking == i)
+            return i;
+    }
+}
+
+/* Where a step's next row goes. */
+static uint8_t *strips_to(const strip_t *s, strip_state_t *state, uint8_t *arena)
+{
+    uint8_t *const rows = arena + s->at;
+    if (state->next - state->first == s->room) {
+        move_down(rows, rows + s->drop * s->pitch, (uint32_t)(s->room - s->drop) * s->pitch);
+        state->first = (int16_t)(state->first + s->drop);
+    }
+    return rows + (uint32_t)(state->next - state->first) * s->pitch;
+}
+
+/* Where a row of a step lies. */
+static const uint8_t *strips_from(const strip_t *s, const strip_state_t *state, const uint8_t *arena, int row)
+{
+    return arena + s->at + (uint32_t)(row - state->first) * s->pitch;
 }
 
 static void conv_triplets_1_64(const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out)
@@ -346,7 +505,7 @@ static const uint8_t s1_counts[48] = {
     3, 2, 2, 5, 0, 5, 3, 0, 3, 4, 4, 2, 4, 4, 4, 3, 3, 2, 3, 1, 2, 1, 2, 2, 2, 4, 3, 2, 2, 1, 3, 3,
     0, 2, 3, 2, 2, 2, 1, 1, 2, 0, 3, 5, 3, 2, 5, 3,
 };
-static const conv_t s1 = {.bias = s1_bias, .multiplier = s1_multiplier, .shift = s1_shift, .weights = s1_weights, .counts = s1_counts, .in_h = 32, .in_w = 32, .in_c = 3, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_3};
+static const conv_t s1 = {.weights = s1_weights, .counts = s1_counts, .bias = s1_bias, .multiplier = s1_multiplier, .shift = s1_shift, .in_h = 32, .in_w = 32, .in_c = 3, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_3};
 
 /* step 2: CONV_2D 3x3, 32x32x16 to 32x32x16, 50 % zeros: conv_triplets_8_16 */
 static const int32_t s2_bias[16] = {
@@ -448,7 +607,7 @@ static const uint8_t s2_counts[48] = {
     9, 13, 13, 8, 10, 12, 13, 12, 12, 9, 10, 9, 16, 14, 14, 10, 12, 11, 18, 14, 15, 12, 15, 14, 14,
     16, 9, 12, 15, 10, 16, 14, 12, 9, 11, 12, 17, 13, 10, 13, 9, 10, 9, 15, 13, 13, 11, 11,
 };
-static const conv_t s2 = {.bias = s2_bias, .multiplier = s2_multiplier, .shift = s2_shift, .weights = s2_weights, .counts = s2_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_16};
+static const conv_t s2 = {.weights = s2_weights, .counts = s2_counts, .bias = s2_bias, .multiplier = s2_multiplier, .shift = s2_shift, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_16};
 
 /* step 3: CONV_2D 3x3, 32x32x16 to 32x32x16, 50 % zeros: conv_triplets_8_16 */
 static const int32_t s3_bias[16] = {
@@ -548,10 +707,10 @@ static const uint8_t s3_counts[48] = {
     15, 13, 16, 9, 12, 14, 11, 12, 10, 10, 15, 15, 9, 9, 9, 12, 11, 10, 13, 10, 7, 10, 11, 14, 11,
     15, 16, 11, 14, 14, 15, 14, 11, 13, 13, 13, 14, 12, 10, 13, 15, 12, 10, 12, 12, 15, 11, 14,
 };
-static const conv_t s3 = {.bias = s3_bias, .multiplier = s3_multiplier, .shift = s3_shift, .weights = s3_weights, .counts = s3_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 117, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_16};
+static const conv_t s3 = {.weights = s3_weights, .counts = s3_counts, .bias = s3_bias, .multiplier = s3_multiplier, .shift = s3_shift, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 32, .out_w = 32, .out_c = 16, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 117, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_16};
 
 /* step 4: ADD */
-static const add_tabled_t s4 = {.start = -882238801563353088, .a_step = 2709237152923064, .b_step = 7559748656300032, .bits = 20, .values = 16384, .out_low = 0, .out_high = 255};
+static const add_tabled_t s4 = {.start = -882238801563353088, .a_step = 2709237152923064, .b_step = 7559748656300032, .values = 512, .bits = 20, .out_low = 0, .out_high = 255};
 
 /* step 5: CONV_2D 3x3, 32x32x16 to 16x16x32, 50 % zeros: conv_triplets_8_32 */
 static const int32_t s5_bias[32] = {
@@ -737,7 +896,7 @@ static const uint8_t s5_counts[96] = {
     11, 9, 9, 12, 14, 13, 14, 9, 13, 12, 9, 12, 14, 14, 14, 14, 11, 13, 14, 12, 14, 12, 12, 13, 8,
     15, 12, 14, 12, 13, 14, 12, 12, 12, 14, 15, 14, 9, 10, 12, 12, 12, 15, 16, 9, 11, 12,
 };
-static const conv_t s5 = {.bias = s5_bias, .multiplier = s5_multiplier, .shift = s5_shift, .weights = s5_weights, .counts = s5_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_32};
+static const conv_t s5 = {.weights = s5_weights, .counts = s5_counts, .bias = s5_bias, .multiplier = s5_multiplier, .shift = s5_shift, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_32};
 
 /* step 6: CONV_2D 3x3, 16x16x32 to 16x16x32, 50 % zeros: conv_triplets_8_32 */
 static const int32_t s6_bias[32] = {
@@ -1083,7 +1242,7 @@ static const uint8_t s6_counts[96] = {
     22, 23, 29, 24, 29, 32, 25, 16, 20, 27, 28, 19, 23, 27, 24, 25, 30, 25, 22, 26, 26, 20, 18, 22,
     23, 20, 19, 28, 27, 25, 25, 27, 24, 23, 25, 21, 18, 28, 29, 24, 27, 24, 20, 24, 25, 29, 29, 27,
 };
-static const conv_t s6 = {.bias = s6_bias, .multiplier = s6_multiplier, .shift = s6_shift, .weights = s6_weights, .counts = s6_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 137, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_32};
+static const conv_t s6 = {.weights = s6_weights, .counts = s6_counts, .bias = s6_bias, .multiplier = s6_multiplier, .shift = s6_shift, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 137, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_32};
 
 /* step 7: CONV_2D 1x1, 32x32x16 to 16x16x32, 50 % zeros: conv_triplets_8_32 */
 static const int32_t s7_bias[32] = {
@@ -1125,34 +1284,12 @@ static const uint8_t s7_weights[411] = {
 static const uint8_t s7_counts[32] = {
     5, 4, 4, 4, 5, 5, 6, 5, 4, 4, 3, 4, 3, 4, 4, 3, 5, 4, 5, 6, 4, 4, 5, 4, 3, 6, 6, 6, 1, 4, 4, 3,
 };
-static const conv_t s7 = {.bias = s7_bias, .multiplier = s7_multiplier, .shift = s7_shift, .weights = s7_weights, .counts = s7_counts, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 172, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_32};
+static const conv_t s7 = {.weights = s7_weights, .counts = s7_counts, .bias = s7_bias, .multiplier = s7_multiplier, .shift = s7_shift, .in_h = 32, .in_w = 32, .in_c = 16, .out_h = 16, .out_w = 16, .out_c = 32, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 172, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_32};
 
 /* step 8: ADD */
-static const add_tabled_t s8 = {.start = -917998834815924096, .a_step = 1200811510746838, .b_step = 5201351432732672, .bits = 19, .values = 8192, .out_low = 0, .out_high = 255};
+static const add_tabled_t s8 = {.start = -917998834815924096, .a_step = 1200811510746838, .b_step = 5201351432732672, .values = 8192, .bits = 19, .out_low = 0, .out_high = 255};
 
 /* step 9: CONV_2D 3x3, 16x16x32 to 8x8x64, 50 % zeros: conv_triplets_8_64 */
-static const int32_t s9_bias[64] = {
-    1289, 136, 40, -1930, 21869, -6277, -22420, -9134, 15584, 10616, -9842, 16616, 128, -15327,
-    -1896, -10228, 9861, -9371, 18709, -120, 5813, -770, 914, -1475, -11488, 12166, -2035, 8883,
-    -9312, 5193, 2618, -7870, 23666, 8776, 11190, -15284, -6466, 9436, 33637, 9338, -10259, -6042,
-    9682, 9632, 2184, -224, -20008, -2307, 7637, 15952, 3169, -12392, 18027, 2810, 6953, 262, 3382,
-    8198, 1278, -8413, 9912, 1992, 10986, 5872,
-};
-static const int32_t s9_multiplier[64] = {
-    1426260793, 1744073445, 1326331764, 1577775941, 1270917961, 1463042279, 1167334024, 1233721787,
-    1319276221, 1985954525, 1355567769, 1321131384, 1109835370, 1280590129, 1315199289, 1851464556,
-    1317673837, 1189985544, 1259069528, 1633122235, 2060572080, 1511142597, 1203459724, 1567988181,
-    1997846016, 1309866748, 1269792476, 2123057589, 2134446102, 1326422770, 1485466555, 1588128752,
-    1785532230, 1403438671, 1635577902, 1444704849, 1681746993, 1491373657, 1261345900, 1421354213,
-    2039561791, 1299141219, 1312981732, 1296017678, 1344050896, 1900354181, 1411291263, 1570222853,
-    1221789955, 1705930944, 2054623821, 1647995870, 2039633645, 1529611239, 1216302295, 1561388891,
-    1868767506, 1878950122, 1799698055, 1531605492, 1215730587, 1189739828, 1809611049, 1102343610,
-};
-static const int8_t s9_shift[64] = {
-    -8, -8, -8, -8, -8, -8, -8, -8, -8, -9, -8, -8, -8, -8, -8, -8, -8, -8, -8, -8, -8, -8, -8, -8,
-    -9, -8, -8, -9, -9, -8, -8, -8, -9, -8, -8, -8, -8, -8, -8, -8, -9, -8, -8, -8, -8, -8, -8, -8,
-    -8, -8, -8, -8, -9, -8, -8, -8, -9, -9, -8, -8, -8, -8, -9, -8,
-};
 static const uint8_t s9_weights[13974] = {
     39, 221, 73, 19, 180, 75, 17, 90, 78, 34, 159, 213, 17, 95, 172, 17, 78, 61, 17, 83, 74, 35,
     190, 79, 33, 86, 153, 65, 84, 77, 33, 255, 84, 33, 163, 185, 51, 111, 75, 17, 176, 80, 17, 154,
@@ -1800,7 +1937,37 @@ static const uint8_t s9_counts[192] = {
     21, 24, 23, 24, 25, 24, 20, 23, 26, 21, 24, 20, 27, 27, 22, 22, 29, 23, 24, 32, 27, 24, 19, 23,
     23, 26, 24, 22, 25, 22, 23, 28, 28, 30, 24, 28, 25, 25, 25, 23, 19, 20, 24, 26, 27, 23, 30, 26,
 };
-static const conv_t s9 = {.bias = s9_bias, .multiplier = s9_multiplier, .shift = s9_shift, .weights = s9_weights, .counts = s9_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_64};
+static const uint32_t s9_grid[320] = {
+    1098, 401023079, 43526, 16734802, 0, 4294967276, 327954013, 53224, 16724283, 0, 4294967130,
+    431236846, 40476, 16759588, 0, 4294965193, 362516073, 48149, 16751220, 0, 21654, 450041193,
+    38785, 16760272, 0, 4294960832, 390940701, 44648, 16770747, 0, 4294944642, 489972561, 35624,
+    16757441, 0, 4294957941, 463610679, 37650, 16742246, 0, 15377, 433541592, 40261, 16755430, 0,
+    10340, 576005166, 30303, 16768737, 0, 4294957253, 421939795, 41368, 16736517, 0, 16409,
+    432937903, 40317, 16767145, 0, 4294967178, 515360717, 33869, 16753248, 0, 4294951756, 446642214,
+    39080, 16745542, 0, 4294965192, 434887463, 40136, 16766881, 0, 4294956921, 308929390, 56502,
+    16726671, 0, 9654, 434070382, 40212, 16745364, 0, 4294957695, 480647073, 36315, 16773719, 0,
+    18492, 454278155, 38423, 16759060, 0, 4294967009, 350232311, 49838, 16744389, 0, 5681,
+    277580470, 62883, 16722025, 0, 4294966345, 378496665, 46116, 16768530, 0, 687, 475265746, 36726,
+    16758293, 0, 4294965647, 364778299, 47851, 16747250, 0, 4294955534, 572582752, 30484, 16757756,
+    0, 11957, 436658016, 39973, 16776026, 0, 4294965046, 450441180, 38750, 16752799, 0, 8625,
+    538809499, 32395, 16762807, 0, 4294957727, 535933185, 32569, 16775220, 0, 4987, 431207262,
+    40479, 16760115, 0, 2434, 385043831, 45332, 16762723, 0, 4294959254, 360152446, 48465, 16757371,
+    0, 23359, 640659700, 27245, 16769227, 0, 8581, 407546058, 42829, 16773094, 0, 11023, 349703686,
+    49913, 16757013, 0, 4294951823, 395906634, 44088, 16754112, 0, 4294960668, 340106630, 51322,
+    16735611, 0, 9253, 383517131, 45513, 16750135, 0, 33420, 453452686, 38493, 16774434, 0, 9146,
+    402408605, 43376, 16749697, 0, 4294956768, 560866276, 31121, 16776534, 0, 4294961044, 440265292,
+    39646, 16747164, 0, 9474, 435621980, 40069, 16755753, 0, 9421, 441324834, 39551, 16766623, 0,
+    1981, 425554650, 41017, 16747947, 0, 4294966928, 300979025, 57994, 16772512, 0, 4294947094,
+    405275408, 43069, 16776947, 0, 4294964815, 364258913, 47919, 16759314, 0, 7413, 468132128,
+    37286, 16773433, 0, 15792, 335281688, 52060, 16751082, 0, 3036, 278381130, 62702, 16760784, 0,
+    4294954738, 347069820, 50292, 16769998, 0, 17758, 560846191, 31122, 16776887, 0, 2631,
+    373923965, 46680, 16777126, 0, 6728, 470247835, 37118, 16773047, 0, 87, 366320875, 47649,
+    16760004, 0, 3089, 612127249, 28515, 16760021, 0, 7906, 608811023, 28670, 16776737, 0, 1126,
+    317810385, 54922, 16769459, 0, 4294958705, 373444158, 46740, 16741233, 0, 9687, 470467187,
+    37101, 16769106, 0, 1762, 480747430, 36307, 16772188, 0, 10683, 632137619, 27612, 16771620, 0,
+    5624, 518864311, 33640, 16764310, 0,
+};
+static const conv_t s9 = {.weights = s9_weights, .counts = s9_counts, .grid = s9_grid, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 0, .out_low = 0, .out_high = 255, .turned = 0, .row = conv_triplets_8_64};
 
 /* step 10: CONV_2D 3x3, 8x8x64 to 8x8x64, 50 % zeros: conv_triplets_8_64 */
 static const int32_t s10_bias[64] = {
@@ -3117,7 +3284,7 @@ static const uint8_t s10_counts[192] = {
     54, 54, 47, 51, 49, 46, 54, 52, 59, 39, 45, 45, 48, 51, 55, 45, 46, 49, 51, 47, 59, 45, 41, 41,
     48, 47, 45, 53, 49, 51, 56, 52, 51, 54, 42, 57, 43, 43, 39, 52, 45, 60, 51, 48, 51, 60, 54, 62,
 };
-static const conv_t s10 = {.bias = s10_bias, .multiplier = s10_multiplier, .shift = s10_shift, .weights = s10_weights, .counts = s10_counts, .in_h = 8, .in_w = 8, .in_c = 64, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 100, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_64};
+static const conv_t s10 = {.weights = s10_weights, .counts = s10_counts, .bias = s10_bias, .multiplier = s10_multiplier, .shift = s10_shift, .in_h = 8, .in_w = 8, .in_c = 64, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 3, .kernel_w = 3, .stride_h = 1, .stride_w = 1, .pad_top = 1, .pad_left = 1, .in_zero = 0, .out_zero = 100, .out_low = 0, .out_high = 255, .small = 0, .row = conv_triplets_8_64};
 
 /* step 11: CONV_2D 1x1, 16x16x32 to 8x8x64, 50 % zeros: conv_triplets_8_64 */
 static const int32_t s11_bias[64] = {
@@ -3218,10 +3385,10 @@ static const uint8_t s11_counts[64] = {
     11, 10, 9, 10, 10, 8, 9, 8, 10, 7, 13, 9, 6, 9, 7, 10, 8, 8, 7, 6, 7, 6, 6, 10, 8, 9, 9, 9, 7,
     7, 8, 8, 8,
 };
-static const conv_t s11 = {.bias = s11_bias, .multiplier = s11_multiplier, .shift = s11_shift, .weights = s11_weights, .counts = s11_counts, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 144, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_64};
+static const conv_t s11 = {.weights = s11_weights, .counts = s11_counts, .bias = s11_bias, .multiplier = s11_multiplier, .shift = s11_shift, .in_h = 16, .in_w = 16, .in_c = 32, .out_h = 8, .out_w = 8, .out_c = 64, .kernel_h = 1, .kernel_w = 1, .stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 144, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_8_64};
 
 /* step 12: ADD */
-static const add_tabled_t s12 = {.start = -956121246120541952, .a_step = 1241680777864077, .b_step = 7795710053318656, .bits = 20, .values = 4096, .out_low = 0, .out_high = 255};
+static const add_tabled_t s12 = {.start = -956121246120541952, .a_step = 1241680777864077, .b_step = 7795710053318656, .values = 4096, .bits = 20, .out_low = 0, .out_high = 255};
 
 /* step 13: AVERAGE_POOL_2D */
 static const pool_t s13 = {.in_h = 8, .in_w = 8, .channels = 64, .out_h = 1, .out_w = 1, .kernel_h = 8, .kernel_w = 8, .stride_h = 1, .stride_w = 1, .pad_top = 0, .pad_left = 0, .out_low = 0, .out_high = 255};
@@ -3265,25 +3432,61 @@ static const uint8_t s14_weights[489] = {
 static const uint8_t s14_counts[10] = {
     18, 16, 17, 14, 18, 16, 16, 16, 16, 16,
 };
-static const conv_t s14 = {.bias = s14_bias, .multiplier = s14_multiplier, .shift = s14_shift, .weights = s14_weights, .counts = s14_counts, .in_h = 1, .in_w = 1, .in_c = 64, .out_h = 1, .out_w = 1, .out_c = 10, .kernel_h = 1, .kernel_w = 1, .stride_h = 1, .stride_w = 1, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 72, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_1_64};
+static const conv_t s14 = {.weights = s14_weights, .counts = s14_counts, .bias = s14_bias, .multiplier = s14_multiplier, .shift = s14_shift, .in_h = 1, .in_w = 1, .in_c = 64, .out_h = 1, .out_w = 1, .out_c = 10, .kernel_h = 1, .kernel_w = 1, .stride_h = 1, .stride_w = 1, .pad_top = 0, .pad_left = 0, .in_zero = 0, .out_zero = 72, .out_low = 0, .out_high = 255, .small = 1, .row = conv_triplets_1_64};
+
+/* steps 0 to 4, row by row */
+static void s0_strips(const int8_t *const inputs[], uint8_t *const a)
+{
+    static const strip_t strips[5] = {
+        {.at = 22208, .pitch = 104, .room = 3, .drop = 1, .rows = 32, .end = 33, .above = 1, .zero = 0, .padded = 1},
+        {.at = 18432, .pitch = 544, .room = 3, .drop = 1, .rows = 32, .end = 33, .above = 1, .zero = 0, .padded = 1, .reads = 1, .read = {{.kernel = 3, .step = 0, .stride = 1, .pad = 1}}},
+        {.at = 20064, .pitch = 544, .room = 3, .drop = 1, .rows = 32, .end = 33, .above = 1, .zero = 0, .padded = 1, .reads = 1, .read = {{.kernel = 3, .step = 1, .stride = 1, .pad = 1}}},
+        {.at = 21696, .pitch = 512, .room = 1, .drop = 1, .rows = 32, .end = 32, .reads = 1, .read = {{.kernel = 3, .step = 2, .stride = 1, .pad = 1}}},
+        {.at = 0, .pitch = 512, .room = 32, .drop = 0, .rows = 32, .end = 32, .reads = 2, .read = {{.kernel = 1, .step = 1, .stride = 1, .pad = 0}, {.kernel = 1, .step = 3, .stride = 1, .pad = 0}}},
+    };
+    strip_state_t state[5];
+    add_tables(&s4, (int32_t *)(void *)(a + 16384));
+    strips_start(strips, state, 5, a);
+    while (state[4].next < 32) {
+        const int i = strips_turn(strips, state, 4), y = state[i].next;
+        uint8_t *const to = strips_to(&strips[i], &state[i], a);
+        switch (y < strips[i].rows ? i : -1) {
+        case -1:
+            memset(to, strips[i].zero, strips[i].pitch);
+            break;
+        case 0:
+            flip(inputs[0] + y * 96, to + 3, 96);
+            break;
+        case 1:
+            conv_triplets_8_3(&s1, strips_from(&strips[0], &state[0], a, y - 1), 104, to + 16);
+            break;
+        case 2:
+            conv_triplets_8_16(&s2, strips_from(&strips[1], &state[1], a, y - 1), 544, to + 16);
+            break;
+        case 3:
+            conv_triplets_8_16(&s3, strips_from(&strips[2], &state[2], a, y - 1), 544, to);
+            break;
+        case 4:
+            add_tabled(&s4, strips_from(&strips[1], &state[1], a, y) + 16, strips_from(&strips[3], &state[3], a, y), to, (const int32_t *)(const void *)(a + 16384));
+            break;
+        }
+        state[i].next++;
+    }
+}
 
 void model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena)
 {
-    uint8_t *const a = arena;
-    flip(inputs[0], a + 16384, 3072);
-    conv(&s1, a + 16384, a + 0, a + 19456);
-    conv(&s2, a + 0, a + 16384, a + 32768);
-    conv(&s3, a + 16384, a + 16384, a + 32768);
-    add_tabled(&s4, a + 0, a + 16384, a + 0, (void *)(a + 32768));
+    uint8_t *const a = (uint8_t *)arena;
+    s0_strips(inputs, a);
     conv(&s5, a + 0, a + 16384, a + 24576);
     conv(&s6, a + 16384, a + 16384, a + 24576);
     conv(&s7, a + 0, a + 0, a + 24576);
-    add_tabled(&s8, a + 0, a + 16384, a + 0, (void *)(a + 24576));
+    add_tables(&s8, (int32_t *)(void *)(a + 24576)), add_tabled(&s8, a + 0, a + 16384, a + 0, (int32_t *)(void *)(a + 24576));
     conv(&s9, a + 0, a + 16384, a + 20480);
     conv(&s10, a + 16384, a + 16384, a + 20480);
     conv(&s11, a + 0, a + 0, a + 20480);
-    add_tabled(&s12, a + 0, a + 16384, a + 0, (void *)(a + 20480));
-    pool(&s13, a + 0, a + 16384, 1);
+    add_tables(&s12, (int32_t *)(void *)(a + 20480)), add_tabled(&s12, a + 0, a + 16384, a + 0, (int32_t *)(void *)(a + 20480));
+    pool(&s13, a + 0, 0, 512, 0, 1, a + 16384, 1);
     conv(&s14, a + 16384, a + 0, 0);
     flip(a + 0, outputs[0], 10);
 }

@@ -11,8 +11,9 @@
 #define MODEL_OUTPUT_BYTES {10}
 #define MODEL_OUTPUT_SCALES {0.149540991}
 #define MODEL_OUTPUT_ZERO_POINTS {-56}
-#define MODEL_ARENA_BYTES 34816
+#define MODEL_ARENA_BYTES 26624
 #define MODEL_MACS 12501632u
-/* The arena holds MODEL_ARENA_BYTES, 4-byte aligned; nothing in it need outlive a call. */
+/* The arena holds MODEL_ARENA_BYTES, 4-byte aligned; nothing in it need outlive a call. Inputs, outputs and
+ * the arena must not overlap. */
 void model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena);
 #endif
