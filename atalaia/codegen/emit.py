@@ -33,7 +33,8 @@ _FILES = (
         "minimum",
     ),
     *("sub_from", "prelu", "squared_difference", "strided", "nearest", "bilinear", "reduce", "reduce_most", "arg_most"),
-    *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv", "conv_mac16"),
+    *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv"),
+    *("packed_word", "conv_mac16", "mac16_bytes", "mac16_packed", "mac16_coded"),
     *(
         "move",
         "conv",

@@ -16,14 +16,13 @@ from atalaia.codegen import mac16, memory, plain
 from atalaia.codegen.coded import pack_codes
 from atalaia.codegen.graph import Graph, Step
 from atalaia.codegen.grid import SMALL, by_lines, lines, small_sums, sum_bounds
-from atalaia.codegen.packing import GAPS, chunk_taps, pack_dense, pack_fields, pack_sparse, pack_woven
+from atalaia.codegen.packing import BITS, GAPS, chunk_taps, fits, pack_dense, pack_fields, pack_sparse, pack_woven
 
 BOARDS, ESP32 = ("rv32", "lx106"), ("esp32isa",)
 TARGETS = dict(any=BOARDS, esp32=ESP32)  # the boards whose instructions choose a kernel
 COSTS = Path(__file__).with_name("costs.json")  # board to kernel to part to instructions
 COLUMNS = 48  # of conv.c
-SPARSE = ("conv_sparse", "conv_coded")  # templates that hold only weights that are not zero
-BITS = (2, 3, 4)  # of packed weights, which are signed: [-2, 1], [-4, 3] and [-8, 7]
+SPARSE = ("conv_sparse", "mac16_coded")  # files of kernels that hold only weights that are not zero
 # Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs
 # but for the kernels with a struct of their own.
 STRUCT_BYTES = dict(
@@ -92,7 +91,7 @@ def candidates(step: Step, target: str = "any") -> list[Call]:
     batch = step.values.get("batch", 1)
     calls = list(_CHOICES.get(step.kind, _pair)(step))
     if target == "esp32" and step.kind == "conv":
-        calls += _plain(mac16.step(step, _common(step.values)))
+        calls += [call for made in mac16.steps(step, _common(step.values)) for call in _plain(made)]
     return [call._replace(sweeps=call.sweeps * batch) for call in calls]
 
 
@@ -100,7 +99,7 @@ def _allowed(calls, sparse):
     """Those of a step's calls that `sparse` allows; all where it would leave none."""
     if sparse == "auto":
         return calls
-    return [c for c in calls if any(name in SPARSE for name in c.template[:1]) == (sparse == "always")] or calls
+    return [c for c in calls if any(name in c.files for name in SPARSE) == (sparse == "always")] or calls
 
 
 def _best(calls, prefer, boards):
@@ -150,9 +149,8 @@ def _conv(step) -> Iterator[Call]:
     if step.values["out_w"] >= 4 and least.min() >= -SMALL and most.max() < SMALL:
         yield _woven(step)
     kernel = step.values["kernel"]
-    low, high = int(kernel.min(initial=0)), int(kernel.max(initial=0))
-    few_bits = low >= -8 and high <= 7
-    yield from (packed(step, bits) for bits in BITS if -(1 << bits - 1) <= low and high < 1 << bits - 1)
+    yield from (packed(step, bits) for bits in BITS if fits(kernel, bits))
+    few_bits = fits(kernel, max(BITS))
     for form in GAPS:
         if form != "NIBBLES" or few_bits:
             stored, counts = pack_sparse(kernel, form)
@@ -198,7 +196,7 @@ def packed(step: Step, bits: int) -> Call:
     taps = v["kernel_w"] * v["in_c"]
     work |= dict(inner=sweeps * words.nbytes // bits, chunk=work["row"] * -(-taps // chunk))
     call = _instance(step, "conv_packed", name, (bits, pixels), arrays, work, sweeps)
-    return call._replace(fields=(("chunk", chunk), *call.fields))
+    return call._replace(files=("packed_word", *call.files), fields=(("chunk", chunk), *call.fields))
 
 
 def _sparse(step, form, stored, counts):
@@ -346,7 +344,8 @@ def _float(step):
 def _plain(step):
     kernel, v = plain.KERNELS[step.kind], step.values
     arrays = v["arrays"] | ({"constant": (f"{v['constant'].dtype}_t", v["constant"])} if "constant" in v else {})
-    yield Call(step, step.kind, kernel.files, arrays, kernel.work(v["fields"]), step.kind, (), v.get("sweeps", 1))
+    files, work = kernel.files + v.get("files", ()), kernel.work(v["fields"]) | v.get("work", {})
+    yield Call(step, v.get("name", step.kind), files, arrays, work, step.kind, (), v.get("sweeps", 1))
 
 
 def _pair(step):

@@ -5,6 +5,12 @@ import math
 import numpy as np
 
 GAPS = {"PAIRS": 255, "TRIPLETS": 15, "NIBBLES": 15}  # forms of sparse weights, and the largest gap of each
+BITS = (2, 3, 4)  # of packed weights, which are signed: [-2, 1], [-4, 3] and [-8, 7]
+
+
+def fits(kernel: np.ndarray, bits: int) -> bool:
+    """Whether all weights are in [-2^(bits - 1), 2^(bits - 1) - 1]."""
+    return bool(-(1 << bits - 1) <= kernel.min(initial=0) and kernel.max(initial=0) < 1 << bits - 1)
 
 
 def pack_dense(kernel: np.ndarray) -> np.ndarray:

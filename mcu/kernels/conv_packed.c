@@ -1,7 +1,6 @@
-/* Weights of few bits, stored as weight + 8 in 4 bits, + 4 in 3 bits or + 2 in 2 bits. A word holds four taps of two
- * outputs, those of the second 16 bits higher, so that one multiplication serves both: u * (w0 + 65536 w1). The sums of
- * c->chunk products fit 16 bits with their sign, whatever the activations; then they are taken apart. One pixel or four at
- * once. */
+/* Weights of few bits, as packed_word.c has them: a word holds four taps of two outputs, so that one multiplication serves
+ * both: u * (w0 + 65536 w1). The sums of c->chunk products fit 16 bits with their sign, whatever the activations; then they
+ * are taken apart. One pixel or four at once. */
 #define PACKED_TAP(i)                                                \
     {                                                                \
         const uint32_t both = (word & mask) - offset;                \
@@ -13,19 +12,6 @@
 /* The higher sum by itself; the lower one is what it leaves of the total. */
 #define PACKED_PART(i) (total##i += a##i, high##i += (uint32_t)((int32_t)(a##i + 0x8000u) >> 16))
 #define PACKED_LOW(i) (total##i - (high##i << 16))
-
-INLINE uint32_t packed_word(const conv_t *c, uint32_t at, const int bits)
-{
-    if (bits == 4)
-        return ((const uint32_t *)c->weights)[at];
-    if (bits == 3) {
-        const uint8_t *bytes = (const uint8_t *)c->weights + 3 * at;
-        const uint32_t word = bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16;
-        return (word & 0xFFF) | word >> 12 << 16;
-    }
-    const uint32_t half = ((const uint16_t *)c->weights)[at];
-    return half | half << 8; /* the bits between are never looked at */
-}
 
 INLINE void conv_packed(
     const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out, const int bits, const int pixels)
@@ -49,11 +35,11 @@ INLINE void conv_packed(
                     uint32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, taps = left < chunk ? left : chunk;
                     left -= taps;
                     for (; taps >= 4; taps -= 4, p += 4, q += 4, r += 4, s += 4) {
-                        uint32_t word = packed_word(c, at++, bits);
+                        uint32_t word = packed_word(c->weights, at++, bits);
                         PACKED_TAP(0) PACKED_TAP(1) PACKED_TAP(2) PACKED_TAP(3)
                     }
                     if (taps)
-                        for (uint32_t word = packed_word(c, at++, bits); taps--; p++, q++, r++, s++)
+                        for (uint32_t word = packed_word(c->weights, at++, bits); taps--; p++, q++, r++, s++)
                             PACKED_TAP(0)
                     PACKED_PART(0);
                     if (pixels > 1)
