@@ -18,6 +18,7 @@ usage: ./run.sh WORD [--config.FIELD=VALUE ...]
   table2    the thesis's Table 2: every row of configs/cifar10_table2.py, its tables and picture; many hours on 2 cores
   table1    the thesis's Table 1: ResNet-50 and five students, by themselves and distilled; many hours on 2 cores
   pipeline  the whole chain into 59 KB: distil, prune, quantise, export, C, emulators; about three hours on 2 cores
+  frontier  small networks for CIFAR-10 beside what others publish: accuracy against bytes and time; hours on 2 cores
   mcu       C from int8 models on a computer and on emulators of two boards' instruction sets, one table; trains four
             networks for it, about an hour on 2 cores
   run FILE  the same on any config, such as configs/folder.py --config.data.path=FOLDER for your own images
@@ -147,7 +148,7 @@ case $word in
     setup requirements.txt
     .venv/bin/python "experiments/$word.py" "$@"
     ;;
-  table2 | pipeline | mcu)
+  table2 | pipeline | frontier | mcu)
     compilers
     setup requirements.txt
     .venv/bin/python "experiments/$word.py" "$@"

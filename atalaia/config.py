@@ -25,7 +25,7 @@ def base() -> ConfigDict:
     c.seed = 0
     c.task = "classify"  # a name of atalaia.tasks.TASKS: what the network is trained for
     c.model = "resnet8"  # a name of atalaia.models.MODELS, or "path/to/net.py:Net"
-    c.pretrained = ""  # weights of others to begin with, "imagenet" for resnet50; "": new weights
+    c.pretrained = ""  # weights of others to begin with, by a name of models.PRETRAINED; "": new weights
     c.trainable = ""  # regular expression: the parameters that are trained, the others stay as they are; "": all
     c.batch_size = 128
     c.stages = ("dense",)  # run in this order, each once

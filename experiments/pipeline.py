@@ -12,7 +12,6 @@ beside the figures as pipeline_seedN.atl.
 
 import itertools
 import sys
-import tempfile
 from pathlib import Path
 
 import tables
@@ -34,7 +33,6 @@ PEERS = {
     ),
 }
 
-_RECOUNT = flags.DEFINE_bool("recount", False, "Only the C of the models kept beside the table, made and counted anew.")
 
 _TEACHER = flags.DEFINE_string("teacher", None, "Finished run that teaches every seed; by default each has its own.")
 
@@ -48,7 +46,7 @@ def main():
             boards.run(ROOT / "mcu/models/cifar10", board, 1)
     except UserError as error:
         sys.exit(f"error: {error}")
-    if _RECOUNT.value:  # of older recipes' rows no model is kept
+    if tables.RECOUNT.value:  # of older recipes' rows no model is kept
         rows = (recount(row) for row in TABLE.figures() if row["epochs"] == _epochs())
     else:
         rows = map(run, map(int, SEEDS.value))
@@ -84,12 +82,8 @@ def kept(seed: int) -> Path:
 
 def recount(row: dict) -> dict:
     """A row with the figures of the C that its kept model has now."""
-    from atalaia import pack
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.tflite"
-        path.write_bytes(pack.unpack(kept(row["seed"]).read_bytes()))
-        return row | in_c(path, Path(folder) / "c")
+    with tables.unpacked(kept(row["seed"])) as folder:
+        return row | in_c(folder / "model.tflite", folder / "c")
 
 
 def in_c(tflite: Path, out: Path) -> dict:

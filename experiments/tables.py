@@ -5,12 +5,14 @@ trains, exports and evaluates a row; `Table.add` puts its figures into experimen
 page docs/results/NAME.md, and its picture, from the figures alone. `--pages` only writes the page.
 """
 
+import contextlib
 import dataclasses
 import json
 import statistics
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ NOT_RECORDED = "not recorded"
 
 SEEDS = flags.DEFINE_list("seeds", ["0"], "One run each.")
 DATA = flags.DEFINE_string("data_dir", None, "Where data sets are kept.")
+RECOUNT = flags.DEFINE_bool(
+    "recount", False, "Only the C of the models kept beside the figures, made and counted anew."
+)
 _ONLY_PAGES = flags.DEFINE_bool("pages", False, "Run nothing: write the page from the figures that are there.")
 executors.define_flags()
 
@@ -169,6 +174,16 @@ def evaluated(workdir: Path, split: str, engines: str) -> dict:
     if not (ROOT / workdir / name).is_file() or set(engines.split(",")) - set(read(workdir, name)):
         step("evaluate", f"--workdir={workdir}", f"--split={split}", f"--engines={engines}")
     return read(workdir, name)
+
+
+@contextlib.contextmanager
+def unpacked(atl: Path) -> Iterator[Path]:
+    """A folder, there for as long as the context, with the model.tflite of a download that is kept."""
+    from atalaia import pack
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.tflite").write_bytes(pack.unpack(atl.read_bytes()))
+        yield Path(folder)
 
 
 def read(workdir: Path, name: str) -> dict:

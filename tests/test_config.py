@@ -194,6 +194,19 @@ class TablesTest(absltest.TestCase):
         self.assertEqual((finetune.pretrained, finetune.start_from), ("", "runs/table1/teacher_head"))
         self.assertEqual(both.start_from, "runs/table1_stl10/teacher_head")
 
+    def test_each_point_of_the_frontier_has_a_float_run_and_one_that_starts_from_it(self):
+        points = _recipe(next(path for path in RECIPES if path.stem == "frontier")).POINTS
+        found = list(self._all("frontier", [name for point in points for name in (f"{point}_float", point)]))
+        for point, taught, small in zip(points, found[::2], found[1::2], strict=True):
+            self.assertEqual((taught.stages, small.stages), (("distill",), ("quantize",)))
+            self.assertEqual(small.start_from, f"runs/frontier/{point}_float")
+            self.assertEqual(taught.distill.teacher, small.quantize.teacher)
+
+    def test_each_detector_of_faces(self):
+        found = list(self._all("faces", ["small", "full", "smallest", "unpruned"]))
+        self.assertEqual([c.data.name for c in found], ["faces"] + ["faces_masked"] * 3)
+        self.assertEqual([c.stages[0] for c in found], ["dense", "dense", "prune", "dense"])
+
 
 class RunFolderTest(absltest.TestCase):
     def setUp(self):

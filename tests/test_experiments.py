@@ -15,6 +15,7 @@ from absl.testing import absltest, flagsaver, parameterized
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "experiments"))
 
+import frontier  # noqa: E402
 import numpy as np  # noqa: E402
 import pages  # noqa: E402
 import pipeline  # noqa: E402
@@ -514,6 +515,37 @@ class PipelineTest(absltest.TestCase):
         self.assertRegex(
             text, r"ours, 3 epochs, .* \| 70.00 .* \| 3,000 \| 3,001 \| 3,002 \| 1 to 2, \*estimated\* \| 1, by 1 \|"
         )
+
+
+class FrontierTest(absltest.TestCase):
+    def test_a_line_a_point_and_both_kinds_of_c(self):
+        def row(seed, accuracy, size):
+            made = dict(weight_bytes=size, arena_bytes=9, macs=7, estimated=dict(esp32=dict(milliseconds=[1.0, size])))
+            scores = {
+                split: {e: dict(accuracy=accuracy) for e in ("tflm", "jax_int")} for split in ("test", "validation")
+            }
+            return dict(
+                **scores,
+                **made,
+                row="tiny",
+                model="net",
+                seed=seed,
+                epochs=3.0,
+                float_validation=0.5,
+                download_bytes=5,
+                esp32=made | dict(weight_bytes=size + 1),
+            )
+
+        rows = [row(0, 0.8, 1000), row(1, 0.9, 2000)]
+        line = (
+            "| tiny | net | 3 | 85.00 (80.00 to 90.00) | 85.00 (80.00 to 90.00) | 50.00 (50.00 to 50.00) | 2,000 | 9 |"
+        )
+        self.assertIn(line, frontier.table(rows))
+        self.assertIn("| 7 | 1 to 2000 | 2,001 | 1 to 2000 | 5 | 2 |", frontier.table(rows))
+        self.assertEqual(frontier.TABLE.headline(rows), "85.00 % in 2,000 bytes")
+        with tempfile.TemporaryDirectory() as folder:
+            frontier.draw(rows, Path(folder) / "a.png")
+            self.assertGreater((Path(folder) / "a.png").stat().st_size, 10_000)
 
 
 class RecipesTest(absltest.TestCase):

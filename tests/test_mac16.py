@@ -91,6 +91,11 @@ class Mac16Test(parameterized.TestCase):
             plain[name] = bool(step.values["fields"]["plain"])
         self.assertEqual([name for name, is_plain in plain.items() if not is_plain], ["large"])
 
+    def test_explained_for_a_target(self):
+        layer = LAYERS["strips"]
+        self.assertNotIn("conv_mac16", codegen.explain(layer))
+        self.assertIn("conv_mac16", codegen.explain(layer, target="esp32"))
+
     @parameterized.parameters(
         ((1 << 29) - 1 - 255 * 6, -1, True),
         ((1 << 29) - 255 * 6, -1, False),

@@ -48,6 +48,7 @@ class SizeTest(parameterized.TestCase):
             "resnet20",
             "resnet32",
             "resnet20_wide",
+            "resnet56",
             "gated",
             "gated_small",
             "rafael_deep_32",

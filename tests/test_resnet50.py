@@ -84,7 +84,7 @@ class KerasTest(absltest.TestCase):
     def _load(self, source):
         """The network's params with identity as its last layer: logits are features."""
         with mock.patch.object(fetch, "fetch_any", return_value=source) as fetched:
-            params = pretrained.load(_shapes("resnet50", classes=FEATURES)["params"], self.cache)
+            params, _ = pretrained.load("imagenet", _shapes("resnet50", classes=FEATURES)["params"], {}, self.cache)
         params["logits"] = dict(kernel=jnp.eye(FEATURES), bias=jnp.zeros(FEATURES))
         return params, fetched.call_count
 
@@ -103,7 +103,7 @@ class KerasTest(absltest.TestCase):
         self.assertEqual((fetches, more), (1, 0))
         jax.tree.map(np.testing.assert_array_equal, again, params)
 
-        cached = self.cache / "resnet50_imagenet.npz"
+        cached = self.cache / "published_imagenet.npz"
         for damaged in (b"no zip", cached.read_bytes()[:-1000]):
             cached.write_bytes(damaged)
             with contextlib.redirect_stderr(io.StringIO()) as stderr:
@@ -153,13 +153,13 @@ class ConvertTest(absltest.TestCase):
 
     def test_folding(self):
         found = pretrained.convert(self._read(epsilon=0.25))
-        self.assertEqual(set(found), {"stem/kernel", "stem/bias"})
+        self.assertEqual(set(found), {"params/stem/kernel", "params/stem/bias"})
         conv, norm = self.weights["conv1"], self.weights["bn_conv1"]
         factor = norm["gamma"] / np.sqrt(norm["moving_variance"] + 0.25)
-        np.testing.assert_allclose(found["stem/kernel"], conv["kernel"] * factor, rtol=1e-6)
+        np.testing.assert_allclose(found["params/stem/kernel"], conv["kernel"] * factor, rtol=1e-6)
         expected = (conv["bias"] - norm["moving_mean"]) * factor + norm["beta"]
-        np.testing.assert_allclose(found["stem/bias"], expected, rtol=1e-5, atol=1e-6)
-        self.assertEqual(found["stem/bias"].dtype, np.float32)
+        np.testing.assert_allclose(found["params/stem/bias"], expected, rtol=1e-5, atol=1e-6)
+        self.assertEqual(found["params/stem/bias"].dtype, np.float32)
 
     def test_damaged_files(self):
         def quantised(model):

@@ -38,6 +38,7 @@ SAME = {
     "resnet14",
     "resnet32",
     "resnet20_wide",
+    "resnet56",
     "gated",
     "detector_large",
     "rafael_deep_32",

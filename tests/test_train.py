@@ -371,11 +371,18 @@ class QuantizeStageTest(absltest.TestCase):
         name = f"weights of the run in {self.folder / 'first'}"
         self.assertEqual(digests[0][name], checkpoint.digest({k: first[k] for k in ("params", "batch_stats")}))
 
+    def test_a_run_that_ends_in_quantize_gives_the_network_of_before(self):
+        self.run_config(self.config("dense", start_from=str(self.folder / "whole")), "before_quantize")
+        found = json.loads((self.folder / "before_quantize/train.json").read_text())["sources"]
+        before = checkpoint.digest({k: self.first[k] for k in ("params", "batch_stats")})
+        self.assertEqual(found[f"weights of the run in {self.folder / 'whole'}"], before)
+
     def test_what_cannot_be_started_from_is_refused(self):
         configs.claim(self.config("dense"), self.folder / "unfinished")
+        self.run_config(self.config("quantize", start_from=str(self.folder / "first")), "quantized")
         for name, fields, text in (
             ("unfinished", {}, "not finished"),
-            ("whole", {}, "BatchNorm is folded away"),
+            ("quantized", {}, "no network before quantize"),
             ("first", {"data.name": "lfw_faces", "data.size": 8, "data.grey": True}, "logits.*must be the same"),
             ("nothing", {}, "holds no run"),
         ):

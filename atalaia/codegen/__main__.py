@@ -147,16 +147,22 @@ def report(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", 
     return _report(lowered, planned)
 
 
-def explain(tflite_bytes: bytes, prefer: str = "balanced") -> str:
+def explain(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced", target: str = "any") -> str:
     """Lines about each operator of a file, and bytes and time of all that are supported.
+
+    Args:
+      tflite_bytes: the file.
+      sparse, prefer, target: as kernels.choose takes them.
 
     Raises:
       UserError: the file is damaged.
     """
     model = tflite.read(tflite_bytes)
     rows, lowered = explained.operators(model)
-    found = fitting.plan(lowered, kernels.choose(lowered, prefer=prefer))
-    return explained.text(model, rows, found.calls, _report(lowered, found))
+    calls = kernels.choose(lowered, sparse, prefer, target=target)
+    graph = lowered._replace(steps=[call.step for call in calls])
+    found = fitting.plan(graph, calls, boards=kernels.TARGETS[target])
+    return explained.text(model, rows, found.calls, _report(graph, found, target))
 
 
 def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None, target="any"):
@@ -338,7 +344,7 @@ def main() -> None:
         raise UserError("give --tflite=FILE and --out=mcu/models/NAME")
     tflite_bytes = tflite.load(values.tflite)
     if values.explain:
-        print(explain(tflite_bytes, values.prefer))
+        print(explain(tflite_bytes, values.sparse, values.prefer, values.target))
         return
     images = view = None
     if values.config is not None:

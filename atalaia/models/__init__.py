@@ -21,6 +21,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet14": partial(resnet.ResNet, depth=2),
     "resnet20": resnet.ResNet,
     "resnet32": partial(resnet.ResNet, depth=5),
+    "resnet56": partial(resnet.ResNet, depth=9, strided=5),
     "resnet20_wide": partial(resnet.ResNet, width=32),
     "gated": gated.Gated,
     "gated_small": partial(gated.Gated, stages=((16, 1), (32, 2), (48, 2))),
@@ -42,7 +43,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet50_{size}": partial(resnet50.ResNet50, size=size) for size in (96, 160, 224)},  # resized first
 }
 # Names of the weights that atalaia.pretrained has for them.
-PRETRAINED = {name: ("imagenet",) for name in MODELS if name.startswith("resnet50")}
+PRETRAINED = {name: ("imagenet",) for name in MODELS if name.startswith("resnet50")} | {"resnet56": ("cifar10",)}
 
 
 def create(name: str, outputs: int) -> nn.Module:

@@ -10,6 +10,7 @@ He et al., 2015 (arXiv:1512.03385), section 4.2: three stacks of n blocks are a 
 | resnet20 | 16, 3 | 274,826 | 274,072 | 40,813,184 |
 | resnet32 | 16, 5 | 470,602 | 469,400 | 69,124,736 |
 | resnet20_wide | 32, 3 | 1,089,290 | 1,087,752 | 162,366,720 |
+| resnet56 | 16, 9; strided kernels of 5x5 | 903,114 | 901,016 | 129,942,144 |
 """
 
 import flax.linen as nn
@@ -52,25 +53,29 @@ class ResNet(nn.Module):
       outputs: n.
       width: channels of the first stack; the others have two and four times as many.
       depth: blocks in a stack.
+      strided: side of the kernel of a strided block's first convolution; 5 can hold PyTorch's, which see a pixel more
+        at the left and top (atalaia/pretrained.py).
     """
 
     outputs: int
     width: int = 16
     depth: int = 3
+    strided: int = 3
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = layers.Conv(self.width, norm="before", name="conv")(x, train)
         for i in range(3):
             for j in range(self.depth):
-                x = _block(x, self.width * 2**i, 2 if i and j == 0 else 1, f"block{i}_{j}", train)
+                strides, kernel = (2, self.strided) if i and j == 0 else (1, 3)
+                x = _block(x, self.width * 2**i, kernel, strides, f"block{i}_{j}", train)
         x = layers.GlobalAvgPool(name="pool")(x)
         x = layers.Flatten(name="flatten")(x)
         return layers.Dense(self.outputs, name="logits")(x, train)
 
 
-def _block(x, width, strides, name, train):
-    y = layers.Conv(width, strides=strides, norm="before", name=f"{name}a")(x, train)
+def _block(x, width, kernel, strides, name, train):
+    y = layers.Conv(width, kernel=kernel, strides=strides, norm="before", name=f"{name}a")(x, train)
     y = layers.Conv(width, norm="before", relu=False, name=f"{name}b")(y, train)
     if strides > 1:
         x = layers.Conv(width, kernel=1, strides=strides, norm="before", relu=False, name=f"{name}s")(x, train)

@@ -1,0 +1,262 @@
+"""CIFAR-10: accuracy against bytes and against time, ours and what others publish.
+
+./run.sh frontier [POINT...]          # trains what is not trained yet, the teacher first; hours on 2 cores
+python experiments/frontier.py --recount    # after a change of codegen: the C of the kept models, without training
+python experiments/frontier.py --pages      # only writes the page and the picture, from the figures
+
+POINT is one of configs/frontier.py. Its runs lie in runs/frontier; each goes on where it was. The int8 model is kept
+beside the figures as POINT.atl, POINT_seedN.atl.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import tables
+from tables import RESULTS, ROOT, SEEDS, Row, Table, grid, percent, read, seeded
+
+RUNS = Path("runs/frontier")
+ENGINES = "jax,jax_int,tflm"
+
+
+class Public(NamedTuple):
+    """What others report: accuracy %, bytes of weights or of a file, milliseconds on an ESP32, and where."""
+
+    name: str
+    accuracy: float
+    bytes: int
+    of: str  # what the bytes are
+    source: str
+    milliseconds: float | None = None
+
+
+PUBLIC = (
+    Public("cifar10-tiniest", 94.4, 390_120, "97,530 float32 values", "github.com/xvel/cifar10-tiniest"),
+    Public("ResNet-20, 3 bits, APoT", 92.49, 101_000, "weights", "Li et al., 2020, arXiv:1909.13144"),
+    Public("ResNet-20, 2 bits, APoT", 90.96, 67_000, "weights", "Li et al., 2020, arXiv:1909.13144"),
+    Public("ResNet-8, PLiNIO", 86.3, 60_000, "weights", "Risso et al., 2023, arXiv:2307.09488"),
+    Public("ResNet-8, PLiNIO", 85.5, 39_000, "weights", "Risso et al., 2023, arXiv:2307.09488"),
+    Public("uNAS", 86.5, 11_000, "weights", "Liberis et al., 2020, arXiv:2010.14246"),
+    Public("ResNet-8, MLPerf Tiny", 86.97, 98_496, ".tflite", "github.com/mlcommons/tiny; time: mcufit-bench", 724),
+    Public("ResNet-8, larger, MLPerf Tiny", 91.31, 512_024, ".tflite", "github.com/mlcommons/tiny"),
+)
+
+
+def main():
+    from atalaia.codegen import boards
+    from atalaia.errors import UserError
+    from configs import frontier
+
+    try:  # a compiler or emulator that is missing shows before hours of training
+        for board in (*boards.EMULATORS, "esp32isa"):
+            boards.run(ROOT / "mcu/models/cifar10", board, 1)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    points = tables.chosen(frontier.POINTS)
+    if tables.RECOUNT.value:
+        rows = map(recount, TABLE.figures())
+    else:
+        rows = (run(point, seed) for seed in map(int, SEEDS.value) for point in points)
+    for row in rows:
+        TABLE.add(row)
+
+
+def run(point: str, seed: int) -> dict:
+    """Runs the steps of a point that are not done, and returns its figures."""
+    from atalaia.files import write_whole
+    from configs import frontier
+
+    if not (ROOT / frontier.TEACHER / "train.json").is_file():
+        tables.step("train", f"--workdir={frontier.TEACHER}", "--config=configs/teacher_cifar10.py")
+    config, first = f"configs/frontier.py:{point}", seeded(RUNS / f"{point}{frontier.FLOAT}", seed)
+    tables.step("train", f"--workdir={first}", f"--config={config}{frontier.FLOAT}", f"--config.seed={seed}")
+    workdir, row = seeded(RUNS / point, seed), Row(point, point, config, engines=dict(validation=ENGINES, test=ENGINES))
+    found = tables.run(row, workdir, f"--config.seed={seed}", f"--config.start_from={first}")
+    TABLE.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(kept(point, seed), (ROOT / workdir / "model.atl").read_bytes())
+    settings = frontier.POINTS[point]
+    return found | dict(
+        seed=seed,
+        model=settings.model,
+        epochs=sum(settings.epochs),
+        seconds=found["seconds"] + tables.trained(first)["seconds"],
+        float_validation=read(first, "train.json")["val_score"],
+        command=f"python experiments/frontier.py --seeds={seed} {point}",
+        download_bytes=read(workdir, "ledger.json")["rows"][-1]["download_bytes"],
+        **in_c(workdir / "model.tflite", workdir / "c"),
+    )
+
+
+def kept(point: str, seed: int) -> Path:
+    """The model of a point and a seed beside the figures."""
+    return TABLE.folder / f"{seeded(Path(point), seed).name}.atl"
+
+
+def recount(row: dict) -> dict:
+    """A row with the figures of the C that its kept model has now."""
+    with tables.unpacked(kept(row["row"], row["seed"])) as folder:
+        return row | in_c(folder / "model.tflite", folder / "c")
+
+
+def in_c(tflite: Path, out: Path) -> dict:
+    """Writes a model's C of the fewest bytes, and that for the ESP32's own instructions, and counts both."""
+    small = _counted(tflite, out, "--prefer=size")
+    fast = _counted(tflite, out.with_name(f"{out.name}_esp32"), "--target=esp32")
+    return dict(**small, esp32=fast)
+
+
+def _counted(tflite, out, *flags):
+    tables.step("codegen", f"--tflite={tflite}", f"--out={out}", "--config=configs/frontier.py", *flags, "--count")
+    made = read(out, "report.json")
+    return {k: made[k] for k in ("weight_bytes", "arena_bytes", "macs", "counted_instructions", "estimated")}
+
+
+# ---- the page
+
+
+def table(rows: list[dict]) -> str:
+    """Ours, a line a point, in Markdown; of several seeds the largest sizes."""
+
+    def score(split, engine):
+        return lambda group: percent(group, lambda row: row[split][engine]["accuracy"])
+
+    def largest(get):
+        return lambda group: f"{max(map(get, group)):,}"
+
+    columns = {
+        "point": lambda group: group[0]["row"],
+        "network": lambda group: group[0]["model"],
+        "epochs": lambda group: f"{group[0]['epochs']:g}",
+        "accuracy, whole test set, TFLM %": score("test", "tflm"),
+        "validation, integer JAX %": score("validation", "jax_int"),
+        "of the float network %": lambda group: percent(group, lambda row: row["float_validation"]),
+        "flash: weights and tables, bytes": largest(lambda row: row["weight_bytes"]),
+        "arena, bytes": largest(lambda row: row["arena_bytes"]),
+        "MACs": largest(lambda row: row["macs"]),
+        "ESP32, ms, *estimated*": lambda group: _milliseconds(group, lambda row: row),
+        "for its own instructions: flash, bytes": largest(lambda row: row["esp32"]["weight_bytes"]),
+        "ms, *estimated*": lambda group: _milliseconds(group, lambda row: row["esp32"]),
+        "download, bytes": largest(lambda row: row["download_bytes"]),
+        "seeds": lambda group: len(group),
+    }
+    return grid(columns, _points(rows), left=2)
+
+
+def public() -> str:
+    """What others report, in Markdown."""
+    columns = {
+        "network": lambda p: p.name,
+        "source": lambda p: p.source,
+        "accuracy %": lambda p: f"{p.accuracy:.2f}",
+        "bytes": lambda p: f"{p.bytes:,}",
+        "of": lambda p: p.of,
+        "ESP32, ms": lambda p: f"{p.milliseconds:g}, measured" if p.milliseconds else "-",
+    }
+    return grid(columns, PUBLIC, left=2)
+
+
+def _points(rows):
+    names = dict.fromkeys(row["row"] for row in rows)
+    return [[row for row in rows if row["row"] == name] for name in names]
+
+
+def _milliseconds(group, get):
+    low, high = zip(*(get(row)["estimated"]["esp32"]["milliseconds"] for row in group), strict=True)
+    return f"{min(low):.0f} to {max(high):.0f}"
+
+
+def _accuracy(group):
+    return 100 * statistics.median(row["test"]["tflm"]["accuracy"] for row in group)
+
+
+def _body(rows):
+    runs = tables.provenance(rows, lambda row: row["row"])
+    return f"{table(rows)}\n## What others report\n\n{public()}\n## Runs\n\n{runs}"
+
+
+def _headline(rows):
+    return "; ".join(
+        f"{_accuracy(group):.2f} % in {max(row['weight_bytes'] for row in group):,} bytes" for group in _points(rows)
+    )
+
+
+def older() -> list[tuple[str, float, int, float]]:
+    """Points of other pages with the bytes of their C's constants: name, accuracy %, bytes, ms at the most."""
+    path = RESULTS / "pipeline/rows.json"
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    longest = max((row["epochs"] for row in rows), default=0)
+    group = [row for row in rows if row["epochs"] == longest]
+    if not group:
+        return []
+    most = max(row["estimated"]["esp32"]["milliseconds"][1] for row in group)
+    return [("59 KB (pipeline)", _accuracy(group), max(row["weight_bytes"] for row in group), most)]
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Accuracy against bytes, and against milliseconds."""
+    from matplotlib.figure import Figure
+
+    from atalaia import pictures
+
+    ours = [
+        (
+            group[0]["row"],
+            _accuracy(group),
+            max(row["weight_bytes"] for row in group),
+            max(row["esp32"]["estimated"]["esp32"]["milliseconds"][1] for row in group),
+        )
+        for group in _points(rows)
+    ]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    by_bytes, by_time = figure.subplots(1, 2, sharey=True)
+    for axis, place in ((by_bytes, 2), (by_time, 3)):
+        for label, points, marker in (("ours", ours, "o"), ("ours, other pages", older(), "s")):
+            _scatter(axis, [(p[0], p[place], p[1]) for p in points], label, marker)
+        theirs = [(p.name, p.bytes if axis is by_bytes else p.milliseconds, p.accuracy) for p in PUBLIC]
+        _scatter(axis, [p for p in theirs if p[1]], "others, as reported", "x")
+        axis.set_xscale("log")
+        axis.grid(alpha=0.3)
+    by_bytes.set(xlabel="bytes of weights (ours: and tables) in flash", ylabel="accuracy, CIFAR-10 test set %")
+    by_time.set(xlabel="ms an image on an ESP32, upper end of the estimate (others: measured)")
+    by_bytes.legend(loc="lower right")
+    pictures.save_figure(figure, path)
+
+
+def _scatter(axis, points, label, marker):
+    if points:
+        axis.scatter([p[1] for p in points], [p[2] for p in points], label=label, marker=marker)
+    for name, x, y in points:
+        axis.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+
+
+TABLE = Table(
+    name="frontier",
+    title="Accuracy against bytes and time",
+    shows="Networks for CIFAR-10 that are small first: each learns in floating point from a published ResNet-56, then "
+    "on grids of few bits. Beside them what others report.",
+    command="./run.sh frontier    # hours on 2 CPU cores\n"
+    "python experiments/frontier.py --recount    # after a change of codegen: counts the kept models again",
+    body=_body,
+    headline=_headline,
+    picture="Accuracy against bytes of weights, and against the time of an image on an ESP32",
+    draw=draw,
+    notes=(
+        "Accuracy is that of the int8 file in TFLite Micro, on all 10,000 test images, looked at once a row. The C "
+        "gives the same bytes. Epochs and bits were chosen on the validation split (2,500 images) or before training.",
+        "The teacher is a ResNet-56 that others trained, 93.20 %, from PyPI's package `torch-optim` 0.0.4. Its authors "
+        "learned 45,000 of the training images, perhaps some of our validation split.",
+        "Bytes are the constants of the generated C by `--prefer=size`, tables included; the second pair of columns is "
+        "`--target=esp32`. No board was run.",
+        "What others report was not run here. Their bytes are those of weights alone, where nothing else is said.",
+    ),
+    key=("row", "seed"),
+    order=lambda row: (row["weight_bytes"], row["row"], row["seed"]),
+)
+
+
+tables.define_rows()
+
+if __name__ == "__main__":
+    tables.start(main, TABLE)
