@@ -100,7 +100,7 @@ def base() -> ConfigDict:
     c.shrink = _stage(epochs=10.0)
     c.shrink.learning_rate = 0.05
     c.shrink.teacher = ""  # the folder of a finished run, or "self": the network as the run's first stage left it
-    c.shrink.goal = "macs"  # what becomes less: "macs", "bytes" of int8 constants or "ms" on a board, as estimated
+    c.shrink.goal = "macs"  # what becomes less: "macs", "bytes" of constants or "ms" on a board, as estimated
     c.shrink.keep = 0.5  # part of it that stays
     c.shrink.budget = 0.0  # or so much of it; 0: not given
     c.shrink.score = "l2"  # what a channel matters: its weights, BatchNorm's scale ("norm") or the loss ("taylor")
@@ -131,7 +131,10 @@ def base() -> ConfigDict:
     c.quantize.ema_decay = 0.99  # what a step keeps of the old range
     c.quantize.freeze = 0.5  # part of the stage after which ranges and learned scales stay as they are
     c.quantize.scale_learning_rate = 0.002  # of learned scales: about the relative change in one step
-    c.quantize.bits = ""  # of weights by layer pattern: "dense0=4; conv=2"; 8 where none matches, 2 is ternary
+    c.quantize.bits = ""  # of weights by layer pattern: "dense0=4; conv=3"; 8 where none matches, 2 is ternary; "auto"
+    c.quantize.budget = 0.0  # what the network may cost in the generated C, which bits "auto" have to fit:
+    c.quantize.goal = "bytes"  # of constants with --prefer=size, or "ms" on an ESP32 with --prefer=speed, estimated
+    c.quantize.narrow = 0.0  # part of the stage in which weights come to fewer than 8 bits by 8, 4 and 3; 0: at once
 
     c.calibration = ConfigDict()
     c.calibration.images = (
@@ -194,6 +197,8 @@ def validate(config: ConfigDict) -> None:
         pruning.validate(config.prune)
     if "quantize" in config.stages:
         qat.validate(config.quantize)
+        if config.quantize.budget and not config.data.validation:
+            raise UserError("quantize.budget: bits are chosen on validation images: data.validation must be above 0")
         if config.stages[-1] != "quantize":
             raise UserError(f"stages: quantize folds BatchNorm, so it must be the last, not {tuple(config.stages)}")
 

@@ -96,14 +96,22 @@ def zeros_of(
 
 
 def folded_state(
-    config: ConfigDict, model: nn.Module, state: TrainState, ranges: dict | None = None, images: Any = None
+    config: ConfigDict,
+    model: nn.Module,
+    state: TrainState,
+    ranges: dict | None = None,
+    images: Any = None,
+    bits: dict[str, int] | None = None,
 ) -> TrainState:
-    """The state at the beginning of stage `quantize`; ranges by calibration on `images` where none are given."""
+    """The state at the beginning of stage `quantize`; ranges by calibration on `images` where none are given.
+
+    bits: of the layers that have "auto", from bits.choose.
+    """
     folded = folding.fold(model, jax.device_get(variables_of(state)))
     if ranges is None:
         batches = quantize.calibration_batches(images, config.calibration.images, config.seed)
         ranges = quantize.calibrate(model, folded, batches)
-    params, batch_stats = qat.enter(folded, ranges, config.quantize)
+    params, batch_stats = qat.enter(folded, ranges, config.quantize, bits)
     return state._replace(params=params, batch_stats=batch_stats)
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from atalaia import config as configs
 from atalaia import ledger, markup, metrics, own, pictures, report, tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import kernels, lowering
+from atalaia.codegen import lowering, packing
 from atalaia.errors import UserError
 from atalaia.files import write_whole
 
@@ -118,8 +118,7 @@ def layer_name(tensor: str) -> str:
 
 def weight_bits(codes: np.ndarray) -> int:
     """Bits that hold every weight of a layer: the fewest of codegen's packed forms, else 8."""
-    low, high = codes.min(initial=0), codes.max(initial=0)
-    return next((bits for bits in kernels.BITS if -(1 << bits - 1) <= low and high < 1 << bits - 1), 8)
+    return next((bits for bits in packing.BITS if packing.fits(codes, bits)), 8)
 
 
 def html(run: Run) -> str:

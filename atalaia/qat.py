@@ -8,13 +8,18 @@ float32 holds the sums (2^24), but for Add and Mul, which it rounds once.
 
 Ranges of activations follow each batch's extremes ("ema": Jacob et al., 2018, arXiv:1712.05877, section 3.1) or are
 learned ("learned": LSQ, Esser et al., 2020, arXiv:1902.08153). Weights of 8 bits take their scale from the channel's
-largest weight; scales of 4- and 2-bit weights are always learned, from LSQ's start 2 mean|w| / sqrt(qmax).
+largest weight; scales of fewer bits are always learned, from LSQ's start 2 mean|w| / sqrt(qmax).
+
+Weights can become narrow step by step, by 8, 4 and 3 bits to theirs (`config.narrow`), as in APoT (Li et al., 2020,
+arXiv:1909.13144) each width begins with the weights of the wider one. The learned scale is that of the last width; on a
+wider grid it is sqrt(qmax's ratio) smaller, as LSQ's start is. Where bits are chosen by a budget (`bits.py`),
+`batch_stats` holds each layer's largest code, so that every checkpoint knows it.
 """
 
 import re
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,6 +37,15 @@ from atalaia.rules import parse
 
 RANGES = ("ema", "learned")
 SCALES = ("log_scale", "weight_log_scale")  # parameters that the scales' optimiser has
+AUTO, GOALS = "auto", ("bytes", "ms")
+_CODES = np.array(list(quantize.BITS.values()), np.float32)  # largest codes, from the widest grid to the narrowest
+
+
+class Width(NamedTuple):
+    """Largest code of a layer's weights, float32 `[]` or int: in this step, and at the end of the stage."""
+
+    now: Any
+    last: Any
 
 
 def validate(config: ConfigDict) -> None:
@@ -42,25 +56,40 @@ def validate(config: ConfigDict) -> None:
     """
     if config.ranges not in RANGES:
         raise UserError(f"quantize.ranges: there is no {config.ranges!r}, only {', '.join(RANGES)}")
-    for field in ("ema_decay", "freeze"):
+    for field in ("ema_decay", "freeze", "narrow"):
         if not 0 <= config[field] <= 1:
             raise UserError(f"quantize.{field} must be in [0, 1], not {config[field]}")
     if not config.scale_learning_rate >= 0:
         raise UserError(f"quantize.scale_learning_rate must be at least 0, not {config.scale_learning_rate}")
-    _bit_rules(config)
+    if config.narrow > config.freeze:
+        raise UserError(
+            f"quantize.narrow={config.narrow}: scales of the last width are learned after it, and from quantize.freeze="
+            f"{config.freeze} of the stage on they stay as they are: make narrow smaller"
+        )
+    if config.goal not in GOALS:
+        raise UserError(f"quantize.goal: there is no {config.goal!r}, only {', '.join(GOALS)}")
+    chosen = AUTO in [bits for _, bits in _bit_rules(config)]
+    if chosen != bool(config.budget) or not 0 <= config.budget < np.inf:
+        raise UserError(
+            f"quantize.budget={config.budget}: bits {AUTO!r} need a number of {config.goal} that the network may cost"
+            if chosen
+            else f"quantize.budget={config.budget}: no layer's bits are chosen by it: give quantize.bits={AUTO}, or 0"
+        )
 
 
 def _bit_rules(config):
     def bits(text):
-        if text not in map(str, quantize.BITS):
+        if text not in (AUTO, *map(str, quantize.BITS)):
             raise ValueError
-        return int(text)
+        return text if text == AUTO else int(text)
 
-    return parse("quantize.bits", config.bits, bits, "bits with bits of 2, 4 or 8")
+    if config.bits.strip() == AUTO:
+        return [("", AUTO)]
+    return parse("quantize.bits", config.bits, bits, f"bits with bits of 2, 3, 4, 8 or {AUTO}")
 
 
-def weight_bits(paths: list[str], config: ConfigDict) -> dict[str, int]:
-    """Bits of each layer's weights by path, by the first pattern of config.bits that matches, else 8.
+def weight_bits(paths: list[str], config: ConfigDict) -> dict[str, Any]:
+    """Bits of each layer's weights by path, by the first pattern of config.bits that matches, else 8; or AUTO.
 
     Raises:
       UserError: a pattern matches no layer; the layers are listed.
@@ -72,11 +101,17 @@ def weight_bits(paths: list[str], config: ConfigDict) -> dict[str, int]:
     return {path: next((bits for pattern, bits in rules if re.search(pattern, path)), 8) for path in paths}
 
 
-def enter(folded: dict[str, Folded], ranges: dict[str, tuple[float, float]], config: ConfigDict) -> tuple[dict, dict]:
+def enter(
+    folded: dict[str, Folded],
+    ranges: dict[str, tuple[float, float]],
+    config: ConfigDict,
+    chosen: dict[str, int] | None = None,
+) -> tuple[dict, dict]:
     """The stage's first params and batch_stats.
 
     Args:
       folded: the network's weights; ranges: `quantize.calibrate`'s; config: fields of config.quantize.
+      chosen: bits of the layers that have AUTO by path; without them there are the shapes, and no sense in the values.
 
     Raises:
       UserError: a pattern of config.bits matches no layer.
@@ -90,8 +125,11 @@ def enter(folded: dict[str, Folded], ranges: dict[str, tuple[float, float]], con
             capped = np.isfinite(weights.upper)  # the bound is from above
             params[f"{path}/bound"] = np.where(capped, weights.upper, weights.lower)
             stats[f"{path}/capped"] = capped
-        if bits < 8:
-            params[f"{path}/weight_log_scale"] = np.log(_first_scale(weights.kernel, quantize.BITS[bits]))
+        if bits == AUTO:
+            stats[f"{path}/qmax"] = np.float32(quantize.BITS[(chosen or {}).get(path, 8)])
+        if bits == AUTO or bits < 8:
+            qmax = stats.get(f"{path}/qmax", quantize.BITS.get(bits))
+            params[f"{path}/weight_log_scale"] = np.log(_first_scale(weights.kernel, qmax))
     for path, (low, high) in ranges.items():
         grid = quantize.choose_qparams(low, high)
         if config.ranges == "learned":
@@ -131,7 +169,8 @@ def make_forward(model: nn.Module, config: ConfigDict, steps: int) -> Callable:
                     new[f"{path}/{name}"] = keep * old + (1 - keep) * jax.lax.stop_gradient(seen)
             return quantize.qparams_of(new[f"{path}/low"], new[f"{path}/high"])
 
-        outputs = run(model, variables, images, config, grid, key)
+        widths = _widths(model, variables, config, new["steps"] / max(1, round(config.narrow * steps)))
+        outputs = run(model, variables, images, config, grid, key, widths=widths)
         if key is not None:
             new["steps"] = new["steps"] + 1
         return outputs, unflatten_dict(new, sep="/")
@@ -139,7 +178,21 @@ def make_forward(model: nn.Module, config: ConfigDict, steps: int) -> Callable:
     return forward
 
 
-def run(model, variables, images, config, grid=None, key=None, see=lambda path, codes: None):
+def _widths(model, variables, config, passed=1.0):
+    """Width of each linear layer by path, when that part of `config.narrow` has passed."""
+    found = {}
+    for path, bits in weight_bits(quantize.linear_paths(model), config).items():
+        last = layers.subtree(variables["batch_stats"], path)["qmax"] if bits == AUTO else quantize.BITS[bits]
+        now = last
+        if config.narrow and bits != 8:
+            wider = (last < _CODES).sum()
+            place = jnp.minimum(jnp.floor(passed * wider), wider).astype(jnp.int32)
+            now = jnp.asarray(_CODES)[place]
+        found[path] = Width(now, last)
+    return found
+
+
+def run(model, variables, images, config, grid=None, key=None, see=lambda path, codes: None, widths=None):
     """Outputs of the fake-quantised network, float32 `[batch, ...]` a head.
 
     Args:
@@ -148,9 +201,10 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
       grid: `grid(path, y)` gives the grid of a layer's output; by default the one that is kept.
       key: of Dropout, in training.
       see: `see(path, (y, scale, zero_point))` is told each layer's output on its grid.
+      widths: of each layer's weights by path; by default those at the end of the stage.
     """
     grid = grid or (lambda path, y: _grid(variables, path))
-    bits = weight_bits(quantize.linear_paths(model), config)
+    widths = widths or _widths(model, variables, config)
 
     def rule(path, layer, *values):  # (real values on their grid, scale, zero point) flow through the network's code
         x, *q = values[0]
@@ -162,8 +216,8 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
             y = folding.apply_layer(layer, None, x)
             y = _fake_mean(x, y, *q) if isinstance(layer, layers.GlobalAvgPool) else y
         else:
-            if path in bits:
-                y, q = _linear(layer, variables, path, x, q[0], bits[path], grid)
+            if path in widths:
+                y, q = _linear(layer, variables, path, x, q[0], widths[path], grid)
             else:
                 y = folding.apply_layer(layer, None, *(value[0] for value in values))
                 q = grid(path, y)
@@ -176,24 +230,23 @@ def run(model, variables, images, config, grid=None, key=None, see=lambda path, 
     return jax.tree.map(lambda head: head[0], last, is_leaf=lambda head: isinstance(head, tuple))
 
 
-def _fake_weights(layer, variables, path, input_scale, bits):
+def _fake_weights(layer, variables, path, input_scale, width):
     """Folded weights of a layer on their grids, and the scales of its kernel by channel."""
     weights = _folded_layer(layer, variables, path)
-    scale = _weight_scale(variables, path, weights, input_scale, bits)
-    qmax = quantize.BITS[bits]
+    scale, qmax = _weight_scale(variables, path, weights, input_scale, width), width.now
     kernel = quantize.fake_quant(weights.kernel, scale, jnp.zeros_like(scale), -qmax, qmax, weights.kernel.ndim - 1)
     step = jax.lax.stop_gradient(input_scale * scale)
     bias = quantize.fake_quant(weights.bias, step, jnp.zeros_like(step), *quantize.BIAS_GRID, 0)
     return weights._replace(kernel=kernel, bias=bias), scale
 
 
-def _linear(layer, variables, path, x, input_scale, bits, grid):
+def _linear(layer, variables, path, x, input_scale, width, grid):
     """Output of a Conv or Dense on its grid, and that grid.
 
     It is summed over the integers that x and the kernel stand for, since float32 sums of integers are exact below 2^24,
     and those of reals are not: the accumulator and what it is rounded to are then the integer network's.
     """
-    weights, scales = _fake_weights(layer, variables, path, input_scale, bits)
+    weights, scales = _fake_weights(layer, variables, path, input_scale, width)
     step = jax.lax.stop_gradient(input_scale * scales)
     total = folding.linear(layer, _codes(x, input_scale), _codes(weights.kernel, scales)) + _codes(weights.bias, step)
     y = nn.relu(total * step) if weights.relu else total * step
@@ -220,10 +273,15 @@ def _fake_mean(x, mean, scale, zero_point):
     return mean + jax.lax.stop_gradient((codes - zero_point) * scale - mean)
 
 
-def _weight_scale(variables, path, weights, input_scale, bits):
+def _weight_scale(variables, path, weights, input_scale, width):
     learned = layers.subtree(variables["params"], path).get("weight_log_scale")
     stopped = jax.lax.stop_gradient((weights.kernel, weights.bias, input_scale))
-    return quantize.weight_scale(*stopped, quantize.BITS[bits], None if learned is None else jnp.exp(learned))
+    if learned is None:
+        return quantize.weight_scale(*stopped, width.now)
+    if isinstance(width.now, int):
+        return quantize.weight_scale(*stopped, width.now, jnp.exp(learned))
+    narrow = quantize.weight_scale(*stopped, width.now, jnp.exp(learned) * jnp.sqrt(width.last / width.now))
+    return jnp.where(width.now == quantize.BITS[8], quantize.weight_scale(*stopped, quantize.BITS[8]), narrow)
 
 
 def _folded_layer(layer, variables, path):
@@ -273,6 +331,7 @@ def integers(model: nn.Module, variables: dict, config: ConfigDict) -> dict[str,
     """
     folded, outputs, scales = {}, {}, {}
     paths = quantize.linear_paths(model)
+    bits = weight_bits(paths, config) | chosen_bits(model, variables, config)
 
     def rule(path, layer, *inputs):
         if quantize.keeps_scale(layer):
@@ -287,14 +346,21 @@ def integers(model: nn.Module, variables: dict, config: ConfigDict) -> dict[str,
         outputs[path] = QParams(np.float32(scale), int(zero_point))
         if path in paths:
             folded[path] = jax.tree.map(np.asarray, _folded_layer(layer, variables, path))
-            if "weight_log_scale" in params:
+            if bits[path] < 8:
                 scales[path] = np.asarray(jnp.exp(params["weight_log_scale"]))
                 if not np.isfinite(scales[path]).all():
                     raise UserError(f"layer {path!r} has no finite weight scale: train the quantize stage again")
         return None
 
     layers.interpret(model, rule, None)
-    return quantize.quantize_network(model, folded, outputs, weight_bits(paths, config), scales)
+    return quantize.quantize_network(model, folded, outputs, bits, scales)
+
+
+def chosen_bits(model: nn.Module, variables: dict, config: ConfigDict) -> dict[str, int]:
+    """Bits by path of the layers that have AUTO."""
+    paths = [path for path, bits in weight_bits(quantize.linear_paths(model), config).items() if bits == AUTO]
+    codes = {path: int(layers.subtree(variables["batch_stats"], path)["qmax"]) for path in paths}
+    return {path: next(bits for bits, qmax in quantize.BITS.items() if qmax == code) for path, code in codes.items()}
 
 
 def forward_codes(model: nn.Module, variables: dict, images: Any, config: ConfigDict) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ from atalaia.errors import UserError
 from atalaia.folding import Folded, apply_layer
 
 QMIN, QMAX = -128, 127
-BITS = {8: 127, 4: 7, 2: 1}  # of a weight, to its largest code: codes are symmetric, so 2 bits are ternary
+BITS = {8: 127, 4: 7, 3: 3, 2: 1}  # of a weight, to its largest code: codes are symmetric, so 2 bits are ternary
 # A channel pruned away whole has no range of its own; a tiny scale would make its int32 bias overflow, or, from 2^23
 # on, be off by one where it passes through float32 on its way into the file.
 MIN_SCALE, MAX_BIAS = 2.0**-20, 2.0**21
@@ -74,7 +74,7 @@ def quantize(
 
 
 def fake_quant(
-    x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None, steps: Any = None
+    x, scale, zero_point, qmin: Any = QMIN, qmax: Any = QMAX, axis: int | None = None, steps: Any = None
 ) -> jax.Array:
     """The real value of x's nearest grid point, float32; arguments as `quantize`.
 
@@ -84,24 +84,24 @@ def fake_quant(
     return _fake_quant(x, scale, zero_point, steps, qmin, qmax, axis)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _fake_quant(x, scale, zero_point, steps, qmin, qmax, axis):
     q = quantize(x, scale, zero_point, qmin, qmax, axis, steps)
     return (q - _along(zero_point, x, axis)) * _along(scale, x, axis)
 
 
 def _fake_quant_forward(x, scale, zero_point, steps, qmin, qmax, axis):
-    return _fake_quant(x, scale, zero_point, steps, qmin, qmax, axis), (x, scale, zero_point)
+    return _fake_quant(x, scale, zero_point, steps, qmin, qmax, axis), (x, scale, zero_point, qmin, qmax)
 
 
-def _fake_quant_backward(qmin, qmax, axis, kept, grad):
-    x, scale, zero_point = kept
+def _fake_quant_backward(axis, kept, grad):
+    x, scale, zero_point, qmin, qmax = kept
     steps, zero = x / _along(scale, x, axis), _along(zero_point, x, axis)
     q = jnp.round(steps) + zero
     inside = (q >= qmin) & (q <= qmax)
     by_scale = grad * jnp.where(inside, q - zero - steps, jnp.clip(q, qmin, qmax) - zero)
     others = None if axis is None or jnp.ndim(scale) == 0 else tuple(d for d in range(x.ndim) if d != axis % x.ndim)
-    return jnp.where(inside, grad, 0), by_scale.sum(others), None, None
+    return jnp.where(inside, grad, 0), by_scale.sum(others), None, None, None, None
 
 
 _fake_quant.defvjp(_fake_quant_forward, _fake_quant_backward)
@@ -194,7 +194,7 @@ def output_grids(ranges: dict[str, tuple[float, float]]) -> dict[str, QParams]:
     return {path: choose_qparams(*found) for path, found in ranges.items()}
 
 
-def weight_scale(kernel: Any, bias: Any, input_scale: Any, qmax: int, chosen: Any = None) -> jax.Array:
+def weight_scale(kernel: Any, bias: Any, input_scale: Any, qmax: Any, chosen: Any = None) -> jax.Array:
     """Scale of each output channel, float32 `[out]`: its largest weight becomes about qmax.
 
     Scales have bfloat16's precision, 8 bits: the weights are learned, or rounded, on whatever grid there is, and two

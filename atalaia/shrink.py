@@ -7,7 +7,6 @@ larger one would with those channels at zero. All that comes after a cut runs on
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,18 +15,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from atalaia import channels, data, folding, layers, tasks
+from atalaia import channels, data, folding, layers, qat, quantize, tasks
 from atalaia.channels import Ties
 from atalaia.codegen import forecast
+from atalaia.codegen.forecast import GOALS
 from atalaia.errors import UserError, choice
 from atalaia.rules import compile_pattern
 
 SCORES, SCOPES = ("l2", "norm", "taylor"), ("global", "uniform")
-GOALS: dict[str, Callable[[list[forecast.Cost]], float]] = {  # what costs of layers sum up to
-    "bytes": lambda costs: sum(cost.bytes for cost in costs),
-    "macs": lambda costs: sum(cost.macs for cost in costs),
-    "ms": forecast.milliseconds,
-}
 STEPS = 32  # a group loses its channels in so many portions at most
 
 
@@ -57,12 +52,23 @@ def validate(config: ConfigDict) -> None:
     compile_pattern("shrink.fixed", config.fixed)
 
 
-def refuse_impossible(model: nn.Module, params: dict, shape: tuple[int, ...], config: ConfigDict) -> None:
+def weight_bits(model: nn.Module, config: ConfigDict) -> dict[str, int]:
+    """Bits of each layer's weights in the generated C by path; 8 where they are chosen after the cuts, or not named."""
+    if "quantize" not in config.stages:
+        return {}
+    found = qat.weight_bits(quantize.linear_paths(model), config.quantize)
+    return {path: 8 if bits == qat.AUTO else bits for path, bits in found.items()}
+
+
+def refuse_impossible(
+    model: nn.Module, params: dict, shape: tuple[int, ...], config: ConfigDict, bits: dict[str, int] | None = None
+) -> None:
     """Does nothing where the goal can be reached.
 
     Args:
       model, params: the network and its parameters, or their shapes; shape: of an image.
       config: fields of config.shrink.
+      bits: of each layer's weights by path, where they are not 8.
 
     Raises:
       UserError: no channels may go, or the network with the fewest channels costs more than the goal.
@@ -70,7 +76,7 @@ def refuse_impossible(model: nn.Module, params: dict, shape: tuple[int, ...], co
     ties = free(channels.find(model, params), config.fixed)
     if not ties.groups:
         raise UserError(f"shrink: no channels of {type(model).__name__} may go: its layers only make outputs")
-    cost = Costs(model, ties, shape, config.goal)
+    cost = Costs(model, ties, shape, config.goal, bits)
     sizes = {name: group.size for name, group in ties.groups.items()}
     least = {name: _least(size, size, config) for name, size in sizes.items()}
     _refuse_more(cost(least), config.budget or config.keep * cost(sizes), cost(sizes), config)
@@ -102,10 +108,15 @@ def free(ties: Ties, fixed: str) -> Ties:
 
 
 class Costs:
-    """The network's cost by the sizes of its groups: `costs(sizes)` in the goal's unit; what was asked is kept."""
+    """The network's cost by the sizes of its groups: `costs(sizes)` in the goal's unit; what was asked is kept.
 
-    def __init__(self, model: nn.Module, ties: Ties, shape: tuple[int, ...], goal: str):
-        self.goal = goal
+    bits: of each layer's weights by path, where they are not 8.
+    """
+
+    def __init__(
+        self, model: nn.Module, ties: Ties, shape: tuple[int, ...], goal: str, bits: dict[str, int] | None = None
+    ):
+        self.goal, self.bits = goal, bits or {}
         self.known: dict[tuple[str, tuple[int, ...]], forecast.Cost] = {}
         self.layers: list[tuple[str, layers.Layer, list[tuple[int, ...]], tuple[int, ...]]] = []
         self.through = ties.through
@@ -136,7 +147,7 @@ class Costs:
         now = tuple(sizes.get(name, 0) for name in (*groups, last))
         if (path, now) not in self.known:
             small = [self._shape(x, name, sizes) for x, name in zip(inputs, groups, strict=True)]
-            self.known[path, now] = forecast.layer(layer, small, self._shape(out, last, sizes))
+            self.known[path, now] = forecast.layer(layer, small, self._shape(out, last, sizes), self.bits.get(path, 8))
         return self.known[path, now]
 
     def _shape(self, shape, name, sizes):
@@ -277,7 +288,7 @@ def cut(
     ties = free(channels.find(now, state.params), fields.fixed)
     first = {name: group.size for name, group in channels.find(model, whole).groups.items()}
     least = {name: _least(first[name], group.size, fields) for name, group in ties.groups.items()}
-    cost = Costs(now, ties, shape, fields.goal)
+    cost = Costs(now, ties, shape, fields.goal, weight_bits(model, config))
     before = {name: group.size for name, group in ties.groups.items()}
     part = fields.keep ** (1 / cuts) if fields.keep else min(1, fields.budget / cost(before)) ** (1 / left)
     _refuse_more(cost(least), part * cost(before), cost(before), fields)
@@ -292,7 +303,7 @@ def _table(ties, before, after, cost):
     lines = [f"{'channels':>9}{'kept':>7}  made by"]
     lines += [f"{before[n]:>9,}{after[n]:>7,}  {', '.join(ties.groups[n].makers)}" for n in before]
     totals = [{goal: total(cost.each(sizes)) for goal, total in GOALS.items()} for sizes in (before, after)]
-    units = dict(bytes="bytes of int8 constants", macs="MACs", ms="ms (ESP32, estimated, upper end)")
+    units = dict(bytes="bytes of constants", macs="MACs", ms="ms (ESP32, estimated, upper end)")
     lines += [f"{totals[0][g]:>15,} to {totals[1][g]:,} {unit}" for g, unit in units.items()]
     return "\n".join(lines)
 

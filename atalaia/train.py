@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from atalaia import (
     api,
+    bits,
     channels,
     checkpoint,
     cli,
@@ -37,8 +38,6 @@ from atalaia import (
     pretrained,
     processes,
     pruning,
-    qat,
-    quantize,
     shrink,
     step,
     tasks,
@@ -113,9 +112,9 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
         finished.refuse_other_start(config, shapes)
     for stage in plan:
         if stage.name == "shrink":
-            shrink.refuse_impossible(model, shapes.params, shape, config.shrink)
+            shrink.refuse_impossible(model, shapes.params, shape, config.shrink, shrink.weight_bits(model, config))
         if stage.name == "quantize":
-            qat.weight_bits(quantize.linear_paths(model), config.quantize)
+            bits.refuse_impossible(config, model, shapes.params, shape)
         step.make_optimizer(config, stage, finished.zeros_of(config, model, shapes, stage.name).params)
         teacher = stage.config.get("teacher")
         if teacher and teacher != distill.SELF and saved < stage.end:
@@ -230,7 +229,10 @@ def _enter_stage(run, stage, state):
     masks = pruning.masks_of(state.opt_state)
     if first and stage.name == "quantize":
         model = channels.fitted(run.model, whole, state.params)
-        state = finished.folded_state(run.config, model, state, images=run.dataset.train.images)
+        chosen = bits.choose(
+            run.config, model, variables_of(state), run.dataset, run.workdir if processes.first() else None
+        )
+        state = finished.folded_state(run.config, model, state, images=run.dataset.train.images, bits=chosen)
     optimizer = step.make_optimizer(run.config, stage, state.params, masks)
     if first:
         state = state._replace(opt_state=optimizer.init(state.params))

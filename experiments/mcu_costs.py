@@ -1,10 +1,11 @@
 """The instructions of each kernel, fitted to what the emulators count: atalaia/codegen/costs.json.
 
-python experiments/mcu_costs.py [--boards=esp32isa]
+python experiments/mcu_costs.py [--boards=esp32isa] [--kernels="conv_coded|conv_packed_3"]
 
 Runs networks of one step, of several sizes and shares of zeros, with every kernel that can run it, on rv32, lx106 and
 esp32isa (the Debian packages are those that `make -C mcu run` names), and fits the instructions of each part of a
-kernel by non-negative least squares of relative errors. Run it after changing mcu/kernels. How well the
+kernel by non-negative least squares of relative errors. Run it after changing mcu/kernels; after adding some, for those
+alone: the parts that all kernels of convolutions share then keep their costs. How well the
 sums predict whole networks stands in docs/results/mcu.md and mcu_esp32.md.
 """
 
@@ -64,6 +65,7 @@ int main(void)
 """
 BOARDS = ("rv32", "lx106", "esp32isa")
 _BOARDS = flags.DEFINE_multi_enum("boards", BOARDS, BOARDS, "Those to count on; of the others, costs stay.")
+_KERNELS = flags.DEFINE_string("kernels", "", "Regular expression of those to count; of the others, costs stay.")
 PIXELS = 400  # of the other steps, and a half and a fourth of them
 
 
@@ -74,6 +76,7 @@ def main(argv):
     from atalaia.progress import Progress
 
     cases = [(call, shapes) for step, shapes in steps() for call in kernels.candidates(step, "esp32") if worth(call)]
+    cases = [(call, shapes) for call, shapes in cases if re.search(_KERNELS.value, call.cost) or call.cost == "flip"]
     costs = kernels.costs()
     with Progress("measure kernels", len(cases) * len(_BOARDS.value), "runs") as progress:
         for board in _BOARDS.value:
@@ -81,7 +84,9 @@ def main(argv):
             for at in range(0, len(cases), TOGETHER):
                 counts += counted(cases[at : at + TOGETHER], board)
                 progress.update(min(TOGETHER, len(cases) - at))
-            costs[board] = fit(cases, counts)
+            known = costs[board] if _KERNELS.value else {}
+            found = fit(cases, counts, known.get("conv_dense_1", {}))
+            costs[board] = known | {name: cost for name, cost in found.items() if re.search(_KERNELS.value, name)}
     write_json(kernels.COSTS, costs)
     print(f"written: {kernels.COSTS}")
 
@@ -307,19 +312,25 @@ def _bytes(made):
     return plan.arena, graph.sizes[graph.inputs[0]], graph.sizes[graph.outputs[0]]
 
 
-def fit(cases: list, counts: list[int]) -> dict[str, dict[str, float]]:
-    """Instructions by kernel and part: what lies between the flips, as a sum of parts."""
+def fit(cases: list, counts: list[int], shared: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Instructions by kernel and part: what lies between the flips, as a sum of parts.
+
+    shared: of the parts SHARED, where they are known.
+    """
     calls = [call for call, _ in cases]
     flips = [(n / 2, call) for call, n in zip(calls, counts, strict=True) if call.kernel == "flip"]
     flip = sum(n for n, _ in flips) / sum(call.work["value"] for _, call in flips)
     rows, targets = [], []
     for (call, shapes), n in zip(cases, counts, strict=True):
         if call.kernel != "flip":
-            borders = flip * sum(np.prod(shape) for shape in (shapes[: 2 - (call.kernel in FLOATS)]))
-            rows.append({("" if part in SHARED else call.cost, part): k for part, k in call.work.items()})
-            targets.append(n - borders)
+            known = flip * sum(np.prod(shape) for shape in (shapes[: 2 - (call.kernel in FLOATS)]))
+            known += sum(k * shared[part] for part, k in call.work.items() if part in SHARED and shared)
+            fitted = {part: k for part, k in call.work.items() if not (part in SHARED and shared)}
+            rows.append({("" if part in SHARED else call.cost, part): k for part, k in fitted.items()})
+            targets.append(n - known)
     columns = sorted({key for row in rows for key in row})
     found = dict(zip(columns, _least_squares(rows, columns, np.array(targets, float)), strict=True))
+    found |= {("", part): n for part, n in shared.items() if part in SHARED}
     costs = {"flip": {"value": round(flip, 3)}}
     for name in sorted({call.cost for call in calls} - {"flip"}):
         parts = {part for call in calls if call.cost == name for part in call.work}

@@ -15,7 +15,7 @@ from tables import Table, grid
 SCRIPTS = {
     "Networks": ("frontier", "table2", "table2_variants", "pipeline", "table1", "cifar10"),
     "Detectors": ("faces", "face_search"),
-    "Generated C": ("mcu", "mcu_esp32", "public_files", "packages", "codegen_mutations"),
+    "Generated C": ("mcu", "mcu_esp32", "few_bits", "public_files", "packages", "codegen_mutations"),
     "Search": ("search_replay", "executors", "halving", "goals"),
     "Distillation and teachers": ("distill_speed", "resnet50_port"),
     "Training speed": ("train_speed", "train_profile", "train_speed_tried"),

@@ -18,7 +18,7 @@ from test_export import converted
 
 from atalaia import tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import emit, fitting, fixed_point, graph, grid, kernels, lowering, memory, packing
+from atalaia.codegen import coded, emit, fitting, fixed_point, graph, grid, kernels, lowering, memory, packing
 from atalaia.errors import UserError
 
 # Runs every golden vector in an arena of exactly the size that is stated, so that the sanitizer sees a byte too many.
@@ -157,29 +157,29 @@ def far_apart():
 
 # Weights, input size, stride, SAME, pixels that sparse kernels take at once, and kernels beside those for any weights.
 # Odd channels, sizes and numbers of outputs, in rows of 8 or more, 4 to 7, and fewer pixels.
+# Weights, size, stride, "SAME" or not, and the kernels that can hold them beside the dense one.
 KERNELS = {
     "ternary": (
-        lambda: random_kernel(-1, 1, 0.6, (7, 3, 3, 5)),
-        *((5, 11), 1, True, "8_5", ["conv_packed_2_4", "conv_packed_4_4", "conv_nibbles_8_5", "conv_woven_5_3_15_1"]),
+        *(lambda: random_kernel(-1, 1, 0.6, (7, 3, 3, 5)), (5, 11), 1, True),
+        *("conv_packed_2_4", "conv_packed_3_4", "conv_packed_4_4", "conv_nibbles_8_5", "conv_coded_3_8_5"),
+        *("conv_pairs_8_5", "conv_triplets_8_5", "conv_woven_5_3_15_1"),
     ),
     "four_bits": (
-        lambda: random_kernel(-8, 7, 0.0, (4, 2, 3, 70)),
-        *((7, 11), 2, False, "4_140", ["conv_packed_4_4", "conv_nibbles_4_140", "conv_woven_140_2_210_1"]),
+        *(lambda: random_kernel(-8, 7, 0.0, (4, 2, 3, 95)), (7, 11), 2, False),
+        *("conv_packed_4_4", "conv_nibbles_4_190_wide", "conv_coded_5_4_190_wide", "conv_pairs_4_190_wide"),
+        *("conv_triplets_4_190", "conv_woven_190_2_285_1"),
     ),
     "eight_bits": (
-        lambda: random_kernel(-128, 127, 0.8, (5, 3, 5, 6)),
-        (6, 9),
-        1,
-        True,
-        "8_6",
-        ["conv_woven_6_3_30_0"],
+        *(lambda: random_kernel(-128, 127, 0.8, (5, 3, 5, 6)), (6, 9), 1, True),
+        *("conv_pairs_8_6", "conv_triplets_8_6", "conv_woven_6_3_30_0"),
     ),
     "narrow": (
-        lambda: random_kernel(-2, 1, 0.3, (9, 3, 3, 33)),
-        *((5, 3), 1, True, "1_33", ["conv_packed_2_1", "conv_packed_4_1", "conv_nibbles_1_33"]),
+        *(lambda: random_kernel(-2, 1, 0.3, (9, 3, 3, 33)), (5, 3), 1, True),
+        *("conv_packed_2_1", "conv_packed_3_1", "conv_packed_4_1", "conv_nibbles_1_33", "conv_coded_4_1_33"),
+        *("conv_pairs_1_33", "conv_triplets_1_33"),
     ),
-    "far_apart": (far_apart, (1, 1), 1, True, "1_1300_wide", []),
-    "far_apart_in_rows": (far_apart, (2, 5), 1, True, "4_1300_wide", []),
+    "far_apart": (far_apart, (1, 1), 1, True, "conv_pairs_1_1300_wide", "conv_triplets_1_1300_wide"),
+    "far_apart_in_rows": (far_apart, (2, 5), 1, True, "conv_pairs_4_1300_wide", "conv_triplets_4_1300_wide"),
 }
 WHOLE = mock.patch.object(fitting, "WORTH", 1 << 30)  # no strips, so that the header is that of whole maps
 
@@ -217,14 +217,12 @@ class ParityTest(parameterized.TestCase):
     @parameterized.parameters(*KERNELS)
     def test_every_kernel_of_a_convolution(self, name):
         """The same golden vectors with each kernel that can hold the weights."""
-        *_, sparse, others = KERNELS[name]
         found = []
         for kernel in each_kernel(name, self.folder / "one"):
             self.assertEqual(run(self.folder / "one"), "", kernel)
             found.append(kernel)
-        wanted = [f"conv_pairs_{sparse}", f"conv_triplets_{sparse}", *others]
-        self.assertContainsSubset(wanted, found)
-        self.assertLen(set(found), 1 + len(wanted))
+        self.assertContainsSubset(KERNELS[name][4:], found)
+        self.assertLen(set(found), 1 + len(KERNELS[name][4:]))
 
     @parameterized.parameters("convolutions", "depthwise")
     def test_every_kernel_of_a_network(self, name):
@@ -385,6 +383,42 @@ class PackTest(parameterized.TestCase):
         self.assertEqual([hex(w) for w in words.tolist()], [hex(w) for w in wanted])
         words = packing.pack_fields(np.array([[1, -2, 0], [-1, 0, 1]], np.int8).reshape(2, 1, 1, 3), 2)
         self.assertEqual(words.tolist(), [0b00_11_10_01 << 8 | 0b00_10_00_11])
+        words = packing.pack_fields(np.array([[1, -4, 3], [-1, 0, 2]], np.int8).reshape(2, 1, 1, 3), 3)
+        self.assertEqual(words.tobytes(), (0b110_100_011 << 12 | 0b111_000_101).to_bytes(3, "little"))
+
+    def test_codes_by_hand(self):
+        """Eight codes of 3 bits: both weights, gaps of 1 and 2, and the pairs, the most frequent first."""
+        kernel = np.zeros((1, 2, 1, 12), np.int8)
+        kernel[0, 0, 0, [1, 2, 5]], kernel[0, 1, 0, [0, 3]] = (1, -1, -1), (1, -1)  # gaps 1, 1, 3; 0, 3
+        found = coded.pack_codes(kernel)
+        self.assertEqual((found.width, found.counts.tolist()), (3, [3, 2]))
+        table = [(0, -1), (0, 1), (1, 0), (2, 0), (3, -1), (1, -1), (1, 1), (0, 0)]
+        self.assertEqual(found.stored[:8].tolist(), [gap | (weight & 255) << 8 for gap, weight in table])
+        codes = [6, 5, 4, 1, 4]  # the first lies lowest
+        self.assertEqual(found.stored[8:].tolist(), [sum(code << 3 * i for i, code in enumerate(codes))])
+
+    @parameterized.parameters((-1, 1, 0.8), (-3, 3, 0.8), (-8, 7, 0.9), (-1, 1, 0.995))
+    def test_codes_read_back(self, low, high, zeros):
+        kernel = random_kernel(low, high, zeros, (6, 3, 4, 90))
+        found = coded.pack_codes(kernel)
+        table = found.stored[: 1 << found.width].astype(np.int64)
+        stream = int.from_bytes(found.stored[1 << found.width :].tobytes(), "little")
+        rows = np.zeros((18, 360), int)
+        for row, count in zip(rows, found.counts, strict=True):
+            place = 0
+            for _ in range(count):
+                entry = table[stream & (1 << found.width) - 1]
+                stream >>= found.width
+                place += entry & 255
+                row[place] += np.int8(entry >> 8)
+        self.assertEqual(stream, 0)
+        np.testing.assert_array_equal(rows, kernel.reshape(18, 360))
+        nibbles, _ = packing.pack_sparse(kernel, "NIBBLES")
+        self.assertLess(found.stored.nbytes, nibbles.nbytes + 256)
+
+    def test_weights_too_unlike_for_codes(self):
+        self.assertIsNone(coded.pack_codes(np.arange(-127, 128).astype(np.int8).reshape(1, 1, 1, 255)))
+        self.assertIsNone(coded.pack_codes(np.zeros((1, 1, 1, 9), np.int8)))
 
     def test_preferences(self):
         """Speed has the fewest instructions, size the fewest bytes, and small codes take fewer of both."""

@@ -13,13 +13,13 @@ from atalaia.codegen import __main__ as codegen
 from atalaia.codegen import boards, kernels, lowering, mac16
 
 
-def convolution(net, x, outputs, size, stride=1, same=True, scale=0.03):
-    """A layer with random weights, all values of int8, on tensor x."""
+def convolution(net, x, outputs, size, stride=1, same=True, scale=0.03, most=128, zeros=0.0):
+    """A layer with random weights in [-most, most - 1] and so many more zeros, on tensor x."""
     random, (batch, height, width, channels) = np.random.default_rng(7), net.shape(x)
     scales = random.uniform(0.005, 0.02, outputs)
-    weights = net.tensor(
-        (outputs, size, size, channels), scales, 0, random.integers(-127, 128, (outputs, size, size, channels))
-    )
+    shape = (outputs, size, size, channels)
+    codes = random.integers(-most, most, shape) * (random.random(shape) >= zeros)
+    weights = net.tensor(shape, scales, 0, codes)
     bias = net.tensor((outputs,), scales * net.grid(x)[0], 0, random.integers(-3000, 3000, outputs), "INT32")
     out = [-(-n // stride) if same else (n - size) // stride + 1 for n in (height, width)]
     y = net.tensor((batch, *out, outputs), scale * (size * size * channels) ** 0.5, 11)
@@ -32,13 +32,20 @@ def layer(shape, *args, **options):
     return net.file(convolution(net, net.given(shape, 0.05, -9), *args, **options))
 
 
-def by_mac16(graph):
-    """Calls of a graph, with MAC16 wherever it can be."""
+def by_mac16(graph, form="conv_mac16"):
+    """Calls of a graph, with a kernel of that name by MAC16 wherever it can be."""
     calls = []
     for step in graph.steps:
         every = kernels.candidates(step, "esp32")
-        calls.append(next((call for call in every if call.kernel == "conv_mac16"), every[0]))
+        calls.append(next((call for call in every if call.kernel.startswith(form)), every[0]))
     return calls
+
+
+def of_few_bits(most):
+    """Layers with an odd and an even number of four channels, several strips, and channels to fill up."""
+    net = flat_models.Net()
+    x = convolution(net, net.given((1, 11, 9, 3), 0.05, -9), 12, 3, scale=0.003 * most, most=most)
+    return net.file(convolution(net, convolution(net, x, 6, 5, 2, most=most), 7, 1, most=most))
 
 
 # Kernels of 1, 3 and other heights; channels that are and are not a multiple of 4; strips of several rows, of the last
@@ -57,6 +64,25 @@ LAYERS = {
 class Mac16Test(parameterized.TestCase):
     def test_bytes_are_tflms(self):
         self.assertEqual(flat_models.wrong(LAYERS, 6, choose=by_mac16), {})
+
+    def test_bytes_of_few_bits_are_tflms(self):
+        forms = dict(packed_2=2, packed_3=4, packed_4=8, coded=8)
+        files = {f"conv_mac16_{form}": of_few_bits(most) for form, most in forms.items()}
+        names = iter(files)
+
+        def choose(graph):
+            form = next(names)
+            calls = by_mac16(graph, form)
+            self.assertLen([call for call in calls if call.kernel.startswith(form)], 3)
+            return calls
+
+        self.assertEqual(flat_models.wrong(files, 6, choose=choose), {})
+
+    def test_packed_by_hand(self):
+        """Of eight channels 0, 1, 4 and 5, and right above them 2, 3, 6 and 7, each with 4 added."""
+        packed = mac16.pack_eights(np.array([3, -4, 0, 1, 2], np.int8).reshape(1, 1, 1, 5), 3)
+        wanted = [7, 0, 6, 4, 4, 5, 4, 4]  # the first lowest
+        self.assertEqual(packed.tobytes(), sum(code << 3 * i for i, code in enumerate(wanted)).to_bytes(3, "little"))
 
     def test_whether_layers_are_plain(self):
         plain = {}
@@ -88,17 +114,18 @@ class Mac16Test(parameterized.TestCase):
         self.assertEqual(list(map(hex, words)), ["0xff7e81", "0x80808085"])
 
     def test_by_the_esp32s_instructions(self):
-        """Each of the assembly's loops, and chosen where the ESP32 is the target."""
+        """Each of the assembly's loops and each form of weights, chosen where the ESP32 is the target."""
         test_boards.require(self, boards.ESP32ISA)
         net = flat_models.Net()
         x = convolution(net, net.given((1, 12, 12, 3), 0.05, 3), 16, 5)
-        x = convolution(net, x, 16, 3, 2)
-        x = convolution(net, convolution(net, x, 16, 1), 4, 3, scale=1e-4)
+        x = convolution(net, x, 16, 3, most=8, zeros=0.6)
+        x = convolution(net, convolution(net, x, 16, 1, most=4), 4, 3, scale=1e-4)
         content = net.file(x)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "one"
-            found = codegen.generate(content, out, samples=3, prefer="speed", target="esp32")
-            self.assertEqual([row["kernel"] for row in found["layers"]].count("conv_mac16"), 4)
+            found = codegen.generate(content, out, samples=3, target="esp32")
+            forms = ("conv_mac16", "conv_mac16_coded_6", "conv_mac16_packed_3", "conv_mac16")
+            self.assertEqual([row["kernel"] for row in found["layers"] if row["macs"]], [*forms])
             counted = boards.run(out, boards.ESP32ISA)
         self.assertEqual((counted["samples"], counted["equal"]), (3, 3))
         self.assertBetween(found["estimated_instructions"]["esp32isa"] / counted["instructions"], 0.8, 1.25)

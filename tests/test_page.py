@@ -208,7 +208,7 @@ class MissingPartsTest(absltest.TestCase):
 
 class LayerTest(absltest.TestCase):
     def test_bits(self):
-        for codes, bits in (([-2, 1], 2), ([-2, 2], 4), ([-8, 7], 4), ([-9, 0], 8), ([0, 8], 8), ([], 2)):
+        for codes, bits in (([-2, 1], 2), ([-2, 2], 3), ([-5, 2], 4), ([-8, 7], 4), ([-9, 0], 8), ([0, 8], 8), ([], 2)):
             self.assertEqual(page.weight_bits(np.array(codes, np.int8)), bits, codes)
 
     def test_names(self):

@@ -22,10 +22,10 @@ def settings(**fields):
     return c
 
 
-def entered(model, shape, config):
+def entered(model, shape, config, bits=None):
     """Variables at the beginning of the stage for a drawn network."""
     folded = folding.fold(model, drawn(model, shape))
-    params, stats = qat.enter(folded, quantize.calibrate(model, folded, [images(shape)]), config)
+    params, stats = qat.enter(folded, quantize.calibrate(model, folded, [images(shape)]), config, bits)
     return dict(params=params, batch_stats=stats)
 
 
@@ -81,7 +81,7 @@ class EnterTest(parameterized.TestCase):
         np.testing.assert_array_equal(params["conv"]["bound"], [1, 2])
         np.testing.assert_array_equal(stats["conv"]["capped"], [False, True])
 
-    @parameterized.parameters((4, 7), (2, 1))
+    @parameterized.parameters((4, 7), (3, 3), (2, 1))
     def test_learned_scales_begin_over_weights_that_are_not_pruned(self, bits, qmax):
         kernel = np.float32([[1, 0], [-3, 0], [0, -4], [0, 0]])  # mean magnitudes 2 and 4
         folded = {"conv": Folded(kernel, np.zeros(2, np.float32), False)}
@@ -94,10 +94,11 @@ class ForwardTest(parameterized.TestCase):
     def test_equals_the_integer_network(self, network, ranges):
         _, model, shape = network
         first, *_, last = quantize.linear_paths(model)
-        config = settings(ranges=ranges, bits=f"^{first}$=4; ^{last}$=2")
-        variables = entered(model, shape, config)
+        auto = ranges == "learned"  # bits that are chosen, and those that are named
+        config = settings(ranges=ranges, bits="auto" if auto else f"^{first}$=3; ^{last}$=2", budget=1.0 * auto)
+        variables = entered(model, shape, config, {first: 3, last: 2})
         integers = qat.integers(model, variables, config)
-        for path, most in ((first, 7), (last, 1)):
+        for path, most in ((first, 3), (last, 1)):
             self.assertLessEqual(np.abs(integers[path].kernel).max(), most)
         pixels = np.round(images(shape) * 255).astype(np.uint8)
         found = qat.forward_codes(model, variables, data.to_float(pixels), config)
@@ -133,6 +134,23 @@ class ForwardTest(parameterized.TestCase):
         self.assertIn("first/weight_log_scale", found)
         self.assertEqual([path for path, gradient in found.items() if not np.any(gradient)], [])
 
+    def test_weights_become_narrow_step_by_step(self):
+        config = settings(bits="first=2; logits=auto", budget=1.0, narrow=0.3)
+        chosen = {"batch_stats": {"logits": {"qmax": jnp.float32(7)}}}
+        for passed, first, logits in ((0, 127, 127), (0.4, 7, 127), (0.7, 3, 127), (1, 1, 7), (3, 1, 7)):
+            found = qat._widths(Mini(), chosen, config, jnp.float32(passed))
+            self.assertEqual([float(found[path].now) for path in ("first", "logits")], [first, logits], passed)
+            self.assertEqual(found["point"], qat.Width(127, 127))
+
+    def test_the_scale_of_a_wider_grid(self):
+        """Of 8 bits the largest weight's; of the others the learned one by LSQ's rule."""
+        weights = Folded(jnp.float32([[4.0], [-2.0]]), jnp.zeros(1), False)
+        variables = {"params": {"conv": {"weight_log_scale": jnp.log(jnp.float32([2.0]))}}}
+        for now, scale in ((127, 4 / 127), (4, 1.0), (1, 2.0)):
+            width = qat.Width(jnp.float32(now), 1)
+            found = qat._weight_scale(variables, "conv", weights, jnp.float32(1), width)
+            np.testing.assert_allclose(found, [scale], rtol=2**-8)
+
     def test_ranges_follow_extremes_until_frozen(self):
         config = settings(ema_decay=0.75, freeze=0.5)
         folded = {"conv": Folded(np.float32([1, -1]).reshape(1, 1, 1, 2), np.zeros(2, np.float32), False)}
@@ -161,7 +179,11 @@ class OptimizerTest(absltest.TestCase):
 
 class RefusesTest(parameterized.TestCase):
     @parameterized.parameters(
-        (dict(bits="conv=3"), "2, 4 or 8"),
+        (dict(bits="conv=5"), "2, 3, 4, 8 or auto"),
+        (dict(bits="auto"), "need a number of bytes that the network may cost"),
+        (dict(bits="conv=4", budget=1e5), "no layer's bits are chosen by it"),
+        (dict(bits="auto", budget=10.0, goal="macs"), "only bytes, ms"),
+        (dict(bits="conv=2", narrow=0.6), "make narrow smaller"),
         (dict(ranges="other"), "ema, learned"),
         (dict(freeze=1.5), "freeze must be in"),
         (dict(freeze=-0.1), "freeze must be in"),

@@ -236,7 +236,7 @@ class QuantizeLayerTest(absltest.TestCase):
 
     def test_codes_of_fewer_bits(self):
         kernel = np.random.default_rng(0).normal(0, 1, (9, 50)).astype(np.float32)
-        for bits, largest in ((4, 7), (2, 1)):
+        for bits, largest in ((4, 7), (3, 3), (2, 1)):
             weights = Folded(kernel, np.zeros(50, np.float32), False)
             found = quantize._quantize_layer(weights, self.given, self.output, quantize.BITS[bits])
             np.testing.assert_array_equal(np.abs(found.kernel).max(0), largest)

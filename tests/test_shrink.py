@@ -284,6 +284,13 @@ class ChoiceTest(parameterized.TestCase):
         self.assertEqual(cost(self.sizes), by_hand(8, 12, 16))
         self.assertEqual(cost(dict(stem=4, a=8, hidden=12)), by_hand(4, 8, 12))
 
+    def test_bytes_of_fewer_bits_by_hand(self):
+        config = self.config()
+        config.stages, config.quantize.bits = ("shrink", "quantize"), "hidden=4; stem=auto"
+        bits = shrink.weight_bits(self.model, config)
+        costs = [shrink.Costs(self.model, self.ties, self.shape, "bytes", b)(self.sizes) for b in ({}, bits)]
+        self.assertEqual(costs[0] - costs[1], 4 * 8 * 16 / 2)  # the weights of `hidden` alone
+
     def test_l2_is_of_all_layers_that_make_a_channel_with_batch_norm_in_it(self):
         found = shrink.scores(self.config(), self.model, self.variables, self.ties)
         p, s = self.variables["params"], self.variables["batch_stats"]

@@ -379,10 +379,10 @@ class QuantizeStageTest(absltest.TestCase):
 
     def test_what_cannot_be_started_from_is_refused(self):
         configs.claim(self.config("dense"), self.folder / "unfinished")
-        self.run_config(self.config("quantize", start_from=str(self.folder / "first")), "quantized")
+        self.run_config(self.config("quantize", start_from=str(self.folder / "first")), "no_float")
         for name, fields, text in (
             ("unfinished", {}, "not finished"),
-            ("quantized", {}, "no network before quantize"),
+            ("no_float", {}, "no network before quantize"),
             ("first", {"data.name": "lfw_faces", "data.size": 8, "data.grey": True}, "logits.*must be the same"),
             ("nothing", {}, "holds no run"),
         ):

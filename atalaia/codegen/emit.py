@@ -33,8 +33,20 @@ _FILES = (
         "minimum",
     ),
     *("sub_from", "prelu", "squared_difference", "strided", "nearest", "bilinear", "reduce", "reduce_most", "arg_most"),
-    *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv", "conv_mac16"),
-    *("move", "conv", "conv_map", "conv_dense", "conv_woven", "conv_packed", "conv_sparse", "depthwise", "strips"),
+    *("float_in", "float_out", "batch_matmul", "transpose_conv", "wide_pair", "wide_conv"),
+    *("packed_word", "conv_mac16", "mac16_bytes", "mac16_packed", "mac16_coded"),
+    *(
+        "move",
+        "conv",
+        "conv_map",
+        "conv_dense",
+        "conv_woven",
+        "conv_packed",
+        "conv_sparse",
+        "conv_coded",
+        "depthwise",
+        "strips",
+    ),
 )
 _CONV = (
     *("in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w"),

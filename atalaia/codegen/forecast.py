@@ -1,7 +1,8 @@
-"""What a layer will cost in the generated C, before there is a file: by its shapes, without zeros, at 8 bits."""
+"""What a layer will cost in the generated C, before there is a file: by its shapes, or by its integers."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from atalaia.codegen import kernels
 from atalaia.codegen.graph import Graph, Step
 
 CHIP = "esp32"
-_WEIGHTS = np.array([32, -32], np.int8)  # about as large as weights are: sums decide which rescaling is run
+_WEIGHTS = {8: 32, 4: 4, 3: 2, 2: 1}  # by bits, about as large as weights are: sums decide which rescaling is run
 
 
 class Cost(NamedTuple):
@@ -22,14 +23,30 @@ class Cost(NamedTuple):
     sweeps: int = 1
 
 
-def layer(layer: layers.Layer, inputs: list[tuple[int, ...]], out: tuple[int, ...]) -> Cost:
-    """The cost of a layer from the shapes of its inputs and of its output, `[1, ...]`."""
+def layer(
+    layer: layers.Layer,
+    inputs: list[tuple[int, ...]],
+    out: tuple[int, ...],
+    bits: int = 8,
+    integers: dict[str, Any] | None = None,
+    prefer: str = "balanced",
+) -> Cost:
+    """The cost of a layer from the shapes of its inputs and of its output, `[1, ...]`.
+
+    Args:
+      bits: of its weights, none of them zero, where it has some and no `integers` are given.
+      integers: its kernel, bias, multiplier, shift and bounds, as graph.Step has them.
+      prefer: the kernel that runs those, as kernels.choose takes it.
+    """
     from atalaia.codegen.__main__ import CHIPS  # there, what reads configs is imported, and a config may ask for this
 
-    step = _step(layer, inputs[0], out)
+    step = _step(layer, inputs[0], out, bits, integers)
     if step is None:
         return Cost(0, 0, 0.0)
-    call = kernels.dense(step) if step.kind == "conv" else kernels.choose(Graph([step], {}, {}, (), (), []))[0]
+    if step.kind == "conv" and integers is None:
+        call = kernels.dense(step) if bits == 8 else kernels.packed(step, bits)
+    else:
+        (call,) = kernels.choose(Graph([step], {}, {}, (), (), []), prefer=prefer)
     return Cost(call.weight_bytes, layer.macs(inputs, out), call.instructions[CHIPS[CHIP].board], call.sweeps)
 
 
@@ -41,7 +58,15 @@ def milliseconds(costs: list[Cost]) -> float:
     return estimate(CHIP, CHIPS[CHIP].board, sum(cost.instructions for cost in costs), rows)["milliseconds"][1]
 
 
-def _step(layer, given, out):
+# What costs of layers sum up to.
+GOALS: dict[str, Callable[[list[Cost]], float]] = {
+    "bytes": lambda costs: sum(cost.bytes for cost in costs),
+    "macs": lambda costs: sum(cost.macs for cost in costs),
+    "ms": milliseconds,
+}
+
+
+def _step(layer, given, out, bits=8, integers=None):
     """What codegen lowers a layer to; None where no code is run."""
     values = math.prod(out)
     match layer:
@@ -50,10 +75,11 @@ def _step(layer, given, out):
             window = _window(given, out, (layer.kernel, layer.kernel), layer.strides)
             inside = () if kind == "depthwise" else (given[-1],)
             kernel = (out[-1], 1, layer.kernel, layer.kernel) if not inside else (out[-1], *[layer.kernel] * 2, *inside)
-            return Step(kind, "", 0, (0,), 1, window | _constants(kernel, layer.norm == "after" and layer.relu))
+            bounded = layer.norm == "after" and layer.relu
+            return Step(kind, "", 0, (0,), 1, window | (integers or _integers(bits, kernel, bounded)))
         case layers.Dense():
             window = _window((1, 1, 1, given[-1]), (1, 1, 1, out[-1]), (1, 1), 1)
-            return Step("conv", "", 0, (0,), 1, window | _constants((out[-1], 1, 1, given[-1])))
+            return Step("conv", "", 0, (0,), 1, window | (integers or _integers(bits, (out[-1], 1, 1, given[-1]))))
         case layers.Add():
             return Step("add", "", 0, (0, 1), 2, dict(values=values, b_inner=1, b_size=values, tables=True))
         case layers.Mul():
@@ -73,8 +99,9 @@ def _window(given, out, kernel, strides):
     return sizes | window | dict(pad_top=pads[0], pad_left=pads[1])
 
 
-def _constants(shape, bounded=False):
+def _integers(bits, shape, bounded=False):
     """Weights, biases and multipliers of a kernel with its output channels first."""
     zeros, bound = np.zeros(shape[0], np.int32), np.zeros(shape[0], np.uint8) if bounded else None
-    constants = dict(kernel=np.resize(_WEIGHTS, shape), bias=zeros, multiplier=zeros, shift=np.int8(zeros - 8))
-    return constants | dict(low=bound, high=bound, out_low=0, out_high=255)
+    kernel = np.resize(np.array([_WEIGHTS[bits], -_WEIGHTS[bits]], np.int8), shape)
+    found = dict(kernel=kernel, bias=zeros, multiplier=zeros, shift=np.int8(zeros - 8))
+    return found | dict(low=bound, high=bound, out_low=0, out_high=255)

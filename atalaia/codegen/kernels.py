@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atalaia.codegen import mac16, memory, plain
+from atalaia.codegen.coded import pack_codes
 from atalaia.codegen.graph import Graph, Step
 from atalaia.codegen.grid import SMALL, by_lines, lines, small_sums, sum_bounds
-from atalaia.codegen.packing import GAPS, chunk_taps, pack_dense, pack_fields, pack_sparse, pack_woven
+from atalaia.codegen.packing import BITS, GAPS, chunk_taps, fits, pack_dense, pack_fields, pack_sparse, pack_woven
 
 BOARDS, ESP32 = ("rv32", "lx106"), ("esp32isa",)
 TARGETS = dict(any=BOARDS, esp32=ESP32)  # the boards whose instructions choose a kernel
 COSTS = Path(__file__).with_name("costs.json")  # board to kernel to part to instructions
 COLUMNS = 48  # of conv.c
-BITS = (2, 4)  # of packed weights, which are signed: [-2, 1] and [-8, 7]
+SPARSE = ("conv_sparse", "mac16_coded")  # files of kernels that hold only weights that are not zero
 # Of the struct with a step's parameters, where it has one, on a board of 32 bits; "pair" is every step of two inputs
 # but for the kernels with a struct of their own.
 STRUCT_BYTES = dict(
@@ -90,7 +91,7 @@ def candidates(step: Step, target: str = "any") -> list[Call]:
     batch = step.values.get("batch", 1)
     calls = list(_CHOICES.get(step.kind, _pair)(step))
     if target == "esp32" and step.kind == "conv":
-        calls += _plain(mac16.step(step, _common(step.values)))
+        calls += [call for made in mac16.steps(step, _common(step.values)) for call in _plain(made)]
     return [call._replace(sweeps=call.sweeps * batch) for call in calls]
 
 
@@ -98,7 +99,7 @@ def _allowed(calls, sparse):
     """Those of a step's calls that `sparse` allows; all where it would leave none."""
     if sparse == "auto":
         return calls
-    return [c for c in calls if ("conv_sparse" in c.template) == (sparse == "always")] or calls
+    return [c for c in calls if any(name in c.files for name in SPARSE) == (sparse == "always")] or calls
 
 
 def _best(calls, prefer, boards):
@@ -148,13 +149,16 @@ def _conv(step) -> Iterator[Call]:
     if step.values["out_w"] >= 4 and least.min() >= -SMALL and most.max() < SMALL:
         yield _woven(step)
     kernel = step.values["kernel"]
-    low, high = int(kernel.min(initial=0)), int(kernel.max(initial=0))
-    yield from (_packed(step, bits) for bits in BITS if -(1 << bits - 1) <= low and high < 1 << bits - 1)
+    yield from (packed(step, bits) for bits in BITS if fits(kernel, bits))
+    few_bits = fits(kernel, max(BITS))
     for form in GAPS:
-        if form != "NIBBLES" or (low >= -8 and high <= 7):
+        if form != "NIBBLES" or few_bits:
             stored, counts = pack_sparse(kernel, form)
             if counts.max(initial=0) < 1 << 16:
                 yield _sparse(step, form, stored, counts)
+    codes = pack_codes(kernel) if few_bits else None
+    if codes and codes.counts.max() < 1 << 16:
+        yield _coded(step, codes)
 
 
 def dense(step: Step) -> Call:
@@ -180,18 +184,19 @@ def _woven(step):
     return _instance(step, "conv_woven", name, constants, arrays, work, sweeps, "conv_woven")
 
 
-def _packed(step, bits):
+def packed(step: Step, bits: int) -> Call:
+    """The kernel of packed weights of a convolution or matrix product, which so many of BITS can hold."""
     v = step.values
     pixels = 4 if v["out_w"] >= 4 else 1
     sweeps, work = _sweeps(v, pixels, -(-v["out_c"] // 2))
     words = pack_fields(v["kernel"], bits)
-    arrays = _common(v) | dict(weights=(f"uint{8 * bits}_t", words))
+    arrays = _common(v) | dict(weights=(f"{words.dtype}_t", words))
     name = f"conv_packed_{bits}_{pixels}"
     chunk = chunk_taps(v["kernel"])
     taps = v["kernel_w"] * v["in_c"]
-    work |= dict(inner=sweeps * words.size, chunk=work["row"] * -(-taps // chunk))
+    work |= dict(inner=sweeps * words.nbytes // bits, chunk=work["row"] * -(-taps // chunk))
     call = _instance(step, "conv_packed", name, (bits, pixels), arrays, work, sweeps)
-    return call._replace(fields=(("chunk", chunk), *call.fields))
+    return call._replace(files=("packed_word", *call.files), fields=(("chunk", chunk), *call.fields))
 
 
 def _sparse(step, form, stored, counts):
@@ -202,13 +207,26 @@ def _sparse(step, form, stored, counts):
     far = sum(i * distance > 255 for i in range(pixels))  # what does not lie in an Xtensa load
     inner = sweeps * int(counts.sum())
     work |= dict(inner=inner, far=inner * far * (2 if form == "TRIPLETS" else 1))
-    wide = int(counts.max(initial=0) > 255)
-    arrays = _common(v) | dict(
-        weights=("uint8_t", stored), counts=("uint16_t", counts) if wide else ("uint8_t", counts.astype(np.uint8))
-    )
+    wide, counted = _counts(counts)
+    arrays = _common(v) | dict(weights=(f"{stored.dtype}_t", stored), counts=counted)
     cost = f"conv_{form.lower()}_{pixels}"
     name = f"{cost}_{distance}" + "_wide" * wide
     return _instance(step, "conv_sparse", name, (form, pixels, distance, wide), arrays, work, sweeps, cost)
+
+
+def _coded(step, codes):
+    """The sparse kernel of such codes."""
+    call = _sparse(step, "CODED", codes.stored, codes.counts)
+    work = call.work | dict(refill=call.work["inner"] * codes.width / 16)
+    name = call.kernel.replace("coded", f"coded_{codes.width}")
+    template = ("conv_coded", str(codes.width), *call.template[2:])
+    return call._replace(kernel=name, files=(*call.files, "conv_coded"), work=work, template=template)
+
+
+def _counts(counts):
+    """Whether one exceeds a byte, and the C array."""
+    wide = int(counts.max(initial=0) > 255)
+    return wide, ("uint16_t", counts.astype(np.uint16)) if wide else ("uint8_t", counts.astype(np.uint8))
 
 
 def _depthwise(step) -> Iterator[Call]:
@@ -326,7 +344,8 @@ def _float(step):
 def _plain(step):
     kernel, v = plain.KERNELS[step.kind], step.values
     arrays = v["arrays"] | ({"constant": (f"{v['constant'].dtype}_t", v["constant"])} if "constant" in v else {})
-    yield Call(step, step.kind, kernel.files, arrays, kernel.work(v["fields"]), step.kind, (), v.get("sweeps", 1))
+    files, work = kernel.files + v.get("files", ()), kernel.work(v["fields"]) | v.get("work", {})
+    yield Call(step, v.get("name", step.kind), files, arrays, work, step.kind, (), v.get("sweeps", 1))
 
 
 def _pair(step):

@@ -5,6 +5,12 @@ import math
 import numpy as np
 
 GAPS = {"PAIRS": 255, "TRIPLETS": 15, "NIBBLES": 15}  # forms of sparse weights, and the largest gap of each
+BITS = (2, 3, 4)  # of packed weights, which are signed: [-2, 1], [-4, 3] and [-8, 7]
+
+
+def fits(kernel: np.ndarray, bits: int) -> bool:
+    """Whether all weights are in [-2^(bits - 1), 2^(bits - 1) - 1]."""
+    return bool(-(1 << bits - 1) <= kernel.min(initial=0) and kernel.max(initial=0) < 1 << bits - 1)
 
 
 def pack_dense(kernel: np.ndarray) -> np.ndarray:
@@ -34,7 +40,7 @@ def pack_woven(kernel: np.ndarray) -> np.ndarray:
 
 
 def pack_fields(kernel: np.ndarray, bits: int) -> np.ndarray:
-    """Words of four taps of two outputs: uint32 for 4 bits, uint16 for 2; each row starts a new word.
+    """Words of four taps of two outputs: uint32 for 4 bits, three uint8 for 3, uint16 for 2. A row starts a new word.
 
     A weight is stored with 2^(bits - 1) added; the first output's taps lie in the lower half, the first of them lowest.
     """
@@ -44,7 +50,9 @@ def pack_fields(kernel: np.ndarray, bits: int) -> np.ndarray:
     codes[:out, :, :run] = kernel.reshape(out, height, run).astype(np.int64) + (1 << bits - 1)
     taps = codes.reshape(-1, 2, height, codes.shape[2] // 4, 4) << (bits * np.arange(4, dtype=np.uint32))
     first, second = taps.sum(-1).swapaxes(0, 1)
-    return (first | second << 4 * bits).ravel().astype(f"uint{8 * bits}")
+    words = (first | second << 4 * bits).ravel().astype("<u4")
+    lowest = np.ascontiguousarray(words.view(np.uint8).reshape(-1, 4)[:, :bits]).ravel()
+    return lowest.view({2: np.uint16, 3: np.uint8, 4: np.uint32}[bits])
 
 
 def chunk_taps(kernel: np.ndarray) -> int:

@@ -69,7 +69,7 @@ KERNELS = {
     "arg_most": Plain(("arg_most",), 16, _arg_most),
     "transpose_conv": Plain(("rescale", "transpose_conv"), 40, _transpose_conv),
     "batch_matmul": Plain(("rescale", "batch_matmul"), 48, _batch_matmul),
-    "conv_mac16": Plain(("rescale", "conv_mac16"), 52, mac16.work),
+    "conv_mac16": Plain(("rescale", "conv_mac16"), 56, mac16.work),
     "wide_conv": Plain(("rescale", "wide_conv"), 48, _wide_conv),
     "wide_pair": Plain(("rescale", "wide_pair"), 32, _wide_pair),
 }

@@ -1,14 +1,24 @@
 /* Convolutions and matrix products for MAC16, which the ESP32 has: in one instruction a product of 16 x 16 bits, its sum
  * and a load. Elsewhere the same is done in C, slowly. Activations are widened to 16 bits for some output rows at once,
- * weights, stored as weight + 128, for one output at a time. Four bytes become two words: bytes 0 and 2, then 1 and 3. */
+ * weights for one output at a time. Four values become two words: 0 and 2, then 1 and 3. */
+
+/* Where the weights of the next output begin. */
 typedef struct {
-    const uint32_t *weights; /* by output, kernel row and column; channels filled up to a multiple of 4 */
+    int output;
+    uint32_t at, bits; /* of codes the next word, and of the one before the bits that are not used yet, */
+    int have;          /* so many */
+} mac16_reader_t;
+
+typedef struct conv_mac16 {
+    const void *weights;       /* by output, kernel row and column; channels filled up to a multiple of 4 */
+    void (*widen)(const struct conv_mac16 *c, mac16_reader_t *from, uint32_t *to); /* those of an output */
     const int32_t *bias, *multiplier;
     const int8_t *shift;
     const uint8_t *low, *high; /* bounds by output channel, or NULL */
     uint16_t in_h, in_w, in_c, out_h, out_w, out_c, kernel_h, kernel_w;
     uint16_t rows;             /* output rows at once */
     uint8_t stride_h, stride_w, pad_top, pad_left, in_zero, out_zero, out_low, out_high;
+    uint8_t bits;              /* of a weight or a code, where they are no bytes */
     uint8_t plain;             /* whether every sum lies within 2^29, and every shift is to the right by 1 to 22 */
 } conv_mac16_t;
 
@@ -16,6 +26,12 @@ typedef struct {
 static inline int mac16_pixel(const conv_mac16_t *c)
 {
     return (c->in_c + 3) / 4 * 2;
+}
+
+/* Words of an output's weights as they are widened. */
+static inline int mac16_weight_words(const conv_mac16_t *c)
+{
+    return c->kernel_h * c->kernel_w * mac16_pixel(c);
 }
 
 static inline int mac16_row_words(const conv_mac16_t *c)
@@ -158,7 +174,7 @@ static void mac16_row(const conv_mac16_t *c, const uint8_t *in, int y, uint32_t 
 static void conv_mac16(const conv_mac16_t *c, const uint8_t *in, uint8_t *out, void *memory)
 {
     uint32_t *scratch = (uint32_t *)memory;
-    const int row = mac16_row_words(c), quads = c->kernel_h * c->kernel_w * mac16_pixel(c) / 2;
+    const int row = mac16_row_words(c);
     uint32_t *weights = scratch + ((c->rows - 1) * c->stride_h + c->kernel_h) * row;
     int next = -c->pad_top; /* the first input row that was not widened yet */
     for (int y = 0, rows = c->rows; y < c->out_h; y += rows) {
@@ -172,8 +188,9 @@ static void conv_mac16(const conv_mac16_t *c, const uint8_t *in, uint8_t *out, v
         for (int k = keep; top + k < end; k++)
             mac16_row(c, in, top + k, scratch + k * row);
         next = end;
+        mac16_reader_t from = {0, 0, 0, 0};
         for (int o = 0; o < c->out_c; o++) {
-            mac16_widen(weights, c->weights + o * quads, quads, 0x7F807F80, 0x80008000); /* less 128, without a borrow */
+            c->widen(c, &from, weights);
             if (!c->plain)
                 mac16_any(c, scratch, weights, rows, o, out);
             else if (c->kernel_h == 3)

@@ -1,6 +1,6 @@
-/* Weights of few bits, stored as weight + 8 in 4 bits or weight + 2 in 2 bits. A word holds four taps of two outputs, those
- * of the second 16 bits higher, so that one multiplication serves both: u * (w0 + 65536 w1). The sums of c->chunk products
- * fit 16 bits with their sign, whatever the activations; then they are taken apart. One pixel or four at once. */
+/* Weights of few bits, as packed_word.c has them: a word holds four taps of two outputs, so that one multiplication serves
+ * both: u * (w0 + 65536 w1). The sums of c->chunk products fit 16 bits with their sign, whatever the activations; then they
+ * are taken apart. One pixel or four at once. */
 #define PACKED_TAP(i)                                                \
     {                                                                \
         const uint32_t both = (word & mask) - offset;                \
@@ -13,19 +13,11 @@
 #define PACKED_PART(i) (total##i += a##i, high##i += (uint32_t)((int32_t)(a##i + 0x8000u) >> 16))
 #define PACKED_LOW(i) (total##i - (high##i << 16))
 
-INLINE uint32_t packed_word(const conv_t *c, uint32_t at, const int bits)
-{
-    if (bits == 4)
-        return ((const uint32_t *)c->weights)[at];
-    const uint32_t half = ((const uint16_t *)c->weights)[at];
-    return half | half << 8; /* the bits between are never looked at */
-}
-
 INLINE void conv_packed(
     const conv_t *c, const uint8_t *window, uint32_t row_bytes, uint8_t *out, const int bits, const int pixels)
 {
     const uint32_t run = (uint32_t)c->kernel_w * c->in_c, step = (uint32_t)c->stride_w * c->in_c;
-    const uint32_t mask = bits == 4 ? 0x000F000Fu : 0x00030003u, offset = bits == 4 ? 0x00080008u : 0x00020002u;
+    const uint32_t mask = 0x00010001u * ((1u << bits) - 1), offset = 0x00010001u << (bits - 1);
     const uint32_t chunk = c->chunk;
     const int out_c = c->out_c;
     for (int x = 0; x < c->out_w; x += pixels) {
@@ -43,11 +35,11 @@ INLINE void conv_packed(
                     uint32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, taps = left < chunk ? left : chunk;
                     left -= taps;
                     for (; taps >= 4; taps -= 4, p += 4, q += 4, r += 4, s += 4) {
-                        uint32_t word = packed_word(c, at++, bits);
+                        uint32_t word = packed_word(c->weights, at++, bits);
                         PACKED_TAP(0) PACKED_TAP(1) PACKED_TAP(2) PACKED_TAP(3)
                     }
                     if (taps)
-                        for (uint32_t word = packed_word(c, at++, bits); taps--; p++, q++, r++, s++)
+                        for (uint32_t word = packed_word(c->weights, at++, bits); taps--; p++, q++, r++, s++)
                             PACKED_TAP(0)
                     PACKED_PART(0);
                     if (pixels > 1)
