@@ -3,6 +3,7 @@
 ./run.sh faces               # within an hour on 2 cores, photos from packages
 ./run.sh faces --full        # the published one, with photos from the web: groups, streets, news, real masks
 python -m atalaia.train --config=configs/faces.py:smallest --workdir=runs/faces_smallest   # goes on from that one
+python -m atalaia.train --config=configs/faces.py:bits4 --workdir=runs/faces_bits4         # and from that, 4 bits
 python -m atalaia.train --config=configs/faces.py:unpruned --workdir=runs/faces_unpruned   # to see what zeros cost
 
 At least half of the faces wear a mask. Results: docs/results/faces.md.
@@ -17,6 +18,7 @@ EPOCHS = {  # of the stages dense, prune and quantize
     "small": (3.0, 10.0, 2.0),
     "full": (8.0, 30.0, 3.0),
     "smallest": (0.0, 12.0, 3.0),
+    "bits4": (0.0, 0.0, 4.0),
     "unpruned": (12.0, 0.0, 2.0),
 }
 
@@ -55,6 +57,10 @@ def get_config(recipe: str = "small") -> ConfigDict:
         c.prune.learning_rate = 0.01
         c.prune.sparsity = 0.94
         c.prune.layers = "stage1=0.6; stage2/=0.85; centre=0; box=0"
+    if recipe == "bits4":
+        c.start_from = "runs/faces_smallest"
+        c.quantize.bits = "stage2=4"
+        c.quantize.narrow = 0.3
     c.quantize.optimizer = "adam"
     c.quantize.learning_rate = 3e-4
     c.quantize.weight_decay = 0.0

@@ -25,7 +25,9 @@ class Point(NamedTuple):
 
 
 POINTS = {
-    "tiny": Point("rafael_base_32", (28.0, 8.0), {}),
+    "tiny": Point(
+        "rafael_base_32", (28.0, 8.0), {"quantize.bits": "auto", "quantize.budget": 24_900.0, "quantize.narrow": 0.3}
+    ),
 }
 
 

@@ -203,9 +203,9 @@ class TablesTest(absltest.TestCase):
             self.assertEqual(taught.distill.teacher, small.quantize.teacher)
 
     def test_each_detector_of_faces(self):
-        found = list(self._all("faces", ["small", "full", "smallest", "unpruned"]))
-        self.assertEqual([c.data.name for c in found], ["faces"] + ["faces_masked"] * 3)
-        self.assertEqual([c.stages[0] for c in found], ["dense", "dense", "prune", "dense"])
+        found = list(self._all("faces", ["small", "full", "smallest", "bits4", "unpruned"]))
+        self.assertEqual([c.data.name for c in found], ["faces"] + ["faces_masked"] * 4)
+        self.assertEqual([c.stages[0] for c in found], ["dense", "dense", "prune", "quantize", "dense"])
 
 
 class RunFolderTest(absltest.TestCase):
