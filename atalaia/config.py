@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FieldReference
 
-from atalaia import augment, data, distill, models, optimizers, own, pretrained, pruning, qat, shrink, tasks
+from atalaia import augment, data, distill, mixing, models, optimizers, own, pretrained, pruning, qat, shrink, tasks
 from atalaia.errors import UserError, choice
 from atalaia.files import write_json
 from atalaia.rules import compile_pattern
@@ -68,6 +68,11 @@ def base() -> ConfigDict:
     c.augment.grey = 0.0  # largest part of the colour that is taken away, up to 1
     c.augment.gamma = 0.0  # largest relative change of the exponent of each value
     c.augment.own = ""  # "path/to/file.py:function" of (key, images, targets) to (images, targets), after the others
+
+    c.mix = ConfigDict()  # pairs of images in one, by the loss of both their targets; 0: off
+    c.mix.mixup = 0.0  # a of Beta(a, a), of which each batch draws how much stays of an image; 1 is even
+    c.mix.cutmix = 0.0  # the same for a box of the other image
+    c.mix.ramp = 0.0  # part of each stage in which the mixing grows from none
 
     c.loss = ConfigDict()
     c.loss.name = "cross_entropy"  # of the task's LOSSES, or "path/to/file.py:function" of (outputs, targets) to []
@@ -190,6 +195,7 @@ def validate(config: ConfigDict) -> None:
         _validate_stage(name, config[name])
     _validate_teachers(config)
     tasks.validate(config)
+    mixing.validate(config)
     _validate_own_augmentation(config)
     if "shrink" in config.stages:
         shrink.validate(config.shrink)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from atalaia import augment, data, distill, layers, optimizers, own, pruning, qat, tasks
+from atalaia import augment, data, distill, layers, mixing, optimizers, own, pruning, qat, tasks
 from atalaia.datasets.disk import Rows
 from atalaia.errors import UserError
 from atalaia.feed import Batch
@@ -129,10 +129,12 @@ def make_step(
     optimizer: optax.GradientTransformation,
     teacher: Callable | None = None,
     class_weights: jax.Array | None = None,
+    mix: Callable | None = None,
 ) -> Callable:
     """The training step: `step(state, train, order, start)` to (state, {loss, and (sum, count) of task.progress}).
 
     The old state is given up. With a teacher there is a last argument: what teachers.make_guide gives for the epoch.
+    `mix` is mixing.make's.
 
     It takes the images that `order` (int32 `[n]`) names from `start` on: out of `train`, a data.Split on the device or
     a feed.Batch that holds them already. The batch is shared out to all devices, on which all else is whole:
@@ -142,25 +144,33 @@ def make_step(
     task, losses = tasks.of(config), tasks.objective(config, class_weights)
     change = own.resolve("augment.own", config.augment.own) if config.augment.own else None
 
-    def objective(params, state, images, targets, taught):
+    def judge(outputs, targets, taught):
+        loss = losses.hard(outputs, targets)
+        if taught is None:
+            return loss
+        return distill.mix(loss, losses.soft(outputs, taught, targets), config.distillation)
+
+    def objective(params, state, images, aims):
         variables = dict(params=params, batch_stats=state.batch_stats)
         outputs, batch_stats = forward(variables, images, key_of(state.key, "dropout", state.step))
-        loss = losses.hard(outputs, targets)
-        if taught is not None:
-            loss = distill.mix(loss, losses.soft(outputs, taught, targets), config.distillation)
-        return loss, (outputs, batch_stats)
+        return sum(aim.part * judge(outputs, aim.targets, aim.taught) for aim in aims), (outputs, batch_stats)
 
     def look(state, pixels, targets, index, guide):
-        """Augmented images, their moved targets, and the teacher's outputs of them."""
-        images, size = data.to_float(pixels), pixels.shape[1:3]
-        if guide and "outputs" in guide:
+        """Augmented images, and what they are judged by: their moved targets, and the teacher's outputs of them."""
+        images, size, kept = data.to_float(pixels), pixels.shape[1:3], bool(guide) and "outputs" in guide
+        if kept:
             images, moves = distill.fixed_view(images, index, guide["view"], config.augment)
-            return images, task.move(targets, moves, size, config), jax.tree.map(lambda x: x[index], guide["outputs"])
-        images, moves = augment.augment(key_of(state.key, "augment", state.step), images, config.augment)
-        targets = task.move(targets, moves, size, config)
-        if change:
+        else:
+            images, moves = augment.augment(key_of(state.key, "augment", state.step), images, config.augment)
+        targets, part = task.move(targets, moves, size, config), 1.0
+        if change and not kept:
             images, targets = change(key_of(state.key, "augment.own", state.step), images, targets)
-        return images, targets, teacher(guide["variables"], images) if guide else None
+        if mix:
+            images, part = mix(key_of(state.key, "mix", state.step), state.step, images)
+        taught = jax.tree.map(lambda x: x[index], guide["outputs"]) if kept else None
+        if guide and not kept:
+            taught = teacher(guide["variables"], images)
+        return images, mixing.aims(part, targets, taught, kept) if mix else [mixing.Aim(part, targets, taught)]
 
     @partial(jax.jit, donate_argnums=0, out_shardings=over_devices())
     def step(state, train, order, start, guide=None):
@@ -169,13 +179,13 @@ def make_step(
         targets = jax.tree.map(lambda x: x[index], train.targets)
         with jax.named_scope("images"):  # names for profiles
             pixels = train.images if isinstance(train, Batch) else train.images[index]
-            images, targets, taught = look(state, pixels, targets, index, guide)
+            images, aims = look(state, pixels, targets, index, guide)
         gradient = jax.value_and_grad(objective, has_aux=True)
-        (loss, (outputs, batch_stats)), grads = gradient(state.params, state, images, targets, taught)
+        (loss, (outputs, batch_stats)), grads = gradient(state.params, state, images, aims)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        figures = dict(loss=loss, progress=task.progress(outputs, targets))
+        figures = dict(loss=loss, progress=task.progress(outputs, aims[0].targets))
         return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), figures
 
     return step

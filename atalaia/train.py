@@ -33,6 +33,7 @@ from atalaia import (
     layers,
     ledger,
     metrics,
+    mixing,
     optimizers,
     own,
     pretrained,
@@ -168,7 +169,8 @@ def run_stage(run: Run, stage: Stage, state: TrainState) -> TrainState:
     end, model = next_end(stage, int(state.step)), channels.fitted(run.model, run.initial.params, state.params)
     forward = step.make_forward(config, model, stage)
     guide = teachers.make_guide(run, stage, split.images)
-    step_fn = step.make_step(config, forward, optimizer, guide.outputs, step.class_weights(run.dataset, config))
+    weights, mix = step.class_weights(run.dataset, config), mixing.make(config.mix, stage.first, stage.end)
+    step_fn = step.make_step(config, forward, optimizer, guide.outputs, weights, mix)
     evaluate = step.make_evaluate(config, forward, run.dataset.validation)
     rate = optimizers.learning_rate(stage.config, stage.end - stage.first)
     epoch_steps = n // config.batch_size
