@@ -1,4 +1,4 @@
-"""Small networks for CIFAR-10, each the best that was found for its bytes of flash: `:POINT`, after `:POINT_float`.
+"""Networks for CIFAR-10 that fit so many bytes of flash: `:POINT`, after `:POINT_float`.
 
 ./run.sh frontier            # the teacher, every point and the picture; hours on 2 cores, resumable
 

@@ -1,4 +1,4 @@
-"""A teacher for CIFAR-10 that others have trained: ResNet-56, 93.20 % on the test set, from a package of PyPI.
+"""A teacher for CIFAR-10 that others have trained: ResNet-56 from a package of PyPI, 93.20 % as its authors say.
 
 ./run.sh frontier                                                   # makes it first
 python -m atalaia.train --config=configs/teacher_cifar10.py --workdir=runs/teacher_cifar10

@@ -11,7 +11,6 @@ beside the figures as pipeline_seedN.atl.
 """
 
 import itertools
-import sys
 from pathlib import Path
 
 import tables
@@ -39,13 +38,8 @@ _TEACHER = flags.DEFINE_string("teacher", None, "Finished run that teaches every
 
 def main():
     from atalaia.codegen import boards
-    from atalaia.errors import UserError
 
-    try:  # a compiler or emulator that is missing shows before hours of training
-        for board in boards.EMULATORS:
-            boards.run(ROOT / "mcu/models/cifar10", board, 1)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    tables.require(*boards.EMULATORS)
     if tables.RECOUNT.value:  # of older recipes' rows no model is kept
         rows = (recount(row) for row in TABLE.figures() if row["epochs"] == _epochs())
     else:
@@ -88,10 +82,7 @@ def recount(row: dict) -> dict:
 
 def in_c(tflite: Path, out: Path) -> dict:
     """Writes a model's fastest C that fits the recipe's flash to folder `out`, and returns its counted figures."""
-    limit = (f"--flash={_recipe().FLASH}", "--prefer=speed")
-    tables.step("codegen", f"--tflite={tflite}", f"--out={out}", f"--config={CONFIG}", *limit, "--count")
-    made = read(out, "report.json")
-    return {k: made[k] for k in ("weight_bytes", "arena_bytes", "macs", "counted_instructions", "estimated")}
+    return tables.in_c(tflite, out, CONFIG, f"--flash={_recipe().FLASH}", "--prefer=speed")
 
 
 def teacher_of(seed: int) -> Path:

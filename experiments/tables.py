@@ -176,6 +176,28 @@ def evaluated(workdir: Path, split: str, engines: str) -> dict:
     return read(workdir, name)
 
 
+def require(*boards: str) -> None:
+    """Runs a small model on boards: a compiler or an emulator that is missing shows before hours of training.
+
+    Raises:
+      UserError: names it.
+    """
+    from atalaia.codegen import boards as ours
+
+    for board in boards:
+        ours.run(ROOT / "mcu/models/cifar10", board, 1)
+
+
+def in_c(tflite: Path, out: Path, config: str, *more: str) -> dict:
+    """Writes a model's C to folder `out`, counts its instructions in the emulators, and returns its figures.
+
+    more: flags of atalaia.codegen.
+    """
+    step("codegen", f"--tflite={tflite}", f"--out={out}", f"--config={config}", *more, "--count")
+    made = read(out, "report.json")
+    return {k: made[k] for k in ("weight_bytes", "arena_bytes", "macs", "counted_instructions", "estimated")}
+
+
 @contextlib.contextmanager
 def unpacked(atl: Path) -> Iterator[Path]:
     """A folder, there for as long as the context, with the model.tflite of a download that is kept."""
@@ -192,7 +214,7 @@ def read(workdir: Path, name: str) -> dict:
 
 
 # What rows of one figure share, where they have it.
-RECIPE = ("epochs", "sparsity", "views", "chosen", "teacher_digest")
+RECIPE = ("model", "fields", "epochs", "sparsity", "views", "chosen", "teacher_digest")
 
 
 def older_recipe(row: dict) -> Callable[[dict], bool]:

@@ -274,9 +274,13 @@ class TrainTest(parameterized.TestCase):
         """The weights that others trained are stood in for by ones; with no learning rate they are the result."""
         config = small_config(model="linear", pretrained="imagenet", **{"dense.steps": 2, "dense.learning_rate": 0.0})
         config.stages = ("dense",)
+
+        def ones(name, params, batch_stats, cache):
+            return jax.tree.map(jnp.ones_like, params), batch_stats
+
         with (
             absltest.mock.patch.dict(models.PRETRAINED, linear=("imagenet",)),
-            absltest.mock.patch.object(pretrained, "load", lambda params, cache: jax.tree.map(jnp.ones_like, params)),
+            absltest.mock.patch.object(pretrained, "load", ones),
         ):
             self.run_config(config)
         for leaf in jax.tree.leaves(final_arrays(self.workdir)["params"]):
