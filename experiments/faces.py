@@ -134,7 +134,16 @@ def speed(rows: list[dict], workdir: Path, test: Photos) -> list[dict]:
         ratio = float(np.median(spent[name] / spent[workdir.name]))
         return dict(ms=middle, low=low, high=high, ratio=ratio, against=mine["sha256"], device=_device())
 
-    return [row | dict(speed=found(row["row"])) if row["row"] in spent else row for row in rows]
+    rows = [row | dict(speed=found(row["row"])) if row["row"] in spent else row for row in rows]
+    return [row if row["row"] in PEERS else row | in_browser(ROOT / "runs" / row["row"]) for row in rows]
+
+
+def in_browser(workdir: Path) -> dict:
+    """The milliseconds of a run's C as WebAssembly, where its C is there."""
+    from atalaia.codegen import boards
+
+    made = workdir / "c"
+    return dict(browser_ms=boards.run(made, boards.WASM)["milliseconds"]) if (made / "model.c").is_file() else {}
 
 
 def _device():
