@@ -300,8 +300,8 @@ TABLE = Table(
         "repository. A face narrower than 12 pixels is neither counted nor a mistake to find. Nor is a found box that "
         "is narrower itself, unless it is right.",
         "Ours: `faces` is what `./run.sh faces` makes, of photos from packages alone; `faces_full` is `--full`, with "
-        "photos from the web; `faces_unpruned` is the same network without zeros, after 14 epochs; `faces_smallest` goes "
-        "on from `faces_full`, which teaches it; `faces_bits4` is that with most weights in 4 bits.",
+        "photos from the web; `faces_unpruned` is the same network without zeros, after 14 epochs; `faces_smallest` "
+        "goes on from `faces_full`, which teaches it; `faces_bits4` is that with most weights in 4 bits.",
         "AP is COCO's average precision at an overlap (IoU) of 0.5, AP 50:95 its mean at ten overlaps. Recall is that "
         "with at most 0.1 and 1 wrong boxes a photo.",
         "The best F1 is that of the threshold that is best *on these photos*. Beside it, ours has the F1 at the "
