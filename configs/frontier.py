@@ -26,7 +26,7 @@ class Point(NamedTuple):
 
 POINTS = {
     "tiny": Point(
-        "rafael_base_32", (28.0, 8.0), {"quantize.bits": "auto", "quantize.budget": 24_900.0, "quantize.narrow": 0.3}
+        "rafael_base_32", (28.0, 5.0), {"quantize.bits": "auto", "quantize.budget": 24_900.0, "quantize.narrow": 0.3}
     ),
 }
 
