@@ -40,6 +40,9 @@ def choose(
 
     Args:
       config: of the run; model, variables: the network before stage quantize; dataset: calibrates and validates.
+
+    Raises:
+      UserError: even the fewest bits exceed the budget.
     """
     given = qat.weight_bits(quantize.linear_paths(model), config.quantize)
     auto = [path for path, bits in given.items() if bits == qat.AUTO]
@@ -180,7 +183,7 @@ def _integers(layer: layers.Layer, weights: QLayer, grid: QParams, given: tuple[
         kernel = np.moveaxis(kernel, 3, 1)
     multiplier, shift = quantize_multiplier(quantize.output_ratio(weights, grid))
     sums = kernel.reshape(len(kernel), -1).sum(1, dtype=np.int64)
-    bounds = [None if b is None else np.zeros(len(kernel), np.uint8) for b in (weights.lower, weights.upper)]
+    bounds = [b if b is None else np.uint8(b + np.int16(OFFSET)) for b in (weights.lower, weights.upper)]
     return dict(
         kernel=kernel,
         bias=(weights.bias - (grid.zero_point + OFFSET) * sums).astype(np.int32),
@@ -194,8 +197,8 @@ def _integers(layer: layers.Layer, weights: QLayer, grid: QParams, given: tuple[
     )
 
 
-def _tell(chosen, harms, costs, config, found, workdir):
-    """Prints the table, and writes it."""
+def _tell(chosen, harms, costs, fields, found, workdir):
+    """Prints the table, and writes it where the budget fits."""
     rows = [
         dict(layer=path, bits=bits, bytes=costs[path][bits].bytes, harm=harms.get(path, {}).get(bits))
         for path, bits in chosen.items()
@@ -204,15 +207,17 @@ def _tell(chosen, harms, costs, config, found, workdir):
     for row in rows:
         harm = "given" if row["harm"] is None else f"{row['harm']:.4f}"
         lines.append(f"{row['layer']:<24}{row['bits']:>5}{row['bytes']:>10,}  {harm}")
-    unit = "bytes" if config.goal == "bytes" else "ms (ESP32, estimated, upper end)"
-    lines.append(f"{found:,} {unit} of {config.budget:,g}")
-    if found > config.budget:
-        lines.append(
-            "the budget cannot be reached by fewer bits: these are the fewest; prune, or take a smaller network"
-        )
+    cost = f"{found:,}" if fields.goal == "bytes" else f"{found:.2f}"
+    unit = "bytes" if fields.goal == "bytes" else "ms (ESP32, estimated, upper end)"
+    lines.append(f"{cost} {unit} of {fields.budget:,g}")
     print("\n".join(lines), flush=True)
+    if found > fields.budget:
+        raise UserError(
+            f"quantize.budget={fields.budget:g}: even with the fewest bits the network takes {cost} {fields.goal}: "
+            "prune more, or take a smaller network"
+        )
     if workdir is not None:
-        write_json(Path(workdir) / "bits.json", dict(goal=config.goal, budget=config.budget, found=found, layers=rows))
+        write_json(Path(workdir) / "bits.json", dict(goal=fields.goal, budget=fields.budget, found=found, layers=rows))
 
 
 def refuse_impossible(config: ConfigDict, model: nn.Module, params: dict, shape: tuple[int, ...]) -> None:

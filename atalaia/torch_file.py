@@ -10,6 +10,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import IO
 
+import ml_dtypes
 import numpy as np
 
 from atalaia.errors import UserError
@@ -18,8 +19,13 @@ _TYPES = {
     "FloatStorage": "<f4",
     "DoubleStorage": "<f8",
     "HalfStorage": "<f2",
+    "BFloat16Storage": ml_dtypes.bfloat16,
     "LongStorage": "<i8",
     "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
 }
 
 
@@ -31,16 +37,16 @@ def read(file: Path | IO[bytes]) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file is damaged, or holds something else.
     """
+    where = file if isinstance(file, Path) else getattr(file, "name", "the file")
     try:
         with zipfile.ZipFile(file) as archive:
             (name,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
-            found = _Unpickler(archive, name.removesuffix("data.pkl")).load()
+            arrays = dict(_arrays(_Unpickler(archive, name.removesuffix("data.pkl")).load()))
     # A damaged pickle raises nearly anything, by the place of the damage.
     except Exception as error:
-        raise UserError(f"{file} is no network that PyTorch saved, or damaged ({error}): get it again") from error
-    arrays = dict(_arrays(found))
+        raise UserError(f"{where} is no network that PyTorch saved, or damaged ({error}): get it again") from error
     if not arrays:
-        raise UserError(f"{file} holds no network: a module or a dict of tensors that torch.save wrote is needed")
+        raise UserError(f"{where} holds no network: a module or a dict of tensors that torch.save wrote is needed")
     return arrays
 
 
@@ -50,9 +56,6 @@ class _Record:
     def __new__(cls, *given):
         del given
         return super().__new__(cls)
-
-    def __init__(self, *given):
-        self.given = given
 
     def __setstate__(self, state):
         self.state = state
@@ -73,6 +76,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, saved):
         _, kind, key, _, count = saved
+        if kind.__name__ not in _TYPES:
+            raise ValueError(f"values of type {kind.__name__} cannot be read")
         values = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), _TYPES[kind.__name__])
         if len(values) != count:
             raise ValueError(f"{len(values)} values where {count} are described")
@@ -91,7 +96,8 @@ def _tensor(values, offset, shape, strides, *more):
 def _arrays(found, prefix=""):
     """Names and arrays of a module, its parts one after the other, or of a dict."""
     if isinstance(found, _Record):
-        state = getattr(found, "state", {})
+        state = getattr(found, "state", None)
+        state = state if isinstance(state, dict) else {}
         own = {**state.get("_parameters", {}), **state.get("_buffers", {})}
         found = own | dict(state.get("_modules", {}))
     for name, part in found.items() if isinstance(found, dict) else ():

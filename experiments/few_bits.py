@@ -16,7 +16,9 @@ from tables import Table, grid
 
 SHAPE, CLASSES, GOLDEN = (32, 32, 3), 10, 2
 ROWS = {
-    f"{bits} bits" + f", {zeros} % zeros" * bool(zeros): (bits, zeros) for zeros in (0, 50, 80) for bits in (8, 4, 3, 2)
+    f"{bits} bits" + f" and {zeros} % zeros" * bool(zeros): (bits, zeros)
+    for zeros in (0, 50, 80)
+    for bits in (8, 4, 3, 2)
 }
 BOARDS = dict(any="lx106", esp32="esp32isa")  # by target, the board whose instructions are shown
 

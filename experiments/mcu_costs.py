@@ -323,11 +323,11 @@ def fit(cases: list, counts: list[int], shared: dict[str, float]) -> dict[str, d
     rows, targets = [], []
     for (call, shapes), n in zip(cases, counts, strict=True):
         if call.kernel != "flip":
-            known = flip * sum(np.prod(shape) for shape in (shapes[: 2 - (call.kernel in FLOATS)]))
-            known += sum(k * shared[part] for part, k in call.work.items() if part in SHARED and shared)
-            fitted = {part: k for part, k in call.work.items() if not (part in SHARED and shared)}
+            flipped = sum(np.prod(shape) for shape in (shapes[: 2 - (call.kernel in FLOATS)]))
+            fixed = {part: k for part, k in call.work.items() if shared and part in SHARED}
+            fitted = {part: k for part, k in call.work.items() if part not in fixed}
             rows.append({("" if part in SHARED else call.cost, part): k for part, k in fitted.items()})
-            targets.append(n - known)
+            targets.append(n - flip * flipped - sum(k * shared[part] for part, k in fixed.items()))
     columns = sorted({key for row in rows for key in row})
     found = dict(zip(columns, _least_squares(rows, columns, np.array(targets, float)), strict=True))
     found |= {("", part): n for part, n in shared.items() if part in SHARED}

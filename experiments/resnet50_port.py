@@ -64,7 +64,7 @@ def our_network(cache: Path) -> Callable[[np.ndarray], np.ndarray]:
     features = 2048
     network = models.create("resnet50", features)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
-    params = pretrained.load(shapes["params"], cache)
+    params, _ = pretrained.load("imagenet", shapes["params"], {}, cache)
     params["logits"] = dict(kernel=jnp.eye(features), bias=jnp.zeros(features))
     apply = jax.jit(network.apply)
     return lambda images: np.asarray(apply({"params": params}, images))

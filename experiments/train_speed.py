@@ -359,8 +359,9 @@ TABLE = Table(
         "[the profile](train_profile.md).",
         "One run of each row. Other work ran on the AVX-512 machine during `thesis` at 128, its evaluation, and "
         "`mobilenetv1` at 32: GEMM's rate in their rows is lower.",
-        "The rows of AVX-512 are the older ones. No such machine was at hand since: larger shapes of GEMM, bfloat16 "
-        "with AMX and newer options of XLA are still to be tried there.",
+        "The rows of AVX-512 are the older ones; their figures hold no versions, but `requirements.txt` always had jax "
+        "0.9.2 and TensorFlow 2.21.0. Newer versions, AMX, bfloat16, larger shapes of GEMM and other options "
+        "of XLA were not tried with AVX-512.",
         "`student` at batch 512 is left out: the processes side by side need more than 24 GB.",
     ),
     key=("cores", "vectors", "network", "size", "batch", "what"),

@@ -221,7 +221,8 @@ TABLE = Table(
     headline=_headline,
     notes=(
         f"Batch {BATCH}, medians of alternating repeats on one machine, which was not recorded.",
-        "None of this was tried again on a machine with AVX-512 or AMX: none was at hand since.",
+        "Versions were not recorded: `requirements.txt` always had jax 0.9.2. AMX, bfloat16 and newer versions were "
+        "not tried.",
         "The first row is whole training steps: XLA's flags, and one process a core with its part of the batch and "
         "nothing exchanged, the most that sharing the batch out to devices could reach.",
     ),

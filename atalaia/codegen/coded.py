@@ -42,7 +42,7 @@ def pack_codes(kernel: np.ndarray) -> Codes | None:
     for width in WIDTHS:
         table = _table(pairs, often, 1 << width)
         words = [_spell(int(gap), int(weight), table) for gap, weight in pairs] if table else []
-        size = 16 * len(table) + width * int(np.dot(list(map(len, words)), often)) if table else math.inf
+        size = (16 << width) + width * int(np.dot(list(map(len, words)), often)) if table else math.inf
         if size < best[0]:
             best = size, width, table, words
     _, width, table, words = best

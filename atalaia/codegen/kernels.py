@@ -155,7 +155,7 @@ def _conv(step) -> Iterator[Call]:
         if form != "NIBBLES" or few_bits:
             stored, counts = pack_sparse(kernel, form)
             if counts.max(initial=0) < 1 << 16:
-                yield _sparse(step, form, stored, counts)
+                yield _sparse(step, ("conv_sparse", form), f"conv_{form.lower()}", stored, counts)
     codes = pack_codes(kernel) if few_bits else None
     if codes and codes.counts.max() < 1 << 16:
         yield _coded(step, codes)
@@ -199,28 +199,33 @@ def packed(step: Step, bits: int) -> Call:
     return call._replace(files=("packed_word", *call.files), fields=(("chunk", chunk), *call.fields))
 
 
-def _sparse(step, form, stored, counts):
+def _sparse(step, template, name, stored, counts, cost=None):
+    """A kernel of weights that are not zero.
+
+    Args:
+      template: the C function, and its first constant; name: how the kernel's begins; cost: in costs.json, where other.
+      stored, counts: the weights, and their numbers by output and kernel row.
+    """
     v = step.values
     pixels = next(n for n in (8, 4, 1) if v["out_w"] >= n)
     sweeps, work = _sweeps(v, pixels, v["out_c"])
     distance = v["stride_w"] * v["in_c"]
     far = sum(i * distance > 255 for i in range(pixels))  # what does not lie in an Xtensa load
     inner = sweeps * int(counts.sum())
-    work |= dict(inner=inner, far=inner * far * (2 if form == "TRIPLETS" else 1))
+    work |= dict(inner=inner, far=inner * far * (2 if "TRIPLETS" in template else 1))
     wide, counted = _counts(counts)
     arrays = _common(v) | dict(weights=(f"{stored.dtype}_t", stored), counts=counted)
-    cost = f"conv_{form.lower()}_{pixels}"
-    name = f"{cost}_{distance}" + "_wide" * wide
-    return _instance(step, "conv_sparse", name, (form, pixels, distance, wide), arrays, work, sweeps, cost)
+    function, *first = template
+    name, cost = f"{name}_{pixels}_{distance}" + "_wide" * wide, f"{cost or name}_{pixels}"
+    return _instance(step, function, name, (*first, pixels, distance, wide), arrays, work, sweeps, cost)
 
 
 def _coded(step, codes):
     """The sparse kernel of such codes."""
-    call = _sparse(step, "CODED", codes.stored, codes.counts)
+    template, name = ("conv_coded", codes.width), f"conv_coded_{codes.width}"
+    call = _sparse(step, template, name, codes.stored, codes.counts, "conv_coded")
     work = call.work | dict(refill=call.work["inner"] * codes.width / 16)
-    name = call.kernel.replace("coded", f"coded_{codes.width}")
-    template = ("conv_coded", str(codes.width), *call.template[2:])
-    return call._replace(kernel=name, files=(*call.files, "conv_coded"), work=work, template=template)
+    return call._replace(files=(*call.files[:-1], "conv_sparse", "conv_coded"), work=work)
 
 
 def _counts(counts):

@@ -170,7 +170,7 @@ static void mac16_row(const conv_mac16_t *c, const uint8_t *in, int y, uint32_t 
     mac16_fill(to, zero, have ? (most - have) * pixel : width * pixel);
 }
 
-/* `memory` holds the input rows of c->rows output rows and the weights of an output, and one word more. */
+/* `memory` holds the input rows of c->rows output rows and the weights of an output, and two words more. */
 static void conv_mac16(const conv_mac16_t *c, const uint8_t *in, uint8_t *out, void *memory)
 {
     uint32_t *scratch = (uint32_t *)memory;
