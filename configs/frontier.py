@@ -26,7 +26,10 @@ class Point(NamedTuple):
 
 POINTS = {
     "tiny": Point(
-        "rafael_base_32", (28.0, 5.0), {"quantize.bits": "auto", "quantize.budget": 24_900.0, "quantize.narrow": 0.3}
+        "resnet14_narrow", (28.0, 6.0), {"quantize.bits": "auto", "quantize.budget": 24_900.0, "quantize.narrow": 0.3}
+    ),
+    "small": Point(
+        "rafael_base_32", (28.0, 5.0), {"quantize.bits": "auto", "quantize.budget": 44_000.0, "quantize.narrow": 0.3}
     ),
 }
 

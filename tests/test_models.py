@@ -45,6 +45,7 @@ class SizeTest(parameterized.TestCase):
     @parameterized.parameters(
         *(
             "resnet14",
+            "resnet14_narrow",
             "resnet20",
             "resnet32",
             "resnet20_wide",

@@ -36,6 +36,7 @@ from atalaia.models import resnet50
 SAME = {
     "student",
     "resnet14",
+    "resnet14_narrow",
     "resnet32",
     "resnet20_wide",
     "resnet56",

@@ -19,6 +19,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "student": thesis.Thesis,  # Code 2 and Code 3 of the thesis are one body; the input's size makes the difference
     "resnet8": resnet.ResNet8,
     "resnet14": partial(resnet.ResNet, depth=2),
+    "resnet14_narrow": partial(resnet.ResNet, width=8, depth=2),
     "resnet20": resnet.ResNet,
     "resnet32": partial(resnet.ResNet, depth=5),
     "resnet56": partial(resnet.ResNet, depth=9, strided=5),

@@ -6,6 +6,7 @@ He et al., 2015 (arXiv:1512.03385), section 4.2: three stacks of n blocks are a 
 
 | network | width, blocks in a stack | values | bytes of int8 weights and int32 biases | MACs |
 |---|---|---:|---:|---:|
+| resnet14_narrow | 8, 2 | 45,210 | 44,960 | 6,775,104 |
 | resnet14 | 16, 2 | 176,938 | 176,408 | 26,657,408 |
 | resnet20 | 16, 3 | 274,826 | 274,072 | 40,813,184 |
 | resnet32 | 16, 5 | 470,602 | 469,400 | 69,124,736 |
