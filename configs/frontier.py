@@ -60,5 +60,7 @@ def get_config(words: str = "tiny") -> ConfigDict:
     c.start_from = f"runs/frontier/{name}{FLOAT}"
     c.quantize.teacher = TEACHER
     c.quantize.epochs = point.epochs[1]
+    c.quantize.optimizer = "adam"  # SGD at 0.01 diverged
+    c.quantize.learning_rate = 5e-4
     c.update_from_flattened_dict(point.fields)
     return c
