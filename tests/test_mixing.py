@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
-from test_train import TINY, small_config
+from small_net import Linear
+from test_train import small_config
 
 from atalaia import config as configs
 from atalaia import data, losses, mixing, plan, step
@@ -57,7 +58,7 @@ class StepTest(absltest.TestCase):
         self.config.stages, self.config.batch_size, self.config.augment = ("dense",), 4, configs.base().augment
         pixels = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
         self.split = data.Split(pixels, np.array([1, 2, 3, 1]))
-        self.model = TINY(outputs=10)
+        self.model = Linear(outputs=10)
 
     def loss(self, teacher=None, guide=None):
         """The loss of the first step, and what it was to be made of: logits, part, images."""
