@@ -63,10 +63,14 @@ def cutout(key: Array, images: Array, size: int) -> Array:
     """Blackens a square of `size` pixels around a random pixel, cut off at the border (arXiv:1708.04552)."""
     batch, height, width, _ = images.shape
     centres = jax.random.randint(key, (2, batch, 1), 0, jnp.array([height, width])[:, None, None])
-    first = centres - size // 2
-    rows = (jnp.arange(height) >= first[0]) & (jnp.arange(height) < first[0] + size)
-    columns = (jnp.arange(width) >= first[1]) & (jnp.arange(width) < first[1] + size)
+    rows, columns = within(height, centres[0], size), within(width, centres[1], size)
     return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], 0.0, images)
+
+
+def within(pixels: int, middle: Array, length: Array | int) -> Array:
+    """Which of so many pixels in a row lie in a span of `length` around the pixel `middle`, bool `[..., pixels]`."""
+    first = middle - length // 2
+    return (jnp.arange(pixels) >= first) & (jnp.arange(pixels) < first + length)
 
 
 def brightness(key: Array, images: Array, delta: float) -> Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from atalaia import augment
 from atalaia.errors import UserError
 
 TASKS = ("classify", "regress")  # boxes of two pictures in one are another task's affair
@@ -74,16 +75,10 @@ def cutmix(key: jax.Array, images: jax.Array, part: jax.Array) -> tuple[jax.Arra
     The box lies around a random pixel and is cut off at the border: the part that is left is returned.
     """
     height, width = images.shape[1:3]
-    side = jnp.sqrt(1 - part)
+    tall, wide = (jnp.round(jnp.sqrt(1 - part) * n).astype(jnp.int32) for n in (height, width))
     row, column = (jax.random.randint(k, (), 0, n) for k, n in zip(jax.random.split(key), (height, width), strict=True))
-    inside = _within(height, row, side)[:, None] & _within(width, column, side)[None]
+    inside = augment.within(height, row, tall)[:, None] & augment.within(width, column, wide)[None]
     return jnp.where(inside[None, :, :, None], images[::-1], images), 1 - inside.mean()
-
-
-def _within(pixels, middle, side):
-    length = jnp.round(side * pixels).astype(jnp.int32)
-    first = middle - length // 2
-    return (jnp.arange(pixels) >= first) & (jnp.arange(pixels) < first + length)
 
 
 def aims(part: jax.Array, targets: Any, taught: Any, reverse_taught: bool) -> list[Aim]:
