@@ -8,13 +8,13 @@ POINT is one of configs/frontier.py. Its runs lie in runs/frontier; each goes on
 beside the figures as POINT.atl, POINT_seedN.atl.
 """
 
-import json
 import statistics
 from pathlib import Path
 from typing import NamedTuple
 
+import flow
 import tables
-from tables import RESULTS, ROOT, SEEDS, Row, Table, grid, percent, read, seeded
+from tables import ROOT, SEEDS, Row, Table, grid, percent, read, seeded
 
 RUNS = Path("runs/frontier")
 CONFIG, ENGINES = "configs/frontier.py", "jax,jax_int,tflm"
@@ -174,21 +174,16 @@ def older() -> list[tuple[str, float, int, float | None]]:
     """Points of other pages: name, accuracy %, bytes of flash, ms at the most where they are known."""
     found: list[tuple[str, float, int, float | None]] = []
     for name in ("smallest", "small4", "small", "small_long"):
-        rows = [row for row in _rows_of("table2") if row["row"] == name]
+        rows = [row for row in flow.read("table2") if row["row"] == name]
         if rows:
             found.append(
                 (f"thesis's, {name}", _accuracy(rows), max(row["int8_sizes"]["flash_bytes"] for row in rows), None)
             )
-    rows = _rows_of("pipeline")
+    rows = flow.read("pipeline")
     if rows := [row for row in rows if row["epochs"] == max(row["epochs"] for row in rows)]:
         most = max(row["estimated"]["esp32"]["milliseconds"][1] for row in rows)
         found.append(("pipeline", _accuracy(rows), max(row["weight_bytes"] for row in rows), most))
     return found
-
-
-def _rows_of(name):
-    path = RESULTS / name / "rows.json"
-    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def draw(rows: list[dict], path: Path) -> None:
