@@ -205,18 +205,14 @@ def board(rows: list[dict]) -> str:
         "arena, bytes": lambda row: f"{row['arena_bytes']:,}",
         "MACs": lambda row: f"{row['macs']:,}",
         "instructions, rv32 / lx106": both("counted_instructions"),
-        "ESP32, ms, *estimated*": _milliseconds,
+        "ESP32, ms, *estimated*": lambda row: tables.milliseconds([row]),
         "by its own instructions: flash, arena, bytes": _own_bytes,
-        "ms, *estimated*": lambda row: _milliseconds(row["esp32"]) if "esp32" in row else "-",
+        "ms, *estimated*": lambda row: tables.milliseconds([row["esp32"]]) if "esp32" in row else "-",
         "browser, ms": lambda row: f"{row['browser_ms']:.2f}",
         "bytes of heads equal to TFLM's %: integer JAX / C": _equal,
         "photos whose boxes in C are Python's": _boxes_equal,
     }
     return grid(columns, rows, left=3)
-
-
-def _milliseconds(row):
-    return " to ".join(f"{ms:.0f}" for ms in row["estimated"]["esp32"]["milliseconds"])
 
 
 def _own_bytes(row):

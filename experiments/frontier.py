@@ -123,9 +123,9 @@ def table(rows: list[dict]) -> str:
         "flash: weights and tables, bytes": largest(lambda row: row["weight_bytes"]),
         "arena, bytes": largest(lambda row: row["arena_bytes"]),
         "MACs": largest(lambda row: row["macs"]),
-        "ESP32, ms, *estimated*": lambda group: _milliseconds(group, lambda row: row),
+        "ESP32, ms, *estimated*": tables.milliseconds,
         "for its own instructions: flash, bytes": largest(lambda row: row["esp32"]["weight_bytes"]),
-        "ms, *estimated*": lambda group: _milliseconds(group, lambda row: row["esp32"]),
+        "ms, *estimated*": lambda group: tables.milliseconds([row["esp32"] for row in group]),
         "download, bytes": largest(lambda row: row["download_bytes"]),
         "seeds": lambda group: len(group),
     }
@@ -148,11 +148,6 @@ def public() -> str:
 def _points(rows):
     names = dict.fromkeys(row["row"] for row in rows)
     return [[row for row in rows if row["row"] == name] for name in names]
-
-
-def _milliseconds(group, get):
-    low, high = zip(*(get(row)["estimated"]["esp32"]["milliseconds"] for row in group), strict=True)
-    return f"{min(low):.0f} to {max(high):.0f}"
 
 
 def _accuracy(group):

@@ -129,7 +129,7 @@ def table(rows: list[dict]) -> str:
         "flash: weights and tables, bytes": largest("weight_bytes"),
         "arena, bytes": largest("arena_bytes"),
         "download, bytes": largest("download_bytes"),
-        "ESP32, ms": lambda group: f"{_milliseconds(group)}, *estimated*",
+        "ESP32, ms": lambda group: f"{tables.milliseconds(group)}, *estimated*",
         "seeds, by teachers": lambda group: f"{len(group)}, by {len({row['teacher'] for row in group})}",
     }
     theirs = [
@@ -142,11 +142,6 @@ def _recipes(rows):
     return [list(group) for _, group in itertools.groupby(rows, lambda row: row["epochs"])]
 
 
-def _milliseconds(group):
-    low, high = zip(*(row["estimated"]["esp32"]["milliseconds"] for row in group), strict=True)
-    return f"{min(low):.0f} to {max(high):.0f}"
-
-
 def _body(rows):
     runs = tables.provenance(rows, lambda row: f"{row['epochs']:g} epochs, taught by {row['teacher']}")
     return f"{table(rows)}\n## Runs\n\n{runs}"
@@ -156,9 +151,8 @@ def _headline(rows):
     group = _recipes(rows)[0]
     accuracy = tables.median(group, lambda row: row["test"]["tflm"]["accuracy"])
     flash = max(row["weight_bytes"] for row in group)
-    return (
-        f"{accuracy} in {flash:,} bytes of flash, {_milliseconds(group)} ms on an ESP32, estimated ({len(group)} seeds)"
-    )
+    ms = tables.milliseconds(group)
+    return f"{accuracy} in {flash:,} bytes of flash, {ms} ms on an ESP32, estimated ({len(group)} seeds)"
 
 
 TABLE = Table(

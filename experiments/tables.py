@@ -384,6 +384,12 @@ def median(rows: Sequence[dict], figure: Callable[[dict], float]) -> str:
     return f"{100 * statistics.median(map(figure, rows)):.2f} %"
 
 
+def milliseconds(rows: Sequence[dict]) -> str:
+    """Of rows with codegen's figures, the smallest and the largest estimate of an inference on an ESP32."""
+    low, high = zip(*(row["estimated"]["esp32"]["milliseconds"] for row in rows), strict=True)
+    return f"{min(low):.0f} to {max(high):.0f}"
+
+
 def provenance(rows: Sequence[dict], title: Callable[[dict], str]) -> str:
     """What trained each row, with which seeds, in Markdown."""
     groups: dict[tuple, list[dict]] = {}
