@@ -58,6 +58,8 @@ def validate(model: str, name: str) -> None:
 def load(name: str, params: dict, batch_stats: dict, cache: Path) -> tuple[dict, dict]:
     """`params` and `batch_stats` with the published weights of that name; layers that it has none for stay as they are.
 
+    A network of fewer blocks takes those of its own, by their names, and of a larger kernel the upper left.
+
     Args:
       name: of PUBLISHED.
       params, batch_stats: as the network was initialised.
@@ -79,10 +81,11 @@ def load(name: str, params: dict, batch_stats: dict, cache: Path) -> tuple[dict,
         source = fetch.fetch_any(published.artefacts, cache)
         print(f"convert {source}, once", file=sys.stderr)
         found = published.convert(source)
-        if _shapes(found) != wanted:
+        if not _holds(found, wanted):
             raise UserError(f"{source} does not hold the weights of this network: remove it to have it fetched again")
         files.write_arrays(path, found)
-    state = unflatten_dict(flat | {path: jnp.asarray(value) for path, value in found.items()}, sep="/")
+    taken = {path: jnp.asarray(found[path][tuple(map(slice, shape))]) for path, shape in wanted.items()}
+    state = unflatten_dict(flat | taken, sep="/")
     return state["params"], state.get("batch_stats", batch_stats)
 
 
@@ -92,16 +95,22 @@ def _cached(path, shapes):
     try:
         with np.load(path) as arrays:  # numpy checks the CRCs as it reads
             found = dict(arrays)
-        if _shapes(found) != shapes:
-            raise ValueError("other arrays than this network's")
+        if not _holds(found, shapes):
+            raise ValueError("lacks arrays of this network")
         return found
     except Exception as error:  # a damaged zip raises nearly anything, by the place of the damage
         print(f"{path} is damaged ({error}): converting the weights again", file=sys.stderr)
         return None
 
 
-def _shapes(arrays):
-    return {name: array.shape for name, array in arrays.items()}
+def _holds(arrays, shapes):
+    """Whether there is an array for each path, of its shape or of a larger kernel."""
+
+    def fits(there, shape):
+        larger = len(there) == len(shape) == 4 and there[2:] == shape[2:] and np.greater_equal(there, shape).all()
+        return larger or there == shape
+
+    return all(path in arrays and fits(arrays[path].shape, shape) for path, shape in shapes.items())
 
 
 # ---- ResNet-50 with ImageNet's weights, of Keras

@@ -17,19 +17,54 @@ TEACHER, FLOAT = "runs/teacher_cifar10", "_float"
 
 
 class Point(NamedTuple):
-    """A network, the epochs of its two runs, and fields of its second one."""
+    """A network, fields of the run in floating point, and of the one on grids that begins with its weights."""
 
     model: str
-    epochs: tuple[float, float]
-    fields: dict[str, Any]
+    first: dict[str, Any]
+    then: dict[str, Any]
 
 
+def _fits(size: float, epochs: float) -> dict[str, Any]:
+    """Fields of stage quantize: bits for so many bytes."""
+    fields = {"bits": "auto", "budget": size, "epochs": epochs, "narrow": 0.3}
+    return {f"quantize.{field}": value for field, value in fields.items()}
+
+
+# Middle and Silva's begin with blocks of a trained ResNet-56, the others with new weights.
 POINTS = {
-    "tiny": Point(
-        "resnet14_narrow", (28.0, 6.0), {"quantize.bits": "auto", "quantize.budget": 24_900.0, "quantize.narrow": 0.3}
+    "tiny": Point("resnet14_narrow", {"distill.epochs": 32.0}, _fits(24_900, 6.0)),
+    "small": Point("rafael_base_32", {"distill.epochs": 28.0}, _fits(44_000, 5.0)),
+    "silva": Point(
+        "resnet56_112",
+        {
+            "pretrained": "cifar10",
+            "stages": ("distill", "shrink"),
+            "distill.epochs": 3.0,
+            "distill.learning_rate": 0.03,
+            "shrink.epochs": 28.0,
+            "shrink.learning_rate": 0.06,
+            "shrink.goal": "macs",
+            "shrink.keep": 0.0,
+            "shrink.budget": 9_300_000.0,
+            "shrink.score": "taylor",
+            "shrink.cuts": 3,
+            "shrink.end": 0.3,
+        },
+        _fits(58_900, 5.0),
     ),
-    "small": Point(
-        "rafael_base_32", (28.0, 5.0), {"quantize.bits": "auto", "quantize.budget": 44_000.0, "quantize.narrow": 0.3}
+    "middle": Point(
+        "resnet56_333",
+        {
+            "pretrained": "cifar10",
+            "stages": ("prune",),
+            "prune.epochs": 9.0,
+            "prune.learning_rate": 0.03,
+            "prune.sparsity": 0.7,
+            "prune.layers": "^conv/=0; logits=0; block0=0.3; block1=0.5",
+            "prune.begin": 0.15,
+            "prune.end": 0.65,
+        },
+        _fits(104_500, 4.0),
     ),
 }
 
@@ -50,17 +85,17 @@ def get_config(words: str = "tiny") -> ConfigDict:
     c.eval_epochs = 2.0
     if words != name:
         c.stages = ("distill",)
-        c.distill.teacher = TEACHER
-        c.distill.epochs = point.epochs[0]
-        c.distill.optimizer = "muon"
-        c.distill.learning_rate = 0.1
-        c.distill.warmup = 0.1
+        for stage in (c.distill, c.shrink, c.prune):
+            stage.teacher = TEACHER
+            stage.optimizer = "muon"
+            stage.learning_rate = 0.1
+            stage.warmup = 0.1
+        c.update_from_flattened_dict(point.first)
         return c
     c.stages = ("quantize",)
     c.start_from = f"runs/frontier/{name}{FLOAT}"
     c.quantize.teacher = TEACHER
-    c.quantize.epochs = point.epochs[1]
     c.quantize.optimizer = "adam"  # SGD at 0.01 diverged
     c.quantize.learning_rate = 5e-4
-    c.update_from_flattened_dict(point.fields)
+    c.update_from_flattened_dict(point.then)
     return c

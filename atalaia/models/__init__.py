@@ -23,6 +23,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet.ResNet,
     "resnet32": partial(resnet.ResNet, depth=5),
     "resnet56": partial(resnet.ResNet, depth=9, strided=5),
+    "resnet56_333": partial(resnet.ResNet, depth=((0, 7, 8),) * 3),
+    "resnet56_112": partial(resnet.ResNet, depth=((8,), (0,), (0, 8))),
     "resnet20_wide": partial(resnet.ResNet, width=32),
     "gated": gated.Gated,
     "gated_small": partial(gated.Gated, stages=((16, 1), (32, 2), (48, 2))),
@@ -44,7 +46,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet50_{size}": partial(resnet50.ResNet50, size=size) for size in (96, 160, 224)},  # resized first
 }
 # Names of the weights that atalaia.pretrained has for them.
-PRETRAINED = {name: ("imagenet",) for name in MODELS if name.startswith("resnet50")} | {"resnet56": ("cifar10",)}
+PRETRAINED = {name: ("imagenet",) for name in MODELS if name.startswith("resnet50")} | {
+    name: ("cifar10",) for name in MODELS if name.startswith("resnet56")
+}
 
 
 def create(name: str, outputs: int) -> nn.Module:
