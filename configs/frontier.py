@@ -38,6 +38,7 @@ POINTS = {
         "resnet56_112",
         {
             "pretrained": "cifar10",
+            "distillation.views": 9,
             "stages": ("distill", "shrink"),
             "distill.epochs": 3.0,
             "distill.learning_rate": 0.03,
@@ -50,7 +51,7 @@ POINTS = {
             "shrink.cuts": 3,
             "shrink.end": 0.3,
         },
-        _fits(58_900, 5.0),
+        _fits(58_900, 5.0) | {"distillation.views": 9},
     ),
     "middle": Point(
         "resnet56_333",

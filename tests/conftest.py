@@ -12,22 +12,15 @@ from absl.testing import absltest  # noqa: F401, defines --test_tmpdir
 FOLDER = "ATALAIA_TEST_FOLDER"  # the workers of pytest-xdist find it in the environment that they inherit
 
 COMPILE_BOUND = (
-    *("test_train", "test_distill", "test_search", "test_rafael", "test_models"),
-    *(
-        "test_processes",
-        "test_disk",
-        "test_own",
-        "test_api",
-        "test_detect",
-        "test_augment",
-        "test_losses",
-        "test_tasks",
-        "test_pruning",
-        "test_shrink",
-    ),
-    *("test_ops.ConvTest", "test_ops.PoolTest", "test_ops.NormTest"),
+    *("test_api", "test_augment", "test_bits", "test_checkpoint", "test_detect", "test_disk", "test_distill"),
+    *("test_evaluate", "test_export", "test_heads", "test_int8_layers", "test_losses", "test_mixing", "test_models"),
+    *("test_optimizers", "test_own", "test_processes", "test_pruning", "test_qat", "test_quantize", "test_rafael"),
+    *("test_search", "test_shrink", "test_tasks", "test_train"),
+    *("test_ops.ConvTest", "test_ops.PoolTest", "test_ops.NormTest", "test_min_pool.IntegersTest"),
     *("test_experiments.RecipesTest", "test_min_pool.PipelineTest", "test_pipeline.RegressPipelineTest"),
 )
+
+AS_USERS = ("test_pipeline.PipelineTest", "test_engines")
 
 QUICK_XLA = dict(xla_cpu_use_fusion_emitters=False)  # the emitters before these compile three times as fast
 
@@ -44,18 +37,19 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="class")
 def compile_quickly(request):
-    """Of modules and classes that run small programs a few steps, XLA optimises none; the others run what users do."""
+    """Of modules and classes that run small programs a few steps, XLA optimises none; AS_USERS compile as users do."""
     import jax  # not before pytest_configure has set its environment
     from jax._src import compiler  # jax has no public switch for the options of all programs
 
     module, options_of = request.module.__name__, compiler.get_compile_options
-    quick = module in COMPILE_BOUND or f"{module}.{request.cls.__name__}" in COMPILE_BOUND
+    names = {module, f"{module}.{request.cls.__name__}"}
+    quick, as_users = (bool(names.intersection(listed)) for listed in (COMPILE_BOUND, AS_USERS))
 
     def quick_options(*args, env_options_overrides=None, **kwargs):
         return options_of(*args, env_options_overrides={**QUICK_XLA, **(env_options_overrides or {})}, **kwargs)
 
     jax.config.update("jax_disable_most_optimizations", quick)
-    with mock.patch.object(compiler, "get_compile_options", quick_options if quick else options_of):
+    with mock.patch.object(compiler, "get_compile_options", options_of if as_users else quick_options):
         yield
 
 

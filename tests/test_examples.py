@@ -11,11 +11,12 @@ from unittest import mock
 
 import nbclient
 import nbformat
+import small_net
 from absl.testing import absltest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-ENVIRONMENT = dict(PYTHONPATH=str(ROOT))
+ENVIRONMENT = dict(PYTHONPATH=str(ROOT), XLA_FLAGS=small_net.QUICK["XLA_FLAGS"])  # they train for real, so optimised
 
 
 def atalaia(*words, cwd):

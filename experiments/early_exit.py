@@ -1,0 +1,186 @@
+"""Early exit: how much work a network saves where a small head inside it is already sure.
+
+python experiments/early_exit.py [POINT...]    # points of configs/frontier.py whose runs are there
+python experiments/early_exit.py --pages       # only writes the page, from the figures
+
+A head is one Dense layer on the channels' means of a layer's int8 output (Teerapittayanon et al., 2016, BranchyNet,
+arXiv:1709.01686). It may stand where nothing else is still needed of what came before. If its first answer leads the
+second by enough, the rest of the network is not run. The exit and the lead are those that save most on the validation
+split and lose none of its right answers there; the test set is looked at once.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tables
+from tables import Table, grid
+
+IMAGES = 10_000  # of training, that a head learns from
+BOARD = "esp32isa"  # whose instructions are counted, of the C that experiments/frontier.py wrote
+
+
+def main():
+    from configs import frontier
+
+    for point in tables.chosen(frontier.POINTS):
+        workdir = tables.ROOT / "runs/frontier" / point
+        if (workdir / "c_esp32/report.json").is_file():
+            TABLE.add(dict(row=point, **measure(workdir)))
+        else:
+            print(f"{workdir} is not there: run ./run.sh frontier {point} first")
+
+
+def measure(workdir: Path) -> dict:
+    """The best exit of a run, and what it saves."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from atalaia import config as configs
+    from atalaia import data, simulate
+
+    config = configs.load(workdir)
+    dataset = data.load(config.data, data.cache_dir(tables.DATA.value))
+    network = simulate.load(config, workdir, dataset)
+    places = cuts(network.code, dataset.test.images.shape[1:])
+    train, held, test = dataset.train, dataset.validation, dataset.test
+    pooled = [means(network, split.images[:IMAGES], places) for split in (train, held, test)]
+    answers = [simulate.run(network.code, network.network, split.images)[0].argmax(-1) for split in (held, test)]
+    work = {place: spent(workdir, macs) for place, macs in places.items()}
+    whole, found = spent(workdir), []
+    for place in places:
+        head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
+        head.fit(pooled[0][place], train.targets[:IMAGES])
+        early, lead = decide(head, pooled[1][place])
+        least = smallest_lead(early, lead, answers[0], held.targets)
+        found.append((whole - np.mean(lead >= least) * (whole - work[place]), place, least, head))
+    _, place, least, head = min(found, key=lambda f: f[0])
+    early, lead = decide(head, pooled[2][place])
+    leaves, right = lead >= least, test.targets
+    return dict(
+        place=place,
+        exits=len(places),
+        lead=float(least),
+        test=dict(
+            whole=float(np.mean(answers[1] == right)),
+            early=float(np.mean(np.where(leaves, early, answers[1]) == right)),
+            leave=float(np.mean(leaves)),
+        ),
+        instructions=dict(
+            whole=whole, at_exit=work[place], mean=float(whole - np.mean(leaves) * (whole - work[place]))
+        ),
+        validation={place: float(mean / whole) for mean, place, _, _ in found},
+    )
+
+
+def cuts(model, shape: tuple[int, ...]) -> dict[str, int]:
+    """MACs up to each layer whose output, a map of channels, is all that the layers after it need."""
+    from atalaia import layers
+
+    order, macs, reads = [], [], []
+
+    def rule(path, layer, *inputs):
+        reads.append([order.index(name) if name in order else -1 for name, _ in inputs])
+        shapes = [x for _, x in inputs]
+        out = layers.output_spec(layer, *shapes)
+        order.append(path)
+        macs.append(layer.macs([x.shape for x in shapes], out.shape))
+        return path, out
+
+    layers.interpret(model, rule, ("", layers.spec((1, *shape))))
+    ends = {i for i in range(len(order)) if all(min(after) >= i for after in reads[i + 1 :])}
+    last = max(i for i, path in enumerate(order) if macs[i] and i < len(order) - 1)
+    return {order[i]: sum(macs[: i + 1]) for i in sorted(ends) if sum(macs[: i + 1]) > 0 and i < last}
+
+
+def means(network, images: np.ndarray, places: dict[str, int]) -> dict[str, np.ndarray]:
+    """The channels' means of int8 outputs, float32 `[n, channels]`, by layer."""
+    import jax
+    import jax.numpy as jnp
+
+    from atalaia import simulate
+
+    @jax.jit
+    def pooled(x):
+        seen = simulate.outputs(network.code, network.network, x)[1]
+        return {place: seen[place].astype(jnp.float32).mean((1, 2)) / 128 for place in places}
+
+    with jax.enable_x64(True):
+        parts = [jax.device_get(pooled(images[i : i + simulate.BATCH])) for i in range(0, len(images), simulate.BATCH)]
+    return {place: np.concatenate([part[place] for part in parts]) for place in places}
+
+
+def decide(head, pooled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The head's answers, and by how much of the probability each leads the next."""
+    chances = head.predict_proba(pooled)
+    second, first = np.sort(chances, 1)[:, -2:].T
+    return chances.argmax(1), first - second
+
+
+def smallest_lead(early: np.ndarray, lead: np.ndarray, full: np.ndarray, right: np.ndarray) -> float:
+    """The smallest lead with which those that leave early cost no right answer of all; above 1 if there is none.
+
+    Args:
+      early, lead: of the head; full: the whole network's answers; right: the targets. All `[n]`.
+    """
+    order = np.argsort(-lead, kind="stable")
+    won = np.cumsum((early == right)[order].astype(int) - (full == right)[order].astype(int))
+    fair = np.flatnonzero((won >= 0) & np.append(np.diff(lead[order]) < 0, True))
+    return lead[order][fair[-1]] if len(fair) else 2.0
+
+
+def spent(workdir: Path, macs: int | None = None) -> int:
+    """Instructions of the generated C, as estimated by layer, until so many MACs are done; of all without."""
+    total, done = 0, 0
+    for step in tables.read(workdir, "c_esp32/report.json")["layers"]:
+        if macs is not None and done >= macs and step["macs"]:
+            break
+        total, done = total + step["instructions"][BOARD], done + step["macs"]
+    return total
+
+
+def table(rows: list[dict]) -> str:
+    """In Markdown."""
+    columns = {
+        "point": lambda row: row["row"],
+        "exit after": lambda row: row["place"],
+        "exits tried": lambda row: row["exits"],
+        "lead that is enough": lambda row: f"{row['lead']:.3f}",
+        "test set: whole network %": lambda row: f"{100 * row['test']['whole']:.2f}",
+        "with the exit %": lambda row: f"{100 * row['test']['early']:.2f}",
+        "leave early %": lambda row: f"{100 * row['test']['leave']:.1f}",
+        "instructions, whole": lambda row: f"{row['instructions']['whole']:,}",
+        "mean with the exit": lambda row: f"{row['instructions']['mean']:,.0f}",
+        "saved %": lambda row: f"{100 * saved(row):.1f}",
+    }
+    return grid(columns, rows, left=2)
+
+
+def saved(row: dict) -> float:
+    """Part of the instructions that a mean image does without."""
+    return 1 - row["instructions"]["mean"] / row["instructions"]["whole"]
+
+
+TABLE = Table(
+    name="early_exit",
+    title="Early exit",
+    shows="A head inside the network answers where it is sure, and the rest is not run. How much does that save at "
+    "equal accuracy?",
+    command="./run.sh frontier\npython experiments/early_exit.py",
+    body=table,
+    headline=lambda rows: "; ".join(f"{row['row']}: {100 * saved(row):.0f} % of instructions saved" for row in rows),
+    notes=(
+        "This is an experiment in Python's integers, not in C: the head is a logistic regression in floating point on "
+        "the channels' means, and its own work, less than a thousandth, is left out.",
+        "The exit and the lead were chosen on the validation split, so that no right answer is lost there. The worst "
+        "case is the whole network and the head.",
+        f"Instructions are those that codegen estimates for the ESP32's own instruction set ({BOARD}), layer by layer.",
+    ),
+    key=("row",),
+)
+
+
+tables.define_rows()
+
+if __name__ == "__main__":
+    tables.start(main, TABLE)
