@@ -15,11 +15,13 @@ from absl.testing import absltest, flagsaver, parameterized
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "experiments"))
 
+import early_exit  # noqa: E402
 import frontier  # noqa: E402
 import numpy as np  # noqa: E402
 import pages  # noqa: E402
 import pipeline  # noqa: E402
 import search_replay  # noqa: E402
+import small_net  # noqa: E402
 import table1  # noqa: E402
 import table2  # noqa: E402
 import table2_variants  # noqa: E402
@@ -515,6 +517,26 @@ class PipelineTest(absltest.TestCase):
         self.assertRegex(
             text, r"ours, 3 epochs, .* \| 70.00 .* \| 3,000 \| 3,001 \| 3,002 \| 1 to 2, \*estimated\* \| 1, by 1 \|"
         )
+
+
+class EarlyExitTest(absltest.TestCase):
+    def test_exits_stand_where_nothing_earlier_is_needed(self):
+        """Not within a block, whose input is added at its end, nor after the last convolution; 144 = 9 * 16."""
+        found = early_exit.cuts(small_net.Residual(10), (8, 8, 1))
+        self.assertEqual(found, {"conv": 64 * 144, "block0": 64 * 144 * (1 + 2 * 16)})
+
+    def test_the_smallest_lead_that_costs_no_right_answer(self):
+        """By lead: right as the whole is; wrong where it is right; right where it is wrong; wrong where it is right."""
+        lead, right = np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 1, 1, 1])
+        found = early_exit.smallest_lead(np.array([1, 0, 1, 0]), lead, np.array([1, 1, 0, 1]), right)
+        self.assertEqual(found, 0.7)
+        never = early_exit.smallest_lead(np.array([0, 0, 0, 0]), lead, right, right)
+        self.assertGreater(never, 1)
+
+    def test_equal_leads_leave_together(self):
+        """The right one alone would be fair, but the wrong one leads by as much."""
+        found = early_exit.smallest_lead(np.array([1, 0]), np.array([0.5, 0.5]), np.array([1, 1]), np.array([1, 1]))
+        self.assertGreater(found, 1)
 
 
 class FrontierTest(absltest.TestCase):
