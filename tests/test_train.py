@@ -115,21 +115,22 @@ class ResumeTest(absltest.TestCase):
         saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
         self.assertEqual(saved, metrics.rows(workdir)[-1]["step"])
 
-    def test_stopped_by_ctrl_c_and_killed_at_a_random_moment_it_ends_with_the_bytes_of_one_never_stopped(self):
+    def test_stopped_by_ctrl_c_and_killed_at_random_moments_it_ends_with_the_bytes_of_one_never_stopped(self):
         whole, killed = (Path(self.create_tempdir().full_path) / "run" for _ in range(2))
         process = self.start(whole)
         self.assertEqual((process.communicate()[1].decode(), process.returncode)[1], 0)
         self.stop(killed)
-        # System entropy: every run of this test tries another moment; it is in the message if it fails.
-        moment = random.randint(1, 240), random.random() * 0.1
-        self.assertTrue(self.kill_at(killed, *moment), moment)
+        # System entropy: every run of this test tries other moments; they are in the message if it fails.
+        moments = sorted((random.randint(1, 290), random.random() * 0.3) for _ in range(2))
+        kills = sum(self.kill_at(killed, step, delay) for step, delay in moments)  # one may come when it has ended
+        self.assertGreater(kills, 0, moments)
         process = self.start(killed)
         errors = process.communicate()[1].decode()
         self.assertEqual(process.returncode, 0, errors)
         expected, found = (jax.tree.leaves_with_path(final_arrays(w)) for w in (whole, killed))
         self.assertEqual([p for p, _ in expected], [p for p, _ in found])
         for (path, a), (_, b) in zip(expected, found, strict=True):
-            self.assertEqual(np.asarray(a).tobytes(), np.asarray(b).tobytes(), f"{path}, killed at {moment}")
+            self.assertEqual(np.asarray(a).tobytes(), np.asarray(b).tobytes(), f"{path}, killed at {moments}")
         ledgers = [
             [row["nonzeros"] for row in json.loads((w / "ledger.json").read_text())["rows"]] for w in (whole, killed)
         ]
