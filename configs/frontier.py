@@ -30,29 +30,36 @@ def _fits(size: float, epochs: float) -> dict[str, Any]:
     return {f"quantize.{field}": value for field, value in fields.items()}
 
 
+_VIEWS = {"distillation.views": 9}
+
+
+def _shrunk(goal: str, budget: float, cuts: int) -> dict[str, Any]:
+    """Fields of the run that begins with weights of a trained ResNet-56 and loses channels."""
+    shrink = {
+        "epochs": 28.0,
+        "learning_rate": 0.06,
+        "goal": goal,
+        "keep": 0.0,
+        "budget": float(budget),
+        "score": "taylor",
+        "cuts": cuts,
+        "end": 0.3,
+    }
+    return {
+        "pretrained": "cifar10",
+        "stages": ("distill", "shrink"),
+        "distill.epochs": 3.0,
+        "distill.learning_rate": 0.03,
+        **{f"shrink.{field}": value for field, value in shrink.items()},
+        **_VIEWS,
+    }
+
+
 # Middle and Silva's begin with blocks of a trained ResNet-56, the others with new weights.
 POINTS = {
-    "tiny": Point("resnet14_narrow", {"distill.epochs": 32.0}, _fits(24_900, 6.0)),
+    "tiny": Point("resnet56_112", _shrunk("bytes", 48_000, cuts=4), _fits(24_900, 6.0) | _VIEWS),
     "small": Point("rafael_base_32", {"distill.epochs": 28.0}, _fits(44_000, 5.0)),
-    "silva": Point(
-        "resnet56_112",
-        {
-            "pretrained": "cifar10",
-            "distillation.views": 9,
-            "stages": ("distill", "shrink"),
-            "distill.epochs": 3.0,
-            "distill.learning_rate": 0.03,
-            "shrink.epochs": 28.0,
-            "shrink.learning_rate": 0.06,
-            "shrink.goal": "macs",
-            "shrink.keep": 0.0,
-            "shrink.budget": 9_300_000.0,
-            "shrink.score": "taylor",
-            "shrink.cuts": 3,
-            "shrink.end": 0.3,
-        },
-        _fits(58_900, 5.0) | {"distillation.views": 9},
-    ),
+    "silva": Point("resnet56_112", _shrunk("macs", 9_300_000, cuts=3), _fits(58_900, 5.0) | _VIEWS),
     "middle": Point(
         "resnet56_333",
         {

@@ -15,6 +15,7 @@ from absl.testing import absltest, flagsaver, parameterized
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "experiments"))
 
+import blocks  # noqa: E402
 import early_exit  # noqa: E402
 import frontier  # noqa: E402
 import numpy as np  # noqa: E402
@@ -537,6 +538,16 @@ class EarlyExitTest(absltest.TestCase):
         """The right one alone would be fair, but the wrong one leads by as much."""
         found = early_exit.smallest_lead(np.array([1, 0]), np.array([0.5, 0.5]), np.array([1, 1]), np.array([1, 1]))
         self.assertGreater(found, 1)
+
+
+class BlocksTest(absltest.TestCase):
+    def test_a_block_that_is_gone_is_missing_in_its_stack_alone(self):
+        self.assertEqual(blocks.without((1, 8)), (tuple(range(9)), tuple(range(8)), tuple(range(9))))
+
+    def test_costs_by_block_and_stack(self):
+        rows = [dict(row=f"{i}_{j}", whole=0.9, accuracy=0.9 - j / 100 - i) for i in range(3) for j in range(1, 9)]
+        self.assertIn("| 8 | 8.0 | 108.0 | 208.0 |", blocks.table(rows))
+        self.assertEqual(blocks.headline(rows), "block 2_8 208.0 points; 0 of 24 less than one")
 
 
 class FrontierTest(absltest.TestCase):

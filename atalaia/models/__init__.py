@@ -62,8 +62,18 @@ def create(name: str, outputs: int) -> nn.Module:
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"unknown model {name!r}: {hint}there are {', '.join(sorted(MODELS))}")
+        raise UserError(f"unknown model {name!r}: {hint}there are {_listed(MODELS)}")
     return MODELS[name](outputs)
+
+
+def _listed(names):
+    """Sorted names, those of one beginning together: resnet50/_160/_224/_96."""
+    families: dict[str, list[str]] = {}
+    for name in sorted(names):
+        families.setdefault(name.partition("_")[0], []).append(name)
+    return ", ".join(
+        "/".join([first, *(n.removeprefix(stem) for n in rest)]) for stem, (first, *rest) in families.items()
+    )
 
 
 def _own(name, outputs):

@@ -17,8 +17,8 @@ He et al., 2015 (arXiv:1512.03385), section 4.2: three stacks of n blocks are a 
 
 The last two begin with weights of a trained ResNet-56 (`pretrained="cifar10"`), of which they have some blocks. A block
 adds a little to what passes it by, so a network learns soon to do without most of them (Veit et al., 2016,
-arXiv:1605.06431). The first block of a stack has strides and stays. Of the others those stay that cost most accuracy of
-1,000 training images where they alone are left out: the last of the third stack 15 points, most of them less than one.
+arXiv:1605.06431). The first block of a stack has strides and stays. Of the others those stay that cost most accuracy
+where they alone are left out (docs/results/blocks.md).
 """
 
 import flax.linen as nn
