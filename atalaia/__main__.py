@@ -10,6 +10,7 @@ WORDS = {
     "report": "tables of a run, and report.html",
     "codegen": "an int8 .tflite to C",
     "browser": "a page that runs the network on the camera and on photos, without a board",
+    "mirror": "an int8 .tflite that also looks at the mirror image: more accuracy, twice the time",
     "pack": "model.atl, the smallest download, and back",
     "label": "faces of a folder of photos to COCO JSON, by a strong detector",
     "search": "Bayesian optimisation over any fields of a config",

@@ -168,11 +168,14 @@ def exported(workdir: Path) -> Path:
     return workdir
 
 
-def evaluated(workdir: Path, split: str, engines: str) -> dict:
-    """The scores of a split by engine; a split is looked at again only where an engine is missing."""
+def evaluated(workdir: Path, split: str, engines: str, *more: str) -> dict:
+    """The scores of a split by engine; a split is looked at again only where an engine is missing.
+
+    more: flags of atalaia.evaluate, such as those of a file that is no run's own.
+    """
     name = "evaluation.json" if split == "test" else f"evaluation_{split}.json"
     if not (ROOT / workdir / name).is_file() or set(engines.split(",")) - set(read(workdir, name)):
-        step("evaluate", f"--workdir={workdir}", f"--split={split}", f"--engines={engines}")
+        step("evaluate", f"--workdir={workdir}", f"--split={split}", f"--engines={engines}", *more)
     return read(workdir, name)
 
 

@@ -1,13 +1,15 @@
 """Inputs and outputs of a .tflite graph, and conversions between types, lowered to steps."""
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from atalaia import tflite
 from atalaia.codegen import fixed_point, single
 from atalaia.codegen.elementwise import lookup
-from atalaia.codegen.graph import OFFSET, Walk
+from atalaia.codegen.graph import OFFSET, Step, Walk
 from atalaia.errors import UserError
 
 BORDERS = ("file", "int8")  # whose types the caller's values have: the file's, or int8 wherever that is converted to
@@ -28,6 +30,26 @@ def inputs(walk: Walk, borders: str) -> tuple[list[int], list[int]]:
         elif walk.dtype(i) != "FLOAT32":
             walk.step("take", "input", -1, (i,), i, dict(size=walk.bytes(i)))
     return given, gotten
+
+
+def read_again(walk: Walk, steps: Sequence[Step]) -> list[Step]:
+    """The steps, with what the caller gives read anew where its values are only moved, long after they were last read.
+
+    So it is not kept meanwhile. Where a sum reads it again, a strip with one step more would cost more than it saves.
+    """
+    found = list(steps)
+    for given in [step for step in steps if step.kind in ("flip_in", "take")]:
+        readers = [at for at, step in enumerate(found) if step is not given and given.output in step.inputs]
+        pairs = itertools.pairwise(readers)
+        far = [late for early, late in pairs if late > early + 1 and found[late].kind == "strided"]
+        for at in reversed(far):  # so that the places before it stay as they are
+            copy = walk.add(walk.tensors[given.output])
+            for k in [k for k in readers if k >= at]:
+                inputs = tuple(copy if i == given.output else i for i in found[k].inputs)
+                found[k] = found[k]._replace(inputs=inputs)
+            readers = [k for k in readers if k < at]
+            found.insert(at, given._replace(output=copy))
+    return found
 
 
 def _leave_out(walk, given, gotten):

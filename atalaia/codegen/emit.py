@@ -7,7 +7,7 @@ import numpy as np
 
 from atalaia.codegen import answers, emit_strips
 from atalaia.codegen.graph import Graph
-from atalaia.codegen.kernels import Call
+from atalaia.codegen.kernels import Call, firsts
 from atalaia.codegen.memory import Plan
 from atalaia.files import shipped
 
@@ -96,13 +96,15 @@ def body(graph: Graph, calls: list[Call], plan: Plan, prefix: str = "") -> str:
     parts, statements = [], []
     strips = {strip.first: strip for strip in plan.strips}
     inside = {number for strip in plan.strips for number in range(strip.first, strip.last + 1)}
+    same = firsts(calls)
+    names = [f"{prefix}s{number}" for number in same]
     for number, call in enumerate(calls):
-        parts += _constants(f"{prefix}s{number}", number, call)
+        parts += _constants(names[number], number, call) if same[number] == number else []
         if number in strips:
             statements.append(f"    {emit_strips.call(prefix, strips[number], graph)};")
         if number not in inside:
-            statements.append(_statement(f"{prefix}s{number}", call, graph, plan, plan.windows[number]))
-    parts += [emit_strips.function(prefix, strip, graph, plan) for strip in plan.strips]
+            statements.append(_statement(names[number], call, graph, plan, plan.windows[number]))
+    parts += [emit_strips.function(prefix, strip, graph, plan, names) for strip in plan.strips]
     parts.append(
         f"void {prefix}model_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena)\n{{\n"
         "    uint8_t *const a = (uint8_t *)arena;\n" + "\n".join(statements) + "\n}\n"
@@ -199,11 +201,11 @@ def _call(name, call, graph, plan, window, place):
     first = place.get(step.inputs[0]) if step.inputs else f"{name}_constant"
     match step.kind:
         case "flip_in":
-            return f"flip(inputs[{graph.inputs.index(step.output)}], {out}, {graph.sizes[step.output]})"
+            return f"flip(inputs[{graph.inputs.index(step.inputs[0])}], {out}, {graph.sizes[step.output]})"
         case "flip_out":
             return f"flip({first}, outputs[{graph.outputs.index(step.output)}], {graph.sizes[step.output]})"
         case "take":
-            return f"memcpy({out}, inputs[{graph.inputs.index(step.output)}], {v['size']})"
+            return f"memcpy({out}, inputs[{graph.inputs.index(step.inputs[0])}], {v['size']})"
         case "give":
             return f"memcpy(outputs[{graph.outputs.index(step.output)}], {first}, {v['size']})"
         case "float_in":

@@ -1,5 +1,7 @@
 """The C of strips: a function for each, which makes its steps' rows in turn."""
 
+from collections.abc import Sequence
+
 from atalaia.codegen import rows
 from atalaia.codegen.graph import GIVEN, TAKEN, Graph
 from atalaia.codegen.memory import Plan
@@ -17,8 +19,11 @@ def _borders(strip, graph):
     return [*["inputs"] * bool(kinds & set(GIVEN)), *["outputs"] * bool(kinds & set(TAKEN))]
 
 
-def function(prefix: str, strip: Strip, graph: Graph, plan: Plan) -> str:
-    """The function of a strip: what its steps read, where their rows lie, and a loop that makes row after row."""
+def function(prefix: str, strip: Strip, graph: Graph, plan: Plan, names: Sequence[str]) -> str:
+    """The function of a strip: what its steps read, where their rows lie, and a loop that makes row after row.
+
+    names: of the constants of each step of the graph.
+    """
     types = dict(inputs="const int8_t *const inputs[]", outputs="int8_t *const outputs[]")
     given = [*(types[name] for name in _borders(strip, graph)), "uint8_t *const a"]
     last, window = len(strip.stages) - 1, plan.windows[strip.first]
@@ -32,7 +37,7 @@ def function(prefix: str, strip: Strip, graph: Graph, plan: Plan) -> str:
         "    };",
         f"    strip_state_t state[{last + 1}];",
         *(
-            f"    add_tables(&{prefix}s{at}, (int32_t *)(void *)(a + {(window or 0) + offset}));"
+            f"    add_tables(&{names[at]}, (int32_t *)(void *)(a + {(window or 0) + offset}));"
             for at, offset in strip.tables.items()
         ),
         f"    strips_start(strips, state, {last + 1}, a);",
@@ -47,7 +52,7 @@ def function(prefix: str, strip: Strip, graph: Graph, plan: Plan) -> str:
     for k, stage in enumerate(strip.stages):
         lines += [
             f"        case {k}:",
-            *(f"            {line}" for line in _row(prefix, strip, stage, graph, plan)),
+            *(f"            {line}" for line in _row(names, strip, stage, graph, plan)),
             "            break;",
         ]
     return "\n".join([*lines, "        }", "        state[i].next++;", "    }", "}\n"])
@@ -67,7 +72,7 @@ def _table(stage, plan, window):
     return f"{{{', '.join(f'.{name} = {value}' for name, value in fields.items())}}}"
 
 
-def _row(prefix, strip, stage: Stage, graph, plan):
+def _row(names, strip, stage: Stage, graph, plan):
     """Statements that make row y of a stage at `to`."""
     given, pitch = [], 0
     for source, read in zip(stage.sources, stage.reads, strict=True):
@@ -91,6 +96,5 @@ def _row(prefix, strip, stage: Stage, graph, plan):
         assert found is not None
         repeated = [f"a + {plan.tensors[i]}" for i in step.inputs[1:] if i not in {r.tensor for r in stage.reads}]
         tables = (plan.windows[strip.first] or 0) + strip.tables.get(stage.step, 0)
-        name = f"{prefix}s{stage.step}"
-        text = rows.text(name, step, found, row_call, graph, [*given, *repeated], pitch, to, tables)
+        text = rows.text(names[stage.step], step, found, row_call, graph, [*given, *repeated], pitch, to, tables)
     return f"{text};".split("\n")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from atalaia.codegen import memory, rows
 from atalaia.codegen.graph import Graph
-from atalaia.codegen.kernels import BOARDS, Call
+from atalaia.codegen.kernels import BOARDS, Call, firsts
 from atalaia.codegen.strips import Network, Strip, build
 
 FREE = 0.005  # share of a network's instructions that strips may add where nobody asks for a smaller arena
@@ -23,8 +23,9 @@ class Planned(NamedTuple):
 
     @property
     def weight_bytes(self) -> int:
-        """Of all constants in flash, the tables of strips included."""
-        return sum(c.weight_bytes for c in self.calls) + sum(strip.table_bytes for strip in self.plan.strips)
+        """Of all constants in flash, each once, the tables of strips included."""
+        calls = [self.calls[at] for at in set(firsts(self.calls))]
+        return sum(call.weight_bytes for call in calls) + sum(strip.table_bytes for strip in self.plan.strips)
 
 
 def planned(network: Network, strips: Sequence[Strip]) -> Planned:

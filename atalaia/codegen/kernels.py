@@ -6,7 +6,7 @@ fits to what the emulators count.
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,11 +79,40 @@ def choose(
         are taken, and where none fit, the smallest.
       target: of TARGETS: what C runs fast on; esp32 may take kernels for its own instructions.
     """
-    choices = [_allowed(candidates(step, target), sparse) for step in graph.steps]
+    same = firsts(graph.steps)
+    places = sorted(set(same))
+    choices = [_allowed(candidates(graph.steps[at], target), sparse) for at in places]
     chosen = [_best(calls, prefer, TARGETS[target]) for calls in choices]
-    if flash is None or sum(call.weight_bytes for call in chosen) <= flash:
-        return chosen
-    return _fastest_within(choices, flash, TARGETS[target])
+    if flash is not None and sum(call.weight_bytes for call in chosen) > flash:
+        chosen = _fastest_within(choices, flash, TARGETS[target])
+    by_place = dict(zip(places, chosen, strict=True))
+    return [_again(by_place[first], step) for first, step in zip(same, graph.steps, strict=True)]
+
+
+def _again(call, step):
+    """The call of a step, by that of one with the same constants."""
+    return call._replace(step=call.step._replace(place=step.place, inputs=step.inputs, output=step.output))
+
+
+def firsts(parts: Sequence[Step | Call]) -> list[int]:
+    """For each step or call the number of the first with the same constants, in every byte: they are stored once."""
+    seen: dict[Any, int] = {}
+    return [seen.setdefault(_constants(part), number) for number, part in enumerate(parts)]
+
+
+def _constants(part):
+    """What a step, or a call, is beside its tensors, to be compared."""
+    if isinstance(part, Call):
+        return part.kernel, part.fields, _content(part.arrays), _constants(part.step)
+    return part.kind, part.op, len(part.inputs), _content(part.values)
+
+
+def _content(value):
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, dict):
+        return tuple((key, _content(part)) for key, part in value.items())
+    return tuple(map(_content, value)) if isinstance(value, list | tuple) else value
 
 
 def candidates(step: Step, target: str = "any") -> list[Call]:

@@ -87,6 +87,7 @@ def lower_operator(walk: Walk, place: int, op: tflite.Operator) -> None:
 def as_graph(walk: Walk, inputs: list[int], outputs: list[int]) -> Graph:
     """The steps of a walk that is done."""
     steps, notes = pads.folded(walk.steps)
+    steps = borders.read_again(walk, steps)
     numbers = {i for s in steps for i in (*s.inputs, s.output)} | {*inputs, *outputs}
     shapes = {i: walk.tensors[i].shape for i in numbers}
     sizes = {i: walk.bytes(i) for i in numbers}
