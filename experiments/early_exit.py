@@ -9,6 +9,7 @@ second by enough, the rest of the network is not run. The exit and the lead are 
 split and lose none of its right answers there; the test set is looked at once.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def cuts(model, shape: tuple[int, ...]) -> dict[str, int]:
     layers.interpret(model, rule, ("", layers.spec((1, *shape))))
     ends = {i for i in range(len(order)) if all(min(after) >= i for after in reads[i + 1 :])}
     last = max(i for i, path in enumerate(order) if macs[i] and i < len(order) - 1)
-    return {order[i]: sum(macs[: i + 1]) for i in sorted(ends) if sum(macs[: i + 1]) > 0 and i < last}
+    until = list(itertools.accumulate(macs))
+    return {order[i]: until[i] for i in sorted(ends) if until[i] > 0 and i < last}
 
 
 def means(network, images: np.ndarray, places: dict[str, int]) -> dict[str, np.ndarray]:

@@ -59,6 +59,8 @@ def of(step: Step, graph: Graph) -> Rows | None:
         return Rows(*out, (Read(step.inputs[0], pad=v["top"]),))
     if step.kind in ("lookup", "softmax") and given[0] == out:
         return Rows(*out, (Read(step.inputs[0]),))
+    if step.kind == "strided" and given == [out] and _row_loop(v["fields"], *out) is not None:
+        return Rows(*out, (Read(step.inputs[0]),))
     if step.kind in PAIRS and given[0] == out and _repeats_in_a_row(v, out[1]):
         same = [i for i in step.inputs[1:] if v["b_size"] == v["values"]]
         return Rows(*out, tuple(Read(i) for i in (step.inputs[0], *same)))
@@ -77,6 +79,17 @@ def _repeats_in_a_row(v, size):
     return (v["b_inner"] == 1 and v["b_size"] == v["values"]) or size % (v["b_inner"] * v["b_size"]) == 0
 
 
+def _row_loop(v, height, size):
+    """Which loop of strided.c goes from row to row, where the values of a row all come from that of its number."""
+    loop = next((k for k, count in enumerate(v["count"]) if count > 1), None)
+    if loop is None or (v["count"][loop], v["of"][loop], v["to"][loop]) != (height, size, size):
+        return None
+    ways = [(n - 1) * of for n, of in zip(v["count"][loop + 1 :], v["of"][loop + 1 :], strict=True)]
+    first = v["from_start"] + sum(min(way, 0) for way in ways)
+    last = v["from_start"] + sum(max(way, 0) for way in ways) + v["block"]
+    return loop if v["to_start"] == 0 and first >= 0 and last <= size else None
+
+
 def of_one_row(step: Step, rows: Rows) -> Step:
     """The step whose kernel makes one row."""
     v = step.values
@@ -86,6 +99,10 @@ def of_one_row(step: Step, rows: Rows) -> Step:
         changed = dict(in_h=1, out_h=1, top=0)
     elif step.kind == "softmax":
         changed = dict(rows=rows.size // v["size"])
+    elif step.kind == "strided":
+        loop = _row_loop(v["fields"], rows.height, rows.size)
+        counts = [1 if k == loop else count for k, count in enumerate(v["fields"]["count"])]
+        changed = dict(fields=v["fields"] | dict(count=counts))
     else:
         changed = {}
     return step._replace(values=v | changed)
@@ -128,6 +145,8 @@ def text(
             return f"{kernel}(&{name}, {given[0]}, {first_row(rows.reads[0])}, {pitch}, y, y + 1, {to}{mean})"
         case "lookup":
             return f"lookup({name}_table, {size}, {given[0]}, {to})"
+        case "strided":
+            return f"strided(&{name}, {given[0]}, {to})"
         case "softmax":
             return f"softmax({name}_table, {size // v['size']}, {v['size']}, {given[0]}, {to})"
         case "pad":
