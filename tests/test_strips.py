@@ -196,5 +196,34 @@ class PadsTest(absltest.TestCase):
         self.assertIn("operator 0, PAD, is left out", steps_of(files["plain"])[0].notes[0])
 
 
+class MovesTest(absltest.TestCase):
+    """Values that stay in their row are moved row by row where a loop goes from row to row; the others all at once."""
+
+    def file(self, kind):
+        net, shape = Net(), (1, 6, 5, 3)
+        x = net.op("TANH", [net.given(shape, 0.04, 3)], net.tensor(shape, 1 / 128, 0))
+        out = net.tensor((1, 6, 3, 5) if kind == "swapped" else shape, 1 / 128, 0)
+        if kind == "swapped":
+            return net.file(net.op("TRANSPOSE", [x, net.ints(0, 1, 3, 2)], out))
+        steps = dict(turned=(1, 1, -1, 1), deep=(1, 1, 1, -1), both=(1, 1, -1, -1), upside_down=(1, -1, 1, 1))[kind]
+        ends = net.ints(0, 0, 0, 0)
+        given = [x, ends, ends, net.ints(*steps)]
+        return net.file(net.op("STRIDED_SLICE", given, out, beginMask=15, endMask=15))
+
+    def test_which_and_their_bytes(self):
+        require_gcc(self)
+        files = {kind: self.file(kind) for kind in ("swapped", "turned", "deep", "both", "upside_down")}
+        found = {}
+
+        def noted(graph, calls):
+            planned = longest(graph, calls)
+            found[len(found)] = [graph.steps[at].kind for s in planned.plan.strips for at in range(s.first, s.last + 1)]
+            return planned
+
+        self.assertEqual(wrong(files, planned=noted), {})
+        whole = [kind for kind, kinds in zip(files, found.values(), strict=True) if "strided" not in kinds]
+        self.assertEqual(whole, ["deep", "upside_down"])  # the loop of the first goes over all pixels at once
+
+
 if __name__ == "__main__":
     absltest.main()
