@@ -198,7 +198,8 @@ class TablesTest(absltest.TestCase):
         points = _recipe(next(path for path in RECIPES if path.stem == "frontier")).POINTS
         found = list(self._all("frontier", [name for point in points for name in (f"{point}_float", point)]))
         for point, taught, small in zip(points, found[::2], found[1::2], strict=True):
-            stages = dict(silva=("distill", "shrink"), middle=("prune",)).get(point, ("distill",))
+            shrunk = ("distill", "shrink")
+            stages = dict(tiny=shrunk, small=("distill",), silva=shrunk, middle=("prune",))[point]
             self.assertEqual((taught.stages, small.stages), (stages, ("quantize",)))
             self.assertEqual(small.start_from, f"runs/frontier/{point}_float")
             self.assertEqual({taught[stage].teacher for stage in taught.stages}, {small.quantize.teacher})
