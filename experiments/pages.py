@@ -13,7 +13,17 @@ from tables import Table, grid
 
 # The scripts in the order of the index, under its headings.
 SCRIPTS = {
-    "Networks": ("frontier", "table2", "table2_variants", "pipeline", "table1", "cifar10", "early_exit", "blocks"),
+    "Networks": (
+        "frontier",
+        "table2",
+        "table2_variants",
+        "pipeline",
+        "table1",
+        "cifar10",
+        "early_exit",
+        "mirrored",
+        "blocks",
+    ),
     "Detectors": ("faces", "face_search"),
     "Generated C": ("mcu", "mcu_esp32", "few_bits", "public_files", "packages", "codegen_mutations"),
     "Search": ("search_replay", "executors", "halving", "goals"),

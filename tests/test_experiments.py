@@ -18,6 +18,7 @@ sys.path.append(str(ROOT / "experiments"))
 import blocks  # noqa: E402
 import early_exit  # noqa: E402
 import frontier  # noqa: E402
+import mirrored  # noqa: E402
 import numpy as np  # noqa: E402
 import pages  # noqa: E402
 import pipeline  # noqa: E402
@@ -548,6 +549,21 @@ class BlocksTest(absltest.TestCase):
         rows = [dict(row=f"{i}_{j}", whole=0.9, accuracy=0.9 - j / 100 - i) for i in range(3) for j in range(1, 9)]
         self.assertIn("| 8 | 8.0 | 108.0 | 208.0 |", blocks.table(rows))
         self.assertEqual(blocks.headline(rows), "block 2_8 208.0 points; 0 of 24 less than one")
+
+
+class MirroredTest(absltest.TestCase):
+    def test_plain_beside_mirrored(self):
+        def made(size, most):
+            return dict(weight_bytes=size, arena_bytes=size + 1, estimated=dict(esp32=dict(milliseconds=[1.0, most])))
+
+        row = dict(row="net", page="table2", sizes=dict(plain=made(5000, 20.0), mirrored=made(5100, 40.0)))
+        row |= dict(validation=dict(plain=0.5, mirrored=0.625), test=dict(plain=0.75, mirrored=0.7375))
+        line = (
+            "| [net](table2.md) | 50.00 / 62.50 | 75.00 / 73.75 | -1.25 | 5,000 / 5,100 | 5,001 / 5,101 "
+            "| 1 to 20 / 1 to 40 |"
+        )
+        self.assertIn(line, mirrored.table([row]))
+        self.assertEqual(mirrored.TABLE.headline([row]), "net -1.25 points")
 
 
 class FrontierTest(absltest.TestCase):
