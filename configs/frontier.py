@@ -57,7 +57,7 @@ def _shrunk(goal: str, budget: float, cuts: int) -> dict[str, Any]:
 
 # Middle and Silva's begin with blocks of a trained ResNet-56, the others with new weights.
 POINTS = {
-    "tiny": Point("resnet56_112", _shrunk("bytes", 48_000, cuts=4), _fits(24_900, 6.0) | _VIEWS),
+    "tiny": Point("resnet56_112", _shrunk("bytes", 48_000, cuts=4), _fits(24_000, 6.0) | _VIEWS),
     "small": Point("rafael_base_32", {"distill.epochs": 28.0}, _fits(44_000, 5.0)),
     "silva": Point("resnet56_112", _shrunk("macs", 9_300_000, cuts=3), _fits(58_900, 5.0) | _VIEWS),
     "middle": Point(
