@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "experiments"))
 
 import flow  # noqa: E402
+import frontier  # noqa: E402
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "mcu/README.md")]
 
@@ -56,6 +58,15 @@ class ReadmeTest(absltest.TestCase):
         line = self.line("| **Any int8 file**")
         self.assertIn(f"{fomo['arena_bytes']:,} bytes of RAM", line)
         self.assertIn(f"{fomo['tflm']['arena_bytes']:,}", line)
+
+    def test_the_row_of_the_frontier(self):
+        """Of several seeds the median accuracy and the largest sizes."""
+        line, rows = self.line("| **Smaller**: of equal"), [r for r in flow.read("frontier") if r["row"] == "tiny"]
+        accuracy = statistics.median(row["test"]["tflm"]["accuracy"] for row in rows)
+        size, arena = (max(row[key] for row in rows) for key in ("weight_bytes", "arena_bytes"))
+        self.assertIn(f"{100 * accuracy:.2f} % in {size:,} bytes of weights and tables, {arena:,} of RAM", line)
+        (peer,) = (peer for peer in frontier.PUBLIC if peer.name == "ResNet-8, MLPerf Tiny")
+        self.assertIn(f"{peer.accuracy:.2f} % in {peer.bytes:,}", line)
 
     def test_the_row_of_faces(self):
         rows = {row["row"]: row for row in flow.read("faces")}
