@@ -99,7 +99,8 @@ def body(graph: Graph, calls: list[Call], plan: Plan, prefix: str = "") -> str:
     same = firsts(calls)
     names = [f"{prefix}s{number}" for number in same]
     for number, call in enumerate(calls):
-        parts += _constants(names[number], number, call) if same[number] == number else []
+        if same[number] == number:
+            parts += _constants(names[number], number, call)
         if number in strips:
             statements.append(f"    {emit_strips.call(prefix, strips[number], graph)};")
         if number not in inside:
