@@ -222,6 +222,7 @@ RECIPE = ("model", "fields", "epochs", "sparsity", "views", "chosen", "teacher_d
 
 def older_recipe(row: dict) -> Callable[[dict], bool]:
     """Of a Table: rows of this one's name by another recipe are not seeds of one figure."""
+    row = json.loads(json.dumps(row))  # as the older ones were read: with lists for tuples
     return lambda old: old["row"] == row["row"] and any(old[n] != row[n] for n in RECIPE if n in old and n in row)
 
 

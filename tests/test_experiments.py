@@ -393,6 +393,8 @@ class Table2Test(absltest.TestCase):
         self.assertTrue(stale(dict(row="small", seed=0, epochs=45.0, sparsity=0.8)))
         self.assertFalse(stale(dict(row="small", seed=0, epochs=45.0, sparsity=0.9)))
         self.assertFalse(stale(dict(row="dense", seed=1, epochs=25.0)))
+        kept = dict(row="tiny", seed=0, fields=dict(stages=["distill", "shrink"]))  # as JSON gives it
+        self.assertFalse(tables.older_recipe(dict(row="tiny", seed=1, fields=dict(stages=("distill", "shrink"))))(kept))
         stale = tables.older_recipe(dict(row="rafael_1", seed=1, epochs=40.0, teacher_digest="a"))
         self.assertTrue(stale(dict(row="rafael_1", seed=0, epochs=40.0, teacher_digest="b")))
         self.assertFalse(stale(dict(row="rafael_1", seed=0, epochs=40.0)))  # an older run, which does not tell
