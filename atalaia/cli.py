@@ -34,6 +34,19 @@ def workdir() -> Path:
     return Path(flags.FLAGS.workdir)
 
 
+def out_file(out: str | Path) -> Path:
+    """Where a file goes that --out names, its folder made.
+
+    Raises:
+      UserError: it is a folder.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder: name a file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
 def cache() -> Path:
     """The folder of data sets. What XLA compiles is kept there too, so that a second start is fast."""
     folder = data.cache_dir(flags.FLAGS.data_dir)

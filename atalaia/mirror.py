@@ -116,12 +116,9 @@ def _add(model, kind, inputs, output, options):
 
 def main() -> None:
     source = Path(flags.FLAGS.tflite or cli.workdir() / "model.tflite")
-    out = Path(flags.FLAGS.out or source.with_stem(f"{source.stem}_mirrored"))
-    if out.is_dir():
-        raise UserError(f"--out={out} is a folder: name a file")
     data = tflite.load(source)
     made = mirrored(data)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = cli.out_file(flags.FLAGS.out or source.with_stem(f"{source.stem}_mirrored"))
     write_whole(out, made)
     print(f"written: {out}, {len(made):,} bytes, from {len(data):,}; it takes twice the time")
 

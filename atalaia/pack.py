@@ -335,15 +335,6 @@ def _read_leb128(data, count):
     return numbers, data[place:]
 
 
-def _place(out):
-    """Where a file goes, its folder made."""
-    out = Path(out)
-    if out.is_dir():
-        raise UserError(f"--out={out} is a folder: name a file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out
-
-
 def main() -> None:
     values = flags.FLAGS
     if values.unpack:
@@ -356,11 +347,11 @@ def main() -> None:
             data = unpack(source.read_bytes())
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
-        write_whole(_place(values.out), data)
+        write_whole(cli.out_file(values.out), data)
         print(f"{values.out}: {len(data):,} bytes, from {source.stat().st_size:,}")
         return
     source = Path(values.tflite or cli.workdir() / "model.tflite")
-    out = _place(values.out or source.with_suffix(".atl"))
+    out = cli.out_file(values.out or source.with_suffix(".atl"))
     packed = pack(tflite.load(source))
     write_whole(out, packed)
     print(f"{out}: {len(packed):,} bytes, from {source.stat().st_size:,}")
