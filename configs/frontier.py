@@ -55,25 +55,30 @@ def _shrunk(goal: str, budget: float, cuts: int) -> dict[str, Any]:
     }
 
 
-# Middle and Silva's begin with blocks of a trained ResNet-56, the others with new weights.
+def _pruned(epochs: float, sparsity: float) -> dict[str, Any]:
+    """Fields of the run that begins with weights of a trained ResNet-56 and loses some, most in the last stack."""
+    prune = {
+        "epochs": epochs,
+        "learning_rate": 0.03,
+        "sparsity": sparsity,
+        "layers": "^conv/=0; logits=0; block0=0.3; block1=0.5",
+        "begin": 0.15,
+        "end": 0.65,
+    }
+    return {
+        "pretrained": "cifar10",
+        "stages": ("prune",),
+        **{f"prune.{field}": value for field, value in prune.items()},
+    }
+
+
+# Small begins with new weights, the others with blocks of a trained ResNet-56.
 POINTS = {
     "tiny": Point("resnet56_112", _shrunk("bytes", 48_000, cuts=4), _fits(24_000, 6.0) | _VIEWS),
     "small": Point("rafael_base_32", {"distill.epochs": 28.0}, _fits(44_000, 5.0)),
     "silva": Point("resnet56_112", _shrunk("macs", 9_300_000, cuts=3), _fits(58_900, 5.0) | _VIEWS),
-    "middle": Point(
-        "resnet56_333",
-        {
-            "pretrained": "cifar10",
-            "stages": ("prune",),
-            "prune.epochs": 9.0,
-            "prune.learning_rate": 0.03,
-            "prune.sparsity": 0.7,
-            "prune.layers": "^conv/=0; logits=0; block0=0.3; block1=0.5",
-            "prune.begin": 0.15,
-            "prune.end": 0.65,
-        },
-        _fits(104_500, 4.0),
-    ),
+    "middle": Point("resnet56_333", _pruned(9.0, 0.7), _fits(104_500, 4.0)),
+    "large": Point("resnet56_648", _pruned(8.0, 0.75) | _VIEWS, _fits(209_000, 3.0) | _VIEWS),
 }
 
 

@@ -13,7 +13,7 @@ from flat_models import Net, longest, tflm, wrong
 
 from atalaia import mirror, pack, tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import emit, fitting, golden, kernels, lowering
+from atalaia.codegen import emit, fitting, golden, graph, kernels, lowering
 from atalaia.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -171,7 +171,7 @@ class SharedConstantsTest(absltest.TestCase):
         content = net.file(x)
         calls = kernels.choose(lowering.lower(tflite.read(content)))
         sums = [at for at, call in enumerate(calls) if call.step.kind == "add"]
-        same = kernels.firsts(calls)
+        same = graph.firsts(calls)
         self.assertLen({same[at] for at in sums}, 4)  # the first one's input has another scale than the second's
         self.assertEqual(wrong({"sums": content}), {})
 

@@ -5,6 +5,7 @@ here are of that form, 0 to 255.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,26 @@ class Step(NamedTuple):
     output: int
     values: dict[str, Any]
     macs: int = 0
+
+    @property
+    def constants(self) -> tuple:
+        """What it is beside its tensors, to be compared."""
+        return self.kind, self.op, len(self.inputs), content(self.values)
+
+
+def content(value: Any) -> Any:
+    """Dicts, lists and arrays as tuples and bytes, which can be compared and hashed."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, dict):
+        return tuple((key, content(part)) for key, part in value.items())
+    return tuple(map(content, value)) if isinstance(value, list | tuple) else value
+
+
+def firsts(parts: Sequence) -> list[int]:
+    """For each step or call the number of the first with equal `constants`: they are stored once."""
+    seen: dict[tuple, int] = {}
+    return [seen.setdefault(part.constants, number) for number, part in enumerate(parts)]
 
 
 class Graph(NamedTuple):

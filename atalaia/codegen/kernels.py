@@ -6,7 +6,7 @@ fits to what the emulators count.
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from atalaia.codegen import mac16, memory, plain
 from atalaia.codegen.coded import pack_codes
-from atalaia.codegen.graph import Graph, Step
+from atalaia.codegen.graph import Graph, Step, content, firsts
 from atalaia.codegen.grid import SMALL, by_lines, lines, small_sums, sum_bounds
 from atalaia.codegen.packing import BITS, GAPS, chunk_taps, fits, pack_dense, pack_fields, pack_sparse, pack_woven
 
@@ -58,6 +58,11 @@ class Call(NamedTuple):
         return sum(values.nbytes for _, values in self.arrays.values()) + struct
 
     @property
+    def constants(self) -> tuple:
+        """What is stored of it, to be compared."""
+        return self.kernel, self.fields, content(self.arrays), self.step.constants
+
+    @property
     def instructions(self) -> dict[str, float]:
         """Of an inference, by board."""
         batch = self.step.values.get("batch", 1)
@@ -92,27 +97,6 @@ def choose(
 def _again(call, step):
     """The call of a step, by that of one with the same constants."""
     return call._replace(step=call.step._replace(place=step.place, inputs=step.inputs, output=step.output))
-
-
-def firsts(parts: Sequence[Step | Call]) -> list[int]:
-    """For each step or call the number of the first with the same constants, in every byte: they are stored once."""
-    seen: dict[Any, int] = {}
-    return [seen.setdefault(_constants(part), number) for number, part in enumerate(parts)]
-
-
-def _constants(part):
-    """What a step, or a call, is beside its tensors, to be compared."""
-    if isinstance(part, Call):
-        return part.kernel, part.fields, _content(part.arrays), _constants(part.step)
-    return part.kind, part.op, len(part.inputs), _content(part.values)
-
-
-def _content(value):
-    if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, dict):
-        return tuple((key, _content(part)) for key, part in value.items())
-    return tuple(map(_content, value)) if isinstance(value, list | tuple) else value
 
 
 def candidates(step: Step, target: str = "any") -> list[Call]:

@@ -24,6 +24,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet32": partial(resnet.ResNet, depth=5),
     "resnet56": partial(resnet.ResNet, depth=9, strided=5),
     "resnet56_333": partial(resnet.ResNet, depth=((0, 7, 8),) * 3),
+    "resnet56_648": partial(resnet.ResNet, depth=((0, 2, 3, 5, 7, 8), (0, 2, 4, 5), (0, *range(2, 9)))),
     "resnet56_112": partial(resnet.ResNet, depth=((8,), (0,), (0, 8))),
     "resnet20_wide": partial(resnet.ResNet, width=32),
     "gated": gated.Gated,
