@@ -31,7 +31,8 @@ def require(package: str, extra: str) -> None:
       UserError: it is not; names the extra of ours that brings it.
     """
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"this needs the package {package}: pip install 'atalaia[{extra}]'")
+        how = f"pip install '.[{extra}]' in the folder of AtalaIA's repository"
+        raise UserError(f"this needs the package {package}: {how}")
 
 
 def choice(field: str, value: str, allowed: Collection[str], of: str = "") -> None:

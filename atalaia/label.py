@@ -2,8 +2,8 @@
 
 python -m atalaia.label --images=FOLDER [--out=FILE.json] [--min_score=0.5] [--side=640]
 
-Needs the extra "label": pip install 'atalaia[label]'. What it writes, data.name="boxes" reads. Look at some of the
-boxes before you train on them. Photos that are labelled already are not looked at again after Ctrl-C.
+Needs the extra "label": pip install '.[label]' in the repository's folder. What it writes, data.name="boxes" reads.
+Look at some of the boxes before you train on them. After Ctrl-C the same command goes on with the other photos.
 """
 
 import os

@@ -230,7 +230,7 @@ TABLE = Table(
     shows=f"{TRIALS} small trainings on digits, {WORKERS} at once, by `atalaia.search`: once by local processes, left "
     "alone, and once by workers of dask that are killed at random, with the scheduler once among them. Nothing is "
     "lost: each value is the same.",
-    command="pip install 'atalaia[dask]'\npython experiments/executors.py",
+    command="pip install '.[dask]'\npython experiments/executors.py",
     body=body,
     headline=headline,
     picture="Which worker trained which trial, and the kills",

@@ -72,23 +72,24 @@ PIXELS = 400  # of the other steps, and a half and a fourth of them
 def main(argv):
     del argv
     from atalaia.codegen import kernels
+    from atalaia.codegen.call import COSTS, costs
     from atalaia.files import write_json
     from atalaia.progress import Progress
 
     cases = [(call, shapes) for step, shapes in steps() for call in kernels.candidates(step, "esp32") if worth(call)]
     cases = [(call, shapes) for call, shapes in cases if re.search(_KERNELS.value, call.cost) or call.cost == "flip"]
-    costs = kernels.costs()
+    table = costs()
     with Progress("measure kernels", len(cases) * len(_BOARDS.value), "runs") as progress:
         for board in _BOARDS.value:
             counts = []
             for at in range(0, len(cases), TOGETHER):
                 counts += counted(cases[at : at + TOGETHER], board)
                 progress.update(min(TOGETHER, len(cases) - at))
-            known = costs[board] if _KERNELS.value else {}
+            known = table[board] if _KERNELS.value else {}
             found = fit(cases, counts, known.get("conv_dense_1", {}))
-            costs[board] = known | {name: cost for name, cost in found.items() if re.search(_KERNELS.value, name)}
-    write_json(kernels.COSTS, costs)
-    print(f"written: {kernels.COSTS}")
+            table[board] = known | {name: cost for name, cost in found.items() if re.search(_KERNELS.value, name)}
+    write_json(COSTS, table)
+    print(f"written: {COSTS}")
 
 
 def worth(call) -> bool:
@@ -98,7 +99,7 @@ def worth(call) -> bool:
 
 def steps() -> list:
     """(step, shapes of its input and output) of each network; flips first, since all networks have two."""
-    from atalaia.codegen.kernels import SMALL
+    from atalaia.codegen.grid import SMALL
 
     flips = [step("flip_in", (1, n), (1, n), size=n) for n in (PIXELS, PIXELS // 4)]
     linear = [convolution(*case) for case in CONVOLUTIONS] + [depthwise(*case) for case in DEPTHWISE]

@@ -41,12 +41,13 @@ def main():
 def measure(name: str) -> dict:
     """What `make -C mcu run` finds of both kinds of C; layers take the kernels of fewest instructions."""
     from atalaia.codegen import __main__ as codegen
-    from atalaia.codegen import boards, kernels
+    from atalaia.codegen import boards
+    from atalaia.codegen.call import TARGETS
 
     content, prefer = file(name), "speed" if name in LAYERS else "balanced"
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for target in kernels.TARGETS:
+        for target in TARGETS:
             model = Path(folder) / target
             report = codegen.generate(content, model, samples=GOLDEN, prefer=prefer, target=target)
             used = boards.EMULATORS if target == "any" else ()

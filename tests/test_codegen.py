@@ -19,6 +19,8 @@ from test_export import converted
 from atalaia import tflite
 from atalaia.codegen import __main__ as codegen
 from atalaia.codegen import coded, emit, fitting, fixed_point, graph, grid, kernels, lowering, memory, packing
+from atalaia.codegen.call import BOARDS
+from atalaia.codegen.convolutions import COLUMNS
 from atalaia.errors import UserError
 
 # Runs every golden vector in an arena of exactly the size that is stated, so that the sanitizer sees a byte too many.
@@ -427,10 +429,10 @@ class PackTest(parameterized.TestCase):
         lowered = lowering.lower(tflite.read(convolution(random_kernel(-8, 7, 0.5, (16, 3, 3, 16)), (16, 16))))
         found = {prefer: kernels.choose(lowered, prefer=prefer)[1] for prefer in ("speed", "size", "balanced")}
         calls = kernels.candidates(lowered.steps[1])
-        for board in kernels.BOARDS:
+        for board in BOARDS:
             self.assertLessEqual(found["balanced"].instructions[board], calls[0].instructions[board])
         self.assertEqual(found["size"].weight_bytes, min(c.weight_bytes for c in calls))
-        time = {c.kernel: sum(c.instructions[b] / calls[0].instructions[b] for b in kernels.BOARDS) for c in calls}
+        time = {c.kernel: sum(c.instructions[b] / calls[0].instructions[b] for b in BOARDS) for c in calls}
         self.assertEqual(time[found["speed"].kernel], min(time.values()))
         self.assertLess(found["balanced"].weight_bytes, 0.7 * calls[0].weight_bytes)
 
@@ -438,14 +440,14 @@ class PackTest(parameterized.TestCase):
         """Against every combination of kernels."""
 
         def figures(calls):
-            time = sum(sum(c.instructions[b] for c in calls) / whole[b] for b in kernels.BOARDS)
+            time = sum(sum(c.instructions[b] for c in calls) / whole[b] for b in BOARDS)
             return sum(c.weight_bytes for c in calls), time
 
         parts = [convolution(random_kernel(-90, 90, zeros, (8, 3, 3, 8)), (8, 8)) for zeros in (0.3, 0.5, 0.9)]
         parts = [lowering.lower(tflite.read(part)) for part in parts]
         lowered = parts[0]._replace(steps=[step for part in parts for step in part.steps])
         every = [kernels.candidates(step) for step in lowered.steps]
-        whole = {b: sum(calls[0].instructions[b] for calls in every) for b in kernels.BOARDS}
+        whole = {b: sum(calls[0].instructions[b] for calls in every) for b in BOARDS}
         found = [figures(calls) for calls in itertools.product(*every)]
         smallest, fastest = min(found)[0], min(found, key=lambda f: f[::-1])[0]
         self.assertGreater(fastest, 1.1 * smallest)
@@ -469,7 +471,7 @@ class PackTest(parameterized.TestCase):
 
     def test_columns_are_those_of_the_kernel(self):
         source = (emit.KERNELS / "conv.c").read_text()
-        self.assertIn(f"COLUMNS = {kernels.COLUMNS} }}", source)
+        self.assertIn(f"COLUMNS = {COLUMNS} }}", source)
 
     def test_chunks_by_hand(self):
         kernel = np.full((1, 1, 1, 40), 7, np.int8)  # 18 products of 255 * 7 fit 16 bits with their sign

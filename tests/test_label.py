@@ -176,7 +176,7 @@ class LabelTest(absltest.TestCase):
     def test_without_the_extra(self):
         with (
             mock.patch.object(importlib.util, "find_spec", return_value=None),
-            self.assertRaisesRegex(UserError, r"needs the package onnx: pip install 'atalaia\[label\]'"),
+            self.assertRaisesRegex(UserError, r"needs the package onnx: pip install '\.\[label\]'"),
         ):
             centerface.load(self.folder)
 

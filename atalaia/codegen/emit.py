@@ -6,8 +6,8 @@ import re
 import numpy as np
 
 from atalaia.codegen import answers, emit_strips
+from atalaia.codegen.call import Call
 from atalaia.codegen.graph import Graph, firsts
-from atalaia.codegen.kernels import Call
 from atalaia.codegen.memory import Plan
 from atalaia.files import shipped
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from atalaia import tflite
 from atalaia.codegen import borders, lowering
+from atalaia.codegen.call import Call
 from atalaia.codegen.graph import Graph, Walk
-from atalaia.codegen.kernels import Call
 from atalaia.errors import UserError
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from atalaia.codegen import memory, rows
+from atalaia.codegen.call import BOARDS, Call
 from atalaia.codegen.graph import Graph, firsts
-from atalaia.codegen.kernels import BOARDS, Call
 from atalaia.codegen.strips import Network, Strip, build
 
 FREE = 0.005  # share of a network's instructions that strips may add where nobody asks for a smaller arena

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atalaia import layers
-from atalaia.codegen import kernels
+from atalaia.codegen import convolutions, kernels
 from atalaia.codegen.graph import Graph, Step
 
 CHIP = "esp32"
@@ -44,7 +44,7 @@ def layer(
     if step is None:
         return Cost(0, 0, 0.0)
     if step.kind == "conv" and integers is None:
-        call = kernels.dense(step) if bits == 8 else kernels.packed(step, bits)
+        call = convolutions.dense(step) if bits == 8 else convolutions.packed(step, bits)
     else:
         (call,) = kernels.choose(Graph([step], {}, {}, (), (), []), prefer=prefer)
     return Cost(call.weight_bytes, layer.macs(inputs, out), call.instructions[CHIPS[CHIP].board], call.sweeps)

@@ -38,7 +38,7 @@ def bounds(step: Step) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_lines(call: Any, lines: np.ndarray) -> Any:
-    """A kernels.Call with `lines(call.step)` in place of multipliers."""
+    """A call.Call with `lines(call.step)` in place of multipliers."""
     arrays = {k: v for k, v in call.arrays.items() if k not in ("bias", "multiplier", "shift", "low", "high")}
     moved = call.arrays["bias"][1].astype(np.int64) - call.step.values["bias"]  # by where a kernel's sums start
     lines = lines.astype(np.int64)

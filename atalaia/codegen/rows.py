@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from atalaia.codegen.call import Call
 from atalaia.codegen.graph import Graph, Step
-from atalaia.codegen.kernels import Call
 
 POOLS = ("max_pool", "mean_pool", "min_pool")
 PAIRS = ("add", "sub", "rsub", "mul", "maximum", "minimum", "prelu", "squared_difference")

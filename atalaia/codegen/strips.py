@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from atalaia.codegen import kernels, memory, rows
+from atalaia.codegen.call import BOARDS, Call, costs
 from atalaia.codegen.graph import GIVEN, TAKEN, Graph
-from atalaia.codegen.kernels import BOARDS, Call
 from atalaia.codegen.rows import Read
 
 TABLES = 2 * 256 * 4  # bytes of the tables of a sum
@@ -281,11 +281,11 @@ def _added(whole, calls, moved, turns):
     read = sum((call.step.values.get("out_h", 1) - 1) * call.weight_bytes for call in calls)
     fits = sum(call.weight_bytes for call in calls) <= CACHE_BYTES
     found = {}
-    for board, costs in kernels.costs().items():
+    for board, parts in costs().items():
         changed = sum(
             new.instructions[board] - old.instructions[board]
             for new, old in zip(calls, whole, strict=True)
             if new.kernel != old.kernel
         )
-        found[board] = changed + moved * costs["conv_dense_1"]["copied"] + turns * TURN + (0 if fits else read * READ)
+        found[board] = changed + moved * parts["conv_dense_1"]["copied"] + turns * TURN + (0 if fits else read * READ)
     return found
