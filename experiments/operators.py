@@ -31,8 +31,8 @@ address, least significant byte first; where they are not all int8, `MODEL_INPUT
 either. `--borders=int8` leaves these conversions to the caller, who then gives and gets int8 values by the scales of
 `model.h`; `--task` does so by itself.
 
-For NaN, or a float32 that is 2^31 steps of the grid away, TFLM defines no result. Here it is the smallest or the largest
-value of the grid.
+For NaN, or a float32 that is 2^31 steps of the grid away, TFLM defines no result. Here it is the smallest or largest
+value of the grid. For SOFTMAX of 512 or more nearly equal values TFLM defines none either; here each is 0.
 """
 REFUSED = """
 ## Refused

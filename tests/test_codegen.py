@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from flat_models import SANITIZED
+from flat_models import SANITIZED, Net
 from int8_models import NETWORKS, build, convolution
 from test_export import converted
 
@@ -51,6 +51,27 @@ int main(void)
 """
 
 # rescale.c twice: as it is here, and as where an instruction for the high half of a product is missing.
+SOFTMAX = """
+#include <stdint.h>
+#include <stdio.h>
+#include "rescale.c"
+#include "softmax.c"
+static uint8_t values[8191], found[8191];
+int main(void)
+{
+    static const int32_t table[256] = {INT32_MAX}; /* exp(0) */
+    static const uint32_t sizes[] = {1, 2, 3, 100, 300, 480, 600, 1000, 4096, 8191};
+    for (int i = 0; i < 10; i++) {
+        softmax(table, 1, sizes[i], values, found);
+        for (uint32_t k = 1; k < sizes[i]; k++)
+            if (found[k] != found[0])
+                return 1;
+        printf("%d ", found[0]);
+    }
+    return 0;
+}
+"""
+
 RESCALE = """
 #include <stdint.h>
 #include <stdio.h>
@@ -252,14 +273,20 @@ class ParityTest(parameterized.TestCase):
     def _c(self, folder):
         return (self.folder / folder / "model.c").read_text().split("void model_invoke")[1]
 
-    def test_rescale_without_a_high_product_equals_the_one_with(self):
-        """The Xtensa code on this machine: both sides of where 32 bits are enough, random values, halves of powers."""
+    def _printed(self, source):
         program = self.folder / "check"
-        (self.folder / "check.c").write_text(RESCALE)
+        (self.folder / "check.c").write_text(source)
         flags = ["-O1", "-std=c99", "-fsanitize=undefined", "-fno-sanitize-recover", f"-I{emit.KERNELS}"]
         subprocess.run(["gcc", *flags, self.folder / "check.c", "-o", program], check=True)
-        done = subprocess.run([program], capture_output=True, text=True, check=True, timeout=120)
-        self.assertEqual(done.stdout, "equal")
+        return subprocess.run([program], capture_output=True, text=True, check=True, timeout=120).stdout
+
+    def test_rescale_without_a_high_product_equals_the_one_with(self):
+        """The Xtensa code on this machine: both sides of where 32 bits are enough, random values, halves of powers."""
+        self.assertEqual(self._printed(RESCALE), "equal")
+
+    def test_softmax_of_many_equal_values(self):
+        """256 / n, rounded, and 255 at the most; from 512 on TFLite Micro's own shift is undefined."""
+        self.assertEqual(self._printed(SOFTMAX), "255 128 85 3 1 1 0 0 0 0 ")
 
     @parameterized.parameters("thesis", "resnet8", "mini", "splat")
     def test_our_own_models(self, name):
@@ -569,6 +596,23 @@ class RefusalTest(parameterized.TestCase):
                 self.assertRaisesRegex(UserError, f"operator 2 is {kind} .layer .{name}.., {text}"),
             ):
                 lowering.lower(model._replace(operators=tuple(operators)))
+
+    def test_more_than_16_or_32_bits_count(self):
+        net = Net()
+        given = net.given((1 << 16, 2), 0.1)
+        dense = net.file(
+            net.op(
+                "FULLY_CONNECTED",
+                [given, net.tensor((3, 2), 0.02, data=np.ones((3, 2)))],
+                net.tensor((1 << 16, 3), 0.1),
+            )
+        )
+        with self.assertRaisesRegex(UserError, "FULLY_CONNECTED .operator 0.: .* too many rows"):
+            lowering.lower(tflite.read(dense))
+        net = Net()
+        soft = net.file(net.op("SOFTMAX", [net.given((1, 8192), 0.1)], net.tensor((1, 8192), 1 / 256, -128), beta=1.0))
+        with self.assertRaisesRegex(UserError, "SOFTMAX .operator 0.: a row has 8,192 values, and 8,191 at the most"):
+            lowering.lower(tflite.read(soft))
 
     def test_float_and_dynamic_tensors(self):
         model = tflite.read(converted("mini"))

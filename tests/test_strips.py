@@ -94,6 +94,19 @@ class BytesTest(parameterized.TestCase):
         wanted = {"add", "conv", "depthwise", "flip_in", "flip_out", "lookup", "mean_pool"}
         self.assertContainsSubset(wanted, kinds)
 
+    def test_maps_of_too_many_rows_stay_whole(self):
+        """Rows in a strip are numbered by 16 bits with a sign."""
+        require_gcc(self)
+        net, shape = Net(), (1, 40_000, 1, 1)
+        x = net.given(shape, 0.05, 3)
+        for kind in ("LOGISTIC", "TANH"):
+            x = net.op(
+                kind,
+                [x],
+                net.tensor(shape, 1 / 256 if kind == "LOGISTIC" else 1 / 128, -128 if kind == "LOGISTIC" else 0),
+            )
+        self.assertEqual(wrong({"tall": net.file(x)}, 2, longest), {})
+
     def test_arena_that_is_asked_for(self):
         """Codegen finds what fits, says what it did, and what fits nowhere is refused in one line."""
         content = block(16, 16, 8, 48)

@@ -11,6 +11,8 @@ from atalaia.codegen.graph import OFFSET, Walk
 from atalaia.codegen.linear import pooling
 from atalaia.errors import UserError
 
+SOFTMAX_VALUES = (1 << 32 - 19) - 1  # of a row: each is 2^19 at the most in a sum of 32 bits
+
 
 def mul(walk: Walk, place: int, op: tflite.Operator) -> None:
     """One step for a negation, MAX_POOL_2D and a negation, which are the minimum of windows; else MUL by itself."""
@@ -154,6 +156,11 @@ def softmax(walk: Walk, place: int, op: tflite.Operator) -> None:
     if scale != 1 / 256 or zero != 0:
         raise UserError(f"SOFTMAX (operator {place}): its output must have scale 1/256 and zero point -128")
     size = walk.tensors[given].shape[-1]
+    if size > SOFTMAX_VALUES:
+        raise UserError(
+            f"SOFTMAX (operator {place}): a row has {size:,} values, and {SOFTMAX_VALUES:,} at the most fit its sum of "
+            "32 bits: leave SOFTMAX out, the largest value is the same without it"
+        )
     table = fixed_point.softmax_table(float(op.options.beta), float(walk.grid(given)[0]))
     rows = math.prod(walk.tensors[given].shape) // size
     walk.step("softmax", op.kind, place, (walk.root(given),), out, dict(rows=rows, size=size, table=table))

@@ -53,14 +53,12 @@ def depthwise(walk: Walk, place: int, op: tflite.Operator) -> None:
 
 def fully_connected(walk: Walk, place: int, op: tflite.Operator) -> None:
     """FULLY_CONNECTED, as a convolution of one row."""
-    kernel = weights(walk, place, op)
-    if (
-        kernel.ndim != 2
-        or max(kernel.shape) >= 4 * LARGEST
-        or math.prod(walk.tensors[op.inputs[0]].shape) % kernel.shape[1]
-    ):
-        raise UserError(f"FULLY_CONNECTED (operator {place}): its weights do not fit its input")
-    rows = math.prod(walk.tensors[op.inputs[0]].shape) // kernel.shape[1]
+    kernel, size = weights(walk, place, op), math.prod(walk.tensors[op.inputs[0]].shape)
+    if kernel.ndim != 2 or max(*kernel.shape, size // kernel.shape[1]) >= 4 * LARGEST or size % kernel.shape[1]:
+        raise UserError(
+            f"FULLY_CONNECTED (operator {place}): its weights do not fit its input, or it has too many rows"
+        )
+    rows = size // kernel.shape[1]
     values = dict(in_h=1, in_w=rows, out_h=1, out_w=rows, in_c=kernel.shape[1])
     values |= dict(kernel_h=1, kernel_w=1, stride_h=1, stride_w=1, pad_top=0, pad_left=0)
     _linear(walk, "conv", place, op, kernel[:, None, None, :], values)

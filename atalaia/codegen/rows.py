@@ -1,9 +1,10 @@
 """Steps that can run row by row: what a row of each needs, and the C that makes it."""
 
+import math
 from typing import NamedTuple
 
 from atalaia.codegen.call import Call
-from atalaia.codegen.graph import Graph, Step
+from atalaia.codegen.graph import LARGEST, Graph, Step
 
 POOLS = ("max_pool", "mean_pool", "min_pool")
 PAIRS = ("add", "sub", "rsub", "mul", "maximum", "minimum", "prelu", "squared_difference")
@@ -68,9 +69,9 @@ def of(step: Step, graph: Graph) -> Rows | None:
 
 
 def view(graph: Graph, i: int) -> tuple[int, int] | None:
-    """(rows, bytes of a row) of an image of single bytes; None of other tensors."""
+    """(rows, bytes of a row) of an image of single bytes; None of other tensors, and of too many rows for 16 bits."""
     shape = graph.shapes[i]
-    if len(shape) != 4 or shape[0] != 1 or graph.sizes[i] != shape[1] * shape[2] * shape[3]:
+    if len(shape) != 4 or shape[0] != 1 or graph.sizes[i] != math.prod(shape) or shape[1] >= LARGEST:
         return None
     return shape[1], shape[2] * shape[3]
 

@@ -157,7 +157,7 @@ static void mac16_row(const conv_mac16_t *c, const uint8_t *in, int y, uint32_t 
     const int pixel = mac16_pixel(c), width = (c->out_w - 1) * c->stride_w + c->kernel_w, most = width - c->pad_left;
     const int have = y < 0 || y >= c->in_h ? 0 : c->in_w < most ? c->in_w : most;
     const uint32_t zero = c->in_zero * 0x00010001u;
-    const uint8_t *from = in + y * c->in_w * c->in_c;
+    const uint8_t *from = have ? in + y * c->in_w * c->in_c : in;
     to = mac16_fill(to, zero, have ? c->pad_left * pixel : 0);
     if (MAC16_WORDS && c->in_c % 4 == 0)
         to = mac16_widen(to, (const uint32_t *)(const void *)from, have * c->in_c / 4, 0, 0);

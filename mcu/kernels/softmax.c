@@ -1,5 +1,6 @@
 /* reference_ops::Softmax of int8: `table` holds exp of each distance to the row's largest value, Q0.31. Values of the
- * output have scale 1/256. */
+ * output have scale 1/256. Of 512 and more nearly equal values TFLite Micro shifts by more bits than there are; here each
+ * is 0 then, as 256 / 512 is nearly half. A row has 8191 values at the most, or its sum needs more than 32 bits. */
 static inline int32_t high_product(int32_t a, int32_t b) { return rescale(a, b, 0); }
 
 static inline int32_t saturating_shift(int32_t x, int power)
@@ -21,16 +22,18 @@ static int32_t one_over_one_plus(int32_t x)
 static void softmax(const int32_t *table, uint32_t rows, uint32_t size, const uint8_t *in, uint8_t *out)
 {
     for (; rows--; in += size, out += size) {
-        int32_t most = 0, sum = 0, scale;
-        int headroom = 0;
+        int32_t most = 0, scale;
+        uint32_t sum = 0;
+        int headroom = 0, power;
         for (uint32_t i = 0; i < size; i++)
             most = in[i] > most ? in[i] : most;
         for (uint32_t i = 0; i < size; i++)
-            sum += divide_by_power(table[most - in[i]], 12);
-        while (!((uint32_t)sum << headroom & 0x80000000u))
+            sum += (uint32_t)divide_by_power(table[most - in[i]], 12);
+        while (!(sum << headroom & 0x80000000u))
             headroom++;
-        scale = one_over_one_plus((int32_t)(((uint32_t)sum << headroom) - 0x80000000u));
+        scale = one_over_one_plus((int32_t)((sum << headroom) - 0x80000000u));
+        power = 12 - headroom + 31 - 8;
         for (uint32_t i = 0; i < size; i++)
-            out[i] = clamp(divide_by_power(high_product(scale, table[most - in[i]]), 12 - headroom + 31 - 8), 0, 255);
+            out[i] = power > 31 ? 0 : clamp(divide_by_power(high_product(scale, table[most - in[i]]), power), 0, 255);
     }
 }

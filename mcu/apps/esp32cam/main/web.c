@@ -112,8 +112,8 @@ const char *web_start(size_t line_bytes, size_t pixels) {
   const char *wrong = make_room(line_bytes, pixels);
   if (wrong) return wrong;
   SemaphoreHandle_t made = xSemaphoreCreateMutex();
+  lock = made;  // before a page can ask for it
   if (!made || httpd_start(&server, &config) != ESP_OK) return "no memory for the web server";
   for (size_t i = 0; i < sizeof pages / sizeof pages[0]; i++) httpd_register_uri_handler(server, pages + i);
-  lock = made;
   return NULL;
 }

@@ -10,7 +10,7 @@
 
 extern "C" const unsigned char model_tflite[];
 
-static tflite::MicroMutableOpResolver<23> operators;
+static tflite::MicroMutableOpResolver<24> operators;
 static tflite::MicroInterpreter *interpreter;
 
 const char *tflm_start(void *memory, size_t bytes, size_t *used) {
@@ -37,6 +37,7 @@ const char *tflm_start(void *memory, size_t bytes, size_t *used) {
   operators.AddRelu6();
   operators.AddReshape();
   operators.AddSoftmax();
+  operators.AddStridedSlice();
   operators.AddSub();
   operators.AddTanh();
   static tflite::MicroInterpreter built(model, operators, static_cast<uint8_t *>(memory), bytes);
