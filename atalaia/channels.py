@@ -36,10 +36,15 @@ class Group(NamedTuple):
 
 
 class Ties(NamedTuple):
-    """groups: by the name of their first layer; through: of each layer, the groups of its inputs and of its output."""
+    """What `find` found.
+
+    groups: by the name of their first layer; through: of each layer, the groups of its inputs and of its output.
+    paths: of all parameters and statistics of layers, those of channels that stay too.
+    """
 
     groups: dict[str, Group]
     through: dict[str, tuple[tuple[str, ...], str]]
+    paths: frozenset[str]
 
 
 def find(model: nn.Module, params: dict) -> Ties:
@@ -155,7 +160,7 @@ class _Walk:
             path: (tuple(self.root(x.group) for x in inputs), self.root(out.group))
             for path, (inputs, out) in self.seen.items()
         }
-        return Ties(groups, through)
+        return Ties(groups, through, frozenset(self.shapes) | {place.path for _, place in self.places})
 
 
 def take(tree: Any, ties: Ties, kept: dict[str, np.ndarray]) -> Any:
@@ -176,7 +181,8 @@ def take(tree: Any, ties: Ties, kept: dict[str, np.ndarray]) -> Any:
     def cut(path, leaf):
         names = "/".join(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey)).split("/")
         ends = ("/".join(names[i:]) for i in range(len(names)))
-        for axis, size, index in next((chosen[end] for end in ends if end in chosen), ()):
+        own = next((end for end in ends if end in ties.paths), "")  # the longest: a shorter one may be another layer's
+        for axis, size, index in chosen.get(own, ()):
             if np.ndim(leaf) > axis and leaf.shape[axis] == size:
                 leaf = np.take(np.asarray(leaf), index, axis)
         return leaf

@@ -103,6 +103,8 @@ def restore(manager: Manager, template: Callable[[dict], Any], step: int | None 
                 return _read(reader, template, at)
         # A damaged file shows as nearly any exception, from JSON, zarr, zstd or tensorstore.
         except Exception as error:
+            if isinstance(error, MemoryError | PermissionError):  # it may be whole all the same
+                raise
             if step is not None or at == steps[-1]:
                 fix = "delete the run folder and train again"
                 if at != min(manager.all_steps(), default=at):

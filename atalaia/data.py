@@ -1,4 +1,4 @@
-"""Data sets as uint8 arrays in memory, split into train, validation and test.
+"""Data sets as uint8 arrays, in memory or on the disk, split into train, validation and test.
 
 Pixels stay 0..255 here; a network's input is pixel / 255. Where they come from: atalaia.datasets.
 """

@@ -150,7 +150,9 @@ def evaluate(
         outputs[name] = _by_head(task, name, found[name].arrays, tflite_bytes)
         width = (outputs[name].raw[task.HEADS[0]] if task.HEADS else outputs[name].raw).shape[-1]
         if width != expected:
-            raise UserError(f"the model has {width} outputs, data set {dataset.name} needs {expected}")
+            raise UserError(
+                f"the model has {width} outputs, data set {dataset.name} needs {expected}: give another config"
+            )
     processes.wait_for_all("evaluated")  # the first takes away what all have read
     scores = {name: task.metrics(out.real, targets) | dict(images=len(images)) for name, out in outputs.items()}
     if processes.first():
@@ -219,7 +221,9 @@ def _by_head(task, name, arrays, tflite_bytes):
 def _heads(task, parts):
     """What there is of each of a file's outputs, which are in the order of their names, as the task has its heads."""
     if len(parts) != max(1, len(task.HEADS)):
-        raise UserError(f"the model has {len(parts)} outputs, this task needs {', '.join(task.HEADS) or 'one'}")
+        raise UserError(
+            f"the model has {len(parts)} outputs, this config's task needs {', '.join(task.HEADS) or 'one'}"
+        )
     return dict(zip(sorted(task.HEADS), parts, strict=True)) if task.HEADS else parts[0]
 
 

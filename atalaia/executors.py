@@ -236,7 +236,8 @@ def finish(handle: Handle, stop: threading.Event, enough: Callable[[], bool] = l
 
     Args:
       handle: of the command. stop: the wish to end, which is passed on once.
-      enough: asked again and again; where it says so the command is asked to end, and its exit code is INTERRUPTED.
+      enough: asked again and again; where it says so the command is asked to end, and its exit code is INTERRUPTED,
+        also where the signal came when it did not listen any more.
 
     Raises:
       KeyboardInterrupt: once it has ended by `stop`, or by Ctrl-C of its own.
@@ -254,7 +255,7 @@ def finish(handle: Handle, stop: threading.Event, enough: Callable[[], bool] = l
             told = True
     if stop.is_set() or (code == INTERRUPTED and not early):
         raise KeyboardInterrupt
-    return code
+    return INTERRUPTED if early and code < 0 else code
 
 
 def each(

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ def shipped(name: str) -> Path:
 def write_whole(path: Path, contents: str | bytes) -> None:
     """Writes a file, or leaves the one that is there as it was."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # processes of two machines may share a number
     try:
         part.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
         os.replace(part, path)

@@ -18,14 +18,16 @@ WEIGHTS = 10  # a weight is one of 0, 1/10 ... 1
 RHO = 0.05  # of the weighted sum beside the weighted maximum
 
 
-def parse(words: Sequence[str]) -> tuple[str, str] | None:
-    """The metric and the cost that --goals names, None where it names none.
+def parse(words: Sequence[str], alone: bool = True) -> tuple[str, str] | None:
+    """The metric and the cost that --goals names, None where it names none; alone: whether --metric was not given.
 
     Raises:
-      UserError: it names anything else.
+      UserError: it names anything else, or --metric was given too.
     """
     if not words:
         return None
+    if not alone:
+        raise UserError(f"--goals={','.join(words)} names a metric already: leave out --metric")
     if len(words) != 2 or words[0] in COSTS or words[1] not in COSTS:
         raise UserError(
             f"--goals={','.join(words)}: give a metric and a cost, one of {', '.join(COSTS)}, such as val_score,flash"

@@ -138,7 +138,8 @@ def _pieces(data) -> list[Piece]:
     """What is cut out: weights, biases and scales of matrix products and convolutions, in the file's order."""
     found = {}
     for weights, scales, bias, bias_scales, source in _linear_places(data):
-        for place, kind, rows in ((weights, WEIGHTS, weights[2]), (bias, WORDS, 0), (scales, WORDS, 0)):
+        for place, kind in ((weights, WEIGHTS), (bias, WORDS), (scales, WORDS)):
+            rows = place[2] if place and kind == WEIGHTS else 0
             if place and place[1] - place[0] >= 4:
                 found[place[0]] = Piece(place[0], place[1], kind, rows)
         if bias_scales and scales and source is not None:

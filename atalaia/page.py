@@ -338,7 +338,7 @@ def settings(run: Run) -> str:
     """The experiment as flags of atalaia.train: what differs from the defaults."""
     usual = configs.flat(configs.base())
     changed = {k: v for k, v in configs.flat(run.config).items() if usual.get(k) != v}
-    flags = "\n".join(f"--config.{k}={','.join(v) if isinstance(v, list) else v}" for k, v in changed.items())
+    flags = "\n".join(f"--config.{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in changed.items())
     return f"<p>What differs from the defaults:</p><pre>{escape(flags)}</pre>"
 
 

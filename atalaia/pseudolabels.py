@@ -64,9 +64,9 @@ def label(
 
 def _resumed(part: Path, settings: dict) -> dict:
     """What an earlier run with these settings found, by name; a line that it was stopped in is cut off."""
-    first, *lines = part.read_text().splitlines(keepends=True) if part.exists() else [""]
+    first, *lines = (part.read_text() if part.exists() else "").splitlines(keepends=True) or [""]
     if first != json.dumps(settings) + "\n":
-        part.write_text(json.dumps(settings) + "\n")
+        files.write_whole(part, json.dumps(settings) + "\n")
         return {}
     whole = [line for line in lines if line.endswith("\n")]
     files.write_whole(part, "".join([first, *whole]))

@@ -361,7 +361,7 @@ def main() -> None:
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     file = config_flags.get_config_filename(values["config"])
     overrides = config_flags.get_override_values(values["config"])
-    metric, cost = goals.parse(values.goals) or (values.metric, "")
+    metric, cost = goals.parse(values.goals, alone=not values["metric"].present) or (values.metric, "")
     search = Search(file, spaces.load(values.space), values.seed, metric, limits, cost, values.halving)
     check = make_check(file, overrides, cli.cache())
     validate(search, config, check, values.trials)

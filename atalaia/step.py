@@ -194,7 +194,7 @@ def make_step(
 def make_evaluate(config: ConfigDict, forward: Callable, split: data.Split) -> Callable[[TrainState], dict[str, float]]:
     """`evaluate(state)` to val_loss, val_score and val_NAME of each of the task's metrics; {} for an empty split.
 
-    val_loss is the hard loss without label smoothing, all classes counted alike.
+    val_loss is the hard loss without label smoothing, each image counted alike.
     """
     n = len(split.images)
     if n == 0:

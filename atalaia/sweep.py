@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> None:
     with executors.opened(root) as executor:
         row = partial(_row, executor, file, root, len(combinations))
         rows = executors.each(row, enumerate(combinations, 1), flags.FLAGS.workers)
+    root.mkdir(parents=True, exist_ok=True)  # where every run failed before it made its folder
     write_json(root / "sweep.json", rows)
     write_whole(root / "sweep.md", runs.table(rows))
     print(runs.table(rows))

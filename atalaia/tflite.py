@@ -12,6 +12,10 @@ from ai_edge_litert import schema_py_generated as schema
 from atalaia.errors import UserError
 
 
+class Damaged(UserError):
+    """The bytes are no whole .tflite file."""
+
+
 class Tensor(NamedTuple):
     """scale and zero_point are `[1]` or `[channels of axis]`, empty when not quantised; data is None when computed."""
 
@@ -66,8 +70,10 @@ def load(path: str | Path) -> bytes:
     data = path.read_bytes()
     try:
         read(data)
-    except UserError as error:
+    except Damaged as error:
         raise UserError(f"{path} is damaged or no .tflite file ({error}): export it again") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return data
 
 
@@ -75,14 +81,15 @@ def read(data: bytes) -> Model:
     """The main graph of a .tflite file's bytes.
 
     Raises:
-      UserError: the bytes are no whole .tflite file, or hold more than one graph.
+      Damaged: the bytes are no whole .tflite file.
+      UserError: they hold more than one graph.
     """
     if data[4:8] != b"TFL3":
-        raise UserError("its first bytes are not those of TFLite")
+        raise Damaged("its first bytes are not those of TFLite")
     try:
         model = schema.ModelT.InitFromPackedBuf(data, 0)
         if len(model.subgraphs) != 1:
-            raise UserError(f"it has {len(model.subgraphs)} graphs, only files with one are supported")
+            raise UserError(f"it has {len(model.subgraphs)} graphs, and only files with one are supported")
         graph = model.subgraphs[0]
         tensors = tuple(_tensor(t, model.buffers) for t in graph.tensors)
         operators = tuple(_operator(op, model.operatorCodes) for op in graph.operators)
@@ -91,10 +98,12 @@ def read(data: bytes) -> Model:
         raise
     # flatbuffers checks nothing: a damaged file shows as any of these while it is walked.
     except Exception as error:
-        raise UserError(f"its contents do not fit together: {type(error).__name__}") from None
+        raise Damaged(f"its contents do not fit together: {type(error).__name__}") from None
     used = [i for op in operators for i in (*op.inputs, *op.outputs)] + [*result.inputs, *result.outputs]
-    if not operators or any(not -1 <= i < len(tensors) for i in used):
-        raise UserError("its operators name tensors that are not there")
+    if not operators:
+        raise Damaged("it has no operators")
+    if any(not -1 <= i < len(tensors) for i in used):
+        raise Damaged("its operators name tensors that are not there")
     return result
 
 

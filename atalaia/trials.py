@@ -19,7 +19,7 @@ from atalaia.executors import INTERRUPTED, Executor, finish
 
 # What a trial can be judged by; -1: the smaller, the better.
 METRICS = {"val_score": 1, "val_loss": -1} | {
-    f"val_{name}": metric.sign for task in tasks.TASKS.values() for name, metric in task.METRICS.items()
+    f"val_{name}": metric.sign for task in tasks.TASKS.values() for name, metric in task.METRICS.items() if metric.sign
 }
 LIMITS = {  # name: unit, and the figure of codegen's report
     "bytes": ("bytes of constants", lambda made: made["weight_bytes"]),
@@ -128,7 +128,11 @@ def validate(search: Search, config: ConfigDict, check: Callable[[spaces.Point],
         raise UserError(f"--halving must be from 2 to 10, or 0 for none, not {search.halving}")
     if trials < 1:
         raise UserError(f"--trials must be at least 1, not {trials}")
-    allowed = ["val_score", "val_loss", *(f"val_{name}" for name in tasks.of(config).METRICS)]
+    allowed = [
+        "val_score",
+        "val_loss",
+        *(f"val_{name}" for name, metric in tasks.of(config).METRICS.items() if metric.sign),
+    ]
     if search.metric not in allowed:
         raise UserError(f"no metric {search.metric!r}: a search of task {config.task} looks at {' or '.join(allowed)}")
     for name, limit in search.limits.items():

@@ -217,6 +217,7 @@ class MistakesTest(_Folder):
         (dict(bbox="x"), r"annotations\[0\]: bbox x is not four numbers"),
         (dict(category_id=99), r"annotations\[0\]: unknown class: category_id 99"),
         (dict(image_id=99), r"annotations\[0\]: image_id 99 is none of images"),
+        (dict(image_id=[1]), r"annotations\[0\]: image_id \[1\] is no number"),
     )
     def test_coco_boxes(self, changes, pattern):
         self._coco(**changes)
@@ -229,6 +230,9 @@ class MistakesTest(_Folder):
         self._refuses("annotations.json: line 2: broken JSON")
         file.write_text("[1]")
         self._refuses("annotations.json is not COCO's JSON")
+        named = content["images"][0] | dict(file_name=7)
+        file.write_text(json.dumps(content | dict(images=[named, *content["images"][1:]])))
+        self._refuses(r"images\[0\]: file_name 7 is no text")
         del content["annotations"][0]["bbox"]
         file.write_text(json.dumps(content))
         self._refuses(r"annotations\[0\]: lacks bbox")
@@ -265,6 +269,8 @@ class MistakesTest(_Folder):
         (self.root / "d.txt").unlink()
         (self.root / "classes.txt").write_text("\n")
         self._refuses("classes.txt holds no names")
+        (self.root / "classes.txt").write_bytes("maçã\n".encode("cp1252"))
+        self._refuses("classes.txt is no text in UTF-8")
         (self.root / "classes.txt").unlink()
         self._refuses("no names of classes: add classes.txt")
         self._write("data.yaml", "names: [cat\n")

@@ -116,6 +116,24 @@ class LocalTest(absltest.TestCase):
         self.assertCountEqual(re.findall("begins at .*", said), ["begins at 0", f"begins at {STEPS}"])
         self.assertIn(f"waiting until another program for {folder} has ended\n", said)
 
+    def test_what_is_not_needed_any_more_may_be_ended_by_the_signal_itself(self):
+        """As where it comes when the program does not listen yet, or does not listen any more."""
+
+        class Ended:
+            asked = False
+
+            def code(self, seconds):
+                return -signal.SIGTERM if self.asked else None
+
+            def stop(self):
+                self.asked = True
+
+        for enough, code in ((lambda: True, executors.INTERRUPTED), (lambda: False, -signal.SIGTERM)):
+            handle = Ended()
+            if not enough():
+                handle.stop()  # by somebody else
+            self.assertEqual(executors.finish(handle, threading.Event(), enough), code)
+
     def test_each_in_order_and_the_others_are_told_when_one_fails(self):
         self.assertEqual(executors.each(lambda item, stop: -item, range(5), 2), [0, -1, -2, -3, -4])
         told = []

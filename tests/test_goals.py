@@ -81,6 +81,8 @@ class WeighedTest(parameterized.TestCase):
             goals.parse(words)
         self.assertEqual(goals.parse(["val_loss", "ms"]), ("val_loss", "ms"))
         self.assertIsNone(goals.parse([]))
+        with self.assertRaisesRegex(UserError, "--goals=val_loss,ms names a metric already: leave out --metric"):
+            goals.parse(["val_loss", "ms"], alone=False)
 
 
 class SearchTest(absltest.TestCase):

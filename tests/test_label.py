@@ -122,6 +122,11 @@ class LabelTest(absltest.TestCase):
         self.out.unlink()
         self.assertEqual(self._label(_Session()), stopped)
 
+    def test_an_empty_file_of_what_is_done(self):
+        """As a full disk leaves it."""
+        (self.folder / ".annotations.json.part").touch()
+        self.assertLen(self._label(_Session())["images"], 4)
+
     def test_other_settings_begin_anew(self):
         with self.assertRaises(KeyboardInterrupt):
             self._label(_Session(stop_after=2))

@@ -96,6 +96,15 @@ class PackTest(parameterized.TestCase):
         data = bytes(builder.Output())
         self.assertEqual(pack.unpack(pack.pack(data)), data)
 
+    def test_weights_that_another_operator_computes(self):
+        file = schema.ModelT.InitFromPackedBuf(bytearray(converted("mini")), 0)
+        graph = file.subgraphs[0]
+        graph.tensors[graph.operators[0].inputs[1]].buffer = 0
+        builder = flatbuffers.Builder(0)
+        builder.Finish(file.Pack(builder), b"TFL3")
+        data = bytes(builder.Output())
+        self.assertEqual(pack.unpack(pack.pack(data)), data)
+
     def test_a_scale_that_is_no_product_is_stored(self):
         data = converted("thesis")
         piece = next(p for p in pack._pieces(data) if p.kind == pack.PRODUCT)

@@ -9,6 +9,7 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import test_boards
@@ -215,6 +216,16 @@ class PackageTest(parameterized.TestCase):
         self.package("cat", "plain")
         self.assertEqual((out / "cat.h").read_text(), before)
         self.assertEqual([path.name for path in out.parent.iterdir()], ["cat"])
+        rename = Path.rename
+
+        def stopped(path, to):
+            if path.name == "new":
+                raise KeyboardInterrupt
+            rename(path, to)
+
+        with mock.patch.object(Path, "rename", stopped), self.assertRaises(KeyboardInterrupt):
+            self.package("cat", "plain", version="1.0.1")
+        self.assertEqual((out / "cat.h").read_text(), before)
         (out / "notes.txt").write_text("mine")
         with self.assertRaisesRegex(UserError, r"cat holds notes\.txt, which is no file of this package"):
             self.package("cat", "plain", version="1.0.2")

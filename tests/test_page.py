@@ -180,6 +180,14 @@ class MissingPartsTest(absltest.TestCase):
     def setUp(self):
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
 
+    def test_settings_are_flags_that_the_command_takes(self):
+        run, config = make_run(self.folder, evaluate=False), digits.get_config()
+        config.data.size, config.stages = (12, 16), ("dense", "prune")
+        configs.claim(config, run)
+        text = page.write(run).read_text()
+        self.assertIn("--config.data.size=12,16\n", text)
+        self.assertIn("--config.stages=dense,prune\n", text)
+
     def test_without_evaluation(self):
         text = page.write(make_run(self.folder, evaluate=False)).read_text()
         self.assertEqual(list(Reader(text).tiles), ["Download", "Flash", "RAM", "Time"])

@@ -24,7 +24,7 @@ from atalaia import space as spaces
 from atalaia.codegen import __main__ as codegen
 from atalaia.errors import UserError
 from atalaia.space import choice, integers, uniform
-from atalaia.trials import Search, make_check, train_trial, validate
+from atalaia.trials import METRICS, Search, make_check, train_trial, validate
 from configs import digits
 from experiments import search_replay
 
@@ -304,6 +304,10 @@ class ValidateTest(parameterized.TestCase):
     def test_refuses_flags(self, changed, pattern):
         with self.assertRaisesRegex(UserError, pattern):
             self._validate(GRID, **changed)
+
+    def test_a_figure_of_which_more_is_not_better_is_no_metric(self):
+        self.assertContainsSubset({"val_score", "val_loss", "val_ap", "val_f1", "val_mae"}, METRICS)
+        self.assertNotIn("val_f1_threshold", METRICS)
 
     def test_refuses_a_config_without_validation_split(self):
         config = digits.get_config()

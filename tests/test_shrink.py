@@ -197,6 +197,29 @@ class TiesTest(parameterized.TestCase):
         np.testing.assert_array_equal(taken["hidden"]["kernel"], rows)
         np.testing.assert_array_equal(taken["b"]["kernel"], params["b"]["kernel"][:, :, [0, 1, 22, 23]][..., [1, 6]])
 
+    def test_a_path_that_ends_like_another_ones_is_not_cut(self):
+        """As Flax names layers by itself: Inner_0/Conv_0 beside Conv_0, and the one inside stays whole."""
+
+        class Inner(nn.Module):
+            @nn.compact
+            def __call__(self, x, train=False):
+                return layers.Conv(8)(x, train)
+
+        class Outer(nn.Module):
+            outputs: int
+
+            @nn.compact
+            def __call__(self, x, train=False):
+                x = layers.Conv(8)(Inner()(x, train), train)
+                return layers.Dense(self.outputs)(layers.Flatten()(layers.GlobalAvgPool()(x)), train)
+
+        params = drawn(Outer(3), (4, 4, 3))["params"]
+        ties = channels.find(Outer(3), params)
+        taken = channels.take(dict(params=params, mu=params), ties, {"Conv_0": np.arange(4)})
+        for tree in taken.values():
+            self.assertEqual(tree["Conv_0"]["bias"].shape, (4,))
+            self.assertEqual(tree["Inner_0"]["Conv_0"]["bias"].shape, (8,))
+
     @parameterized.parameters(*sorted(set(models.MODELS) - SAME))
     def test_a_network_without_channels_is_the_network_with_them_at_zero(self, name):
         """Of every network: half of each group, drawn."""

@@ -191,13 +191,13 @@ def _statement(name, call, graph, plan, window):
     place = {i: f"a + {plan.tensors[i]}" for i in (*step.inputs, step.output) if i in plan.tensors}
     batch = step.values.get("batch", 1)
     if batch == 1:
-        return f"    {_call(name, call, graph, plan, window, place)};"
+        return f"    {_call(name, call, graph, window, place)};"
     place = {i: f"{text} + n * {graph.sizes[i] // batch}" for i, text in place.items()}
-    text = _call(name, call, graph, plan, window, place)
+    text = _call(name, call, graph, window, place)
     return f"    for (uint32_t n = 0; n < {batch}; n++)\n        {text};"
 
 
-def _call(name, call, graph, plan, window, place):
+def _call(name, call, graph, window, place):
     step, v, out = call.step, call.step.values, place.get(call.step.output)
     first = place.get(step.inputs[0]) if step.inputs else f"{name}_constant"
     match step.kind:

@@ -185,7 +185,12 @@ def write(package: Package, generated: Path, names: Sequence[str] = ()) -> list[
                 write_whole(made / name, _filled(template, words))
         if place.exists():
             place.rename(before)
-        made.rename(place)
+        try:
+            made.rename(place)
+        except BaseException:
+            if before.exists():
+                before.rename(place)
+            raise
     return sorted(files)
 
 

@@ -111,7 +111,7 @@ def build(network: Network, first: int, last: int, tables: bool = True) -> Strip
     if any(network.rows[at] is None for at in steps) or not _joined(network, steps, made):
         return None
     whole = {graph.steps[at].output for at in makers if at == last or any(k > last for k in network.read_by(at))}
-    stages = _stages(network, steps, made, whole)
+    stages = _stages(network, steps, whole)
     stages = _padded(graph, stages, whole)
     log = _run(stages)
     if any(len(made) < stage.rows for made, stage in zip(log, stages, strict=True)):
@@ -147,7 +147,7 @@ def _joined(network, steps, made):
     return True
 
 
-def _stages(network, steps, made, whole):
+def _stages(network, steps, whole):
     """Stages in the order of the steps; before one that looks outside of a whole map, a copy of that map's rows."""
     stages, of_tensor, copies = [], {}, {}
     for at in steps:

@@ -19,6 +19,7 @@ from atalaia.errors import UserError
 
 FORMATS = "COCO's annotations.json or instances*.json, YOLO's .txt or Pascal VOC's .xml, one of a picture's name"
 COCO_NAMES = ("annotations.json", "instances*.json", "*annotations.coco.json")
+TYPES = dict(file_name=str, id=int | str, image_id=int | str, category_id=int | str)  # of COCO's fields
 NAME_FILES = ("classes.txt", "obj.names")  # YOLO's names, one a line; or data.yaml
 
 
@@ -118,9 +119,7 @@ def _check_size(size, width, height, where, problems):
 
 def _coco(file: Path, folder: Path, paths: Sequence[Path], problems: list[str]) -> Labels:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no text in UTF-8 ({error}): write it again") from None
+        content = json.loads(_whole_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}: line {error.lineno}: broken JSON ({error.msg}): write it again") from None
     keys = ("images", "annotations", "categories")
@@ -168,7 +167,9 @@ def _given(row, keys, where, problems):
     missing = [key for key in keys if key not in row]
     if missing:
         problems.append(f"{where}: lacks {', '.join(missing)}")
-    return not missing
+    wrong = [key for key in keys if key in row and not isinstance(row[key], TYPES.get(key, object))]
+    problems += [f"{where}: {key} {row[key]} is no {'text' if key == 'file_name' else 'number'}" for key in wrong]
+    return not missing and not wrong
 
 
 def _numbers(values: Any, count: int) -> list[float] | None:
@@ -206,13 +207,20 @@ def _yolo(paths: Sequence[Path], labels: dict[Path, Path], folder: Path, root: P
                 )
             else:
                 photos[-1].boxes.append(Box(names[int(values[0])], _corners(values[1:5], size), False, where))
-    _tell_lone(labels, paths, ".txt", problems)
+    _tell_lone(labels, ".txt", problems)
     return Labels(photos, names, Counter())
 
 
 def _corners(parts, size):
     x, y, width, height = (part * side for part, side in zip(parts, size * 2, strict=True))
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _whole_text(file):
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no text in UTF-8 ({error}): write it again") from None
 
 
 def _text(file, problems):
@@ -234,7 +242,8 @@ def _names(folder: Path, root: Path) -> list[str]:
             continue
         for file in (*(place / name for name in NAME_FILES), place / "data.yaml"):
             if file.is_file():
-                names = _yaml_names(file) if file.suffix == ".yaml" else file.read_text(encoding="utf-8").splitlines()
+                text = _whole_text(file)
+                names = _yaml_names(file, text) if file.suffix == ".yaml" else text.splitlines()
                 names = [str(name).strip() for name in names or () if str(name).strip()]
                 if not names or len(set(names)) < len(names):
                     raise UserError(f"{file} holds {'a name twice' if names else 'no names of classes'}: mend it")
@@ -242,9 +251,9 @@ def _names(folder: Path, root: Path) -> list[str]:
     raise UserError(f"{root} has YOLO's .txt but no names of classes: add classes.txt, a name a line, or data.yaml")
 
 
-def _yaml_names(file):
+def _yaml_names(file, text):
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if getattr(error, "problem_mark", None) else ""
         raise UserError(f"{file}: {line}broken YAML: write it again") from None
@@ -256,7 +265,7 @@ def _yaml_names(file):
     return names if isinstance(names, list) else None
 
 
-def _tell_lone(labels: dict[Path, Path], paths: Sequence[Path], suffix: str, problems: list[str]) -> None:
+def _tell_lone(labels: dict[Path, Path], suffix: str, problems: list[str]) -> None:
     """Label files beside those of the pictures that have no picture themselves."""
     taken = set(labels.values())
     for folder in sorted({file.parent for file in taken}):
@@ -304,7 +313,7 @@ def _voc(paths: Sequence[Path], labels: dict[Path, Path], problems: list[str]) -
             difficult = (thing.findtext("difficult") or "0").strip() == "1"
             box = corners[0], corners[1], corners[2], corners[3]
             photos[-1].boxes.append(Box(name, box, difficult, where))
-    _tell_lone(labels, paths, ".xml", problems)
+    _tell_lone(labels, ".xml", problems)
     return Labels(photos, sorted(names), Counter({"without .xml": len(paths) - len(labels)}))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from atalaia import centerface, fetch, pseudolabels
 from atalaia.datasets.pictures import SUFFIXES
-from atalaia.files import shipped
+from atalaia.files import locked, shipped
 
 MIN_SCORE = 0.5  # of the labels: the photos have large faces
 SHARES = 11  # into which the photos are dealt: ten to learn from, the last to test
@@ -92,16 +92,18 @@ def photos(cache: Path, albums: Mapping[str, Album] = ALBUMS) -> list[Labelled]:
       UserError: a download fails, or the extra "label" is not installed.
     """
     folder = cache / "faces"
-    missing = {name: album for name, album in albums.items() if not (folder / f"{name}.json").exists()}
-    session = centerface.load(cache) if missing else None
-    for album in missing.values():
-        fetch.fetch(album.artefact, cache)
-    for name, album in missing.items():
-        _unpack(album, fetch.fetch(album.artefact, cache), folder / name)
-        paths = sorted((folder / name).iterdir())
-        print(f"look for faces in {len(paths)} photos of {name}, once", file=sys.stderr)
-        named, out = [(f"{name}/{p.name}", p) for p in paths], folder / f"{name}.json"
-        pseudolabels.label(session, named, out, album.side, album.least, album.margin)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "photos.lock", lambda: print(f"waiting for another process in {folder}", file=sys.stderr)):
+        missing = {name: album for name, album in albums.items() if not (folder / f"{name}.json").exists()}
+        session = centerface.load(cache) if missing else None
+        for album in missing.values():
+            fetch.fetch(album.artefact, cache)
+        for name, album in missing.items():
+            _unpack(album, fetch.fetch(album.artefact, cache), folder / name)
+            paths = sorted((folder / name).iterdir())
+            print(f"look for faces in {len(paths)} photos of {name}, once", file=sys.stderr)
+            named, out = [(f"{name}/{p.name}", p) for p in paths], folder / f"{name}.json"
+            pseudolabels.label(session, named, out, album.side, album.least, album.margin)
     return [photo for name, album in albums.items() for photo in _dealt(name, album, folder)]
 
 
@@ -109,7 +111,6 @@ def _unpack(album: Album, archive: Path, folder: Path) -> None:
     """Writes an album's photos into a folder, which appears whole or not at all."""
     if folder.exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
     left_out = set(LEFT_OUT.read_text(encoding="utf-8").splitlines())
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         part = Path(temporary) / folder.name

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from atalaia import fetch
 from atalaia.datasets.source import OFFICIAL, Source, Split, required
 from atalaia.errors import UserError
+from atalaia.files import locked
 
 SHAPE = (96, 96, 3)
 FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X.bin", "class_names.txt")
@@ -21,7 +22,10 @@ def load(config: ConfigDict, cache: Path) -> Source:
     """5,000 + 8,000 images of 96x96x3; 100,000 unlabelled if asked for: the folder stl10_binary, else the archive."""
     folder = cache / "stl10_binary"
     if not folder.is_dir():
-        _unpack(fetch.fetch("stl10_binary", cache), folder)
+        archive = fetch.fetch("stl10_binary", cache)
+        with locked(cache / "stl10_binary.lock"):
+            if not folder.is_dir():  # another process may have been first
+                _unpack(archive, folder)
     class_names = tuple(required(folder / "class_names.txt").read_text().split())
     train, test = (_split(folder, part, len(class_names)) for part in ("train", "test"))
     official = _images(required(folder / "unlabeled_X.bin")) if config.unlabelled == OFFICIAL else None
@@ -37,8 +41,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 print(f"unpack {name}: {size / 1e6:.0f} MB", file=sys.stderr)
                 with open(complete / name, "wb") as file:
                     shutil.copyfileobj(contents, file)
-        if not folder.exists():  # another process may have been first
-            os.replace(complete, folder)
+        os.replace(complete, folder)
 
 
 def _split(folder: Path, part: str, classes: int) -> Split:

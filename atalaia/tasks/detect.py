@@ -43,7 +43,7 @@ class Detect:
         "recall_0_1": Metric("recall % at 0.1 wrong boxes an image", scale=100),
         "recall_1": Metric("recall % at 1 wrong box an image", scale=100),
         "f1": Metric("best F1 %", scale=100),
-        "f1_threshold": Metric("its threshold", digits=3),
+        "f1_threshold": Metric("its threshold", digits=3, sign=0),
     }
 
     @property

@@ -4,7 +4,11 @@ from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """title: of its column; sign: 1 where larger is better, else -1; scale, digits: of the number in tables."""
+    """A figure of a task.
+
+    title: of its column; scale, digits: of the number in tables.
+    sign: 1 where larger is better, -1 where smaller, 0 where neither: nothing can be chosen by it.
+    """
 
     title: str
     sign: int = 1
