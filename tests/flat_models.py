@@ -11,7 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from atalaia import tflite
-from atalaia.codegen import emit, fitting, golden, kernels, lowering, strips
+from atalaia.codegen import boards, emit, fitting, golden, kernels, lowering, strips
 
 # Options have the operator's name, but for these.
 OPTIONS = dict(
@@ -98,9 +98,7 @@ class Net:
         return bytes(builder.Output())
 
 
-MAIN = """
-#include <stdio.h>
-#include <stdlib.h>
+TABLE = """
 typedef struct {
     void (*invoke)(const int8_t *const *, int8_t *const *, void *);
     int inputs, outputs, in[4], out[8], samples;
@@ -109,6 +107,14 @@ typedef struct {
 static const entry models[] = {
 %s
 };
+"""
+MAIN = (
+    """
+#include <stdio.h>
+#include <stdlib.h>
+"""
+    + TABLE
+    + """
 int main(void)
 {
     for (unsigned m = 0; m < sizeof models / sizeof *models; m++)
@@ -132,6 +138,36 @@ int main(void)
     return 0;
 }
 """
+)
+# With everything built in: `given`, `wanted`, `arena` and `out`, which holds one sample's outputs.
+ON_BOARD = (
+    "int printf(const char *, ...);\n"
+    + TABLE
+    + """
+int main(void)
+{
+    const int8_t *from = given, *expected = wanted;
+    for (unsigned m = 0; m < sizeof models / sizeof *models; m++) {
+        int equal = 0;
+        for (int s = 0; s < models[m].samples; s++) {
+            const entry *e = &models[m];
+            const int8_t *in[4];
+            int8_t *taken[8], *to = out;
+            memset(arena, 77 * (s + 1), sizeof arena);
+            for (int i = 0; i < e->inputs; from += e->in[i++])
+                in[i] = from;
+            for (int i = 0; i < e->outputs; to += e->out[i++])
+                taken[i] = to;
+            e->invoke(in, taken, arena);
+            equal += !memcmp(out, expected, (unsigned)(to - out));
+            expected += to - out;
+        }
+        printf("m%%u %%d\\n", m, equal);
+    }
+    return 0;
+}
+"""
+)
 
 
 def longest(graph, calls) -> fitting.Planned:
@@ -153,7 +189,44 @@ def wrong(
     planned: of a graph and its calls, the fitting.Planned that the C is made of.
     choose: of a graph, a call of each step.
     """
-    sources, rows, given, wanted, calls = [], [], [], {}, []
+    source, rows, given, wanted, _ = _together(files, samples, planned, choose)
+    found, result, start = _run(source + MAIN % "\n".join(rows), given), {}, 0
+    for name, outputs in wanted.items():
+        got = np.frombuffer(found[start : start + outputs.size], np.int8)
+        start += outputs.size
+        if got.size != outputs.size or not np.array_equal(got, outputs.ravel()):
+            differ = np.flatnonzero(got != outputs.ravel()[: got.size])
+            result[name] = f"{len(differ)} of {outputs.size} bytes, first {differ[:5].tolist()}"
+    return result
+
+
+def wrong_on(
+    board: str, files: dict[str, bytes], samples: int = 4, planned=fitting.plan, choose: Callable = kernels.choose
+) -> list[str]:
+    """The same in an emulator: the names of those files."""
+    source, rows, given, wanted, arena = _together(files, samples, planned, choose)
+    arrays = dict(given=np.frombuffer(given, np.int8), wanted=np.concatenate([w.ravel() for w in wanted.values()]))
+    texts = [
+        f"static const int8_t {n}[] __attribute__((aligned(4))) = {{{','.join(map(str, a))}}};"
+        for n, a in arrays.items()
+    ]
+    texts.append(
+        f"static uint32_t arena[{arena // 4 + 1}];\nstatic int8_t out[{max(w[0].size for w in wanted.values())}];"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "many.c"
+        path.write_text("\n".join([source, *texts, ON_BOARD % "\n".join(rows)]))
+        command = ["make", "-s", "-C", boards.MCU, "program", f"BOARD={board}", f"FILES={path}", f"BUILD_DIR={folder}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    found = dict(line.split() for line in done.stdout.splitlines() if line.startswith("m"))
+    if list(found) != [f"m{number}" for number in range(len(files))]:
+        raise AssertionError(done.stdout[-1000:])
+    return [name for name, equal in zip(files, found.values(), strict=True) if equal != str(samples)]
+
+
+def _together(files, samples, planned, choose):
+    """C of all files, a row of each for `models`, all inputs, outputs by name, and the largest arena."""
+    sources, rows, given, wanted, calls, arena = [], [], [], {}, [], 0
     for number, (name, content) in enumerate(files.items()):
         model = tflite.read(content)
         lowered = lowering.lower(model)
@@ -170,15 +243,9 @@ def wrong(
         rows.append(f"    {{m{number}_model_invoke, {counts}, {samples}, {plan.arena}}},")
         given.append(inputs.tobytes())
         calls += chosen
-    source = "\n".join([emit.head("many", calls), *sources, MAIN % "\n".join(rows)]).replace('#include "model.h"', "")
-    found, result, start = _run(source, b"".join(given)), {}, 0
-    for name, outputs in wanted.items():
-        got = np.frombuffer(found[start : start + outputs.size], np.int8)
-        start += outputs.size
-        if got.size != outputs.size or not np.array_equal(got, outputs.ravel()):
-            differ = np.flatnonzero(got != outputs.ravel()[: got.size])
-            result[name] = f"{len(differ)} of {outputs.size} bytes, first {differ[:5].tolist()}"
-    return result
+        arena = max(arena, plan.arena)
+    source = "\n".join([emit.head("many", calls), *sources]).replace('#include "model.h"', "")
+    return source, rows, b"".join(given), wanted, arena
 
 
 def _run(source, given):

@@ -7,12 +7,13 @@ import re
 import shutil
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from flat_models import SANITIZED, Net
+from flat_models import SANITIZED, Net, wrong
 from int8_models import NETWORKS, build, convolution
 from test_export import converted
 
@@ -206,18 +207,18 @@ KERNELS = {
 WHOLE = mock.patch.object(fitting, "WORTH", 1 << 30)  # no strips, so that the header is that of whole maps
 
 
-def each_kernel(name, folder):
-    """Writes a network of KERNELS with each kernel that can hold its weights in turn, and gives the kernel's name."""
+def each_kernel(name):
+    """A network of KERNELS once for each kernel that can hold its weights, and what chooses that kernel."""
     kernel, size, stride, same, *_ = KERNELS[name]
     content = convolution(kernel(), size, stride, same)
-    with WHOLE:
-        codegen.generate(content, folder, samples=12)
-    lowered = lowering.lower(tflite.read(content))
-    first, linear, last = (kernels.candidates(step) for step in lowered.steps)
-    for call in linear:
-        calls = [*first, call, *last]
-        (folder / "model.c").write_text(emit.model_c(folder.name, lowered, calls, memory.plan(lowered)))
-        yield call.kernel
+    calls = kernels.candidates(lowering.lower(tflite.read(content)).steps[1])
+    numbers = itertools.count()
+
+    def choose(graph):
+        first, linear, last = map(kernels.candidates, graph.steps)
+        return [first[0], linear[next(numbers)], last[0]]
+
+    return {f"{call.kernel}, {number}": content for number, call in enumerate(calls)}, choose
 
 
 class ParityTest(parameterized.TestCase):
@@ -229,36 +230,42 @@ class ParityTest(parameterized.TestCase):
             self.skipTest("gcc is not installed (Debian: gcc)")
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
 
-    @parameterized.parameters(*NETWORKS)
-    def test_every_operator(self, name):
-        for sparse in ("auto", "always", "never"):
-            with self.subTest(sparse):
-                codegen.generate(build(name), self.folder / sparse, samples=20, sparse=sparse)
-                self.assertEqual(run(self.folder / sparse), "")
+    @parameterized.parameters("auto", "always", "never")
+    def test_every_operator(self, sparse):
+        files = {name: build(name) for name in NETWORKS}
+        self.assertEqual(wrong(files, 20, choose=partial(kernels.choose, sparse=sparse)), {})
 
     @parameterized.parameters(*KERNELS)
     def test_every_kernel_of_a_convolution(self, name):
-        """The same golden vectors with each kernel that can hold the weights."""
-        found = []
-        for kernel in each_kernel(name, self.folder / "one"):
-            self.assertEqual(run(self.folder / "one"), "", kernel)
-            found.append(kernel)
+        """With each kernel that can hold the weights; each needs no other kernel's files."""
+        files, choose = each_kernel(name)
+        with WHOLE:
+            self.assertEqual(wrong(files, 12, choose=choose), {})
+        found = {text.partition(",")[0] for text in files}
         self.assertContainsSubset(KERNELS[name][4:], found)
-        self.assertLen(set(found), 1 + len(KERNELS[name][4:]))
+        self.assertLen(found, 1 + len(KERNELS[name][4:]))
+        lowered = lowering.lower(tflite.read(next(iter(files.values()))))
+        (self.folder / "model.h").touch()
+        for call in kernels.candidates(lowered.steps[1]):
+            calls = [kernels.candidates(lowered.steps[0])[0], call, kernels.candidates(lowered.steps[2])[0]]
+            (self.folder / "model.c").write_text(emit.model_c(name, lowered, calls, memory.plan(lowered)))
+            subprocess.run(
+                ["gcc", "-std=c99", "-fsyntax-only", "-Wall", "-Werror", self.folder / "model.c"], check=True
+            )
 
     @parameterized.parameters("convolutions", "depthwise")
     def test_every_kernel_of_a_network(self, name):
         """The first, second, ... kernel that can run each layer, or its last."""
+        choices = [kernels.candidates(step) for step in lowering.lower(tflite.read(build(name))).steps]
+        most, numbers = max(map(len, choices)), itertools.count()
+        self.assertGreater(most, 1)
+
+        def choose(graph):
+            number = next(numbers)
+            return [found[min(number, len(found) - 1)] for found in map(kernels.candidates, graph.steps)]
+
         with WHOLE:
-            codegen.generate(build(name), self.folder / name, samples=12)
-        lowered = lowering.lower(tflite.read(build(name)))
-        choices = [kernels.candidates(step) for step in lowered.steps]
-        self.assertGreater(max(map(len, choices)), 1)
-        for number in range(max(map(len, choices))):
-            calls = [found[min(number, len(found) - 1)] for found in choices]
-            source = emit.model_c(name, lowered, calls, memory.plan(lowered))
-            (self.folder / name / "model.c").write_text(source)
-            self.assertEqual(run(self.folder / name), "", [call.kernel for call in calls])
+            self.assertEqual(wrong({str(number): build(name) for number in range(most)}, 12, choose=choose), {})
 
     @parameterized.parameters("pairs", "two_in_two_out")
     def test_tables_of_sums(self, name):

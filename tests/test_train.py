@@ -217,9 +217,12 @@ class TrainTest(parameterized.TestCase):
             self.assertTrue(all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)), saved)
 
     def test_a_folder_of_another_config_is_refused_and_named(self):
-        self.copy_base()
+        configs.claim(small_config(), self.workdir)
+        before = (self.workdir / "config.json").read_bytes()
         with self.assertRaisesRegex(UserError, r"dense.steps=30 \(now 2\)"):
             self.run_config(small_config(**{"dense.steps": 2}))
+        self.assertEqual([path.name for path in self.workdir.iterdir()], ["config.json"])
+        self.assertEqual((self.workdir / "config.json").read_bytes(), before)
 
     def test_a_pattern_that_matches_nothing_is_refused_before_the_folder_is_made(self):
         with self.assertRaisesRegex(UserError, "matches no parameter.*conv0a/kernel"):
