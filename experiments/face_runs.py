@@ -211,15 +211,17 @@ def in_c(
 
 
 def for_the_esp32(content: bytes, out: Path, prefer: str) -> dict:
-    """What the C of a network for the ESP32's own instructions needs, and whether its golden vectors are right."""
+    """What the C of a network for the ESP32's own instructions needs.
+
+    Raises:
+      UserError: in an emulator some golden vector is not right.
+    """
     from atalaia.codegen import __main__ as codegen
-    from atalaia.codegen import boards
 
     codegen.generate(content, out, samples=SAMPLES, prefer=prefer, target="esp32", borders="int8")
     codegen.count(out)
-    report, ran = json.loads((out / "report.json").read_text()), boards.run(out, "esp32isa", SAMPLES)
-    kept = ("weight_bytes", "arena_bytes", "counted_instructions", "estimated")
-    return {name: report[name] for name in kept} | dict(equal=ran["equal"], of=SAMPLES)
+    report = json.loads((out / "report.json").read_text())
+    return {name: report[name] for name in ("weight_bytes", "arena_bytes", "counted_instructions", "estimated")}
 
 
 def compiled(folder: Path) -> Callable:

@@ -143,6 +143,7 @@ def table(rows: list[dict]) -> str:
         "MACs": largest(lambda row: row["macs"]),
         "ESP32, ms, *estimated*": tables.milliseconds,
         "for its own instructions: flash, bytes": largest(lambda row: row["esp32"]["weight_bytes"]),
+        "arena of these, bytes": largest(lambda row: row["esp32"]["arena_bytes"]),
         "ms, *estimated*": lambda group: tables.milliseconds([row["esp32"] for row in group]),
         "download, bytes": largest(lambda row: row["download_bytes"]),
         "seeds": lambda group: len(group),
@@ -262,8 +263,8 @@ TABLE = Table(
         "Rows `..._mirrored` are the same model after `python -m atalaia.mirror`: the mean of its answers to the image "
         "and to the mirror image. It takes twice the time; what others report takes one pass. The download is that of "
         "the model before.",
-        "Bytes are the constants of the generated C by `--prefer=size`, tables included; the second pair of columns is "
-        "`--target=esp32`. No board was run.",
+        "Bytes are the constants of the generated C by `--prefer=size`, tables included; the three columns behind are "
+        "those of C by `--target=esp32`. No board was run.",
         "In the picture the thesis's networks are those of [Table 2](table2.md), and their bytes hold the code too; "
         "`pipeline` is [the chain into 59 KB](pipeline.md), its time that of C for any board.",
         "What others report was not run here. Their bytes are those of weights alone, where nothing else is said.",

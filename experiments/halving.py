@@ -173,8 +173,8 @@ TABLE = Table(
     notes=(
         "The older [grid](search_replay.md) of 32 points has no curves: only last values were written down. So a new "
         "one was trained.",
-        "One part is one whole training. A search that lost the best points, because they ended early, is not in the "
-        "means until it is found; a column counts it.",
+        "One part is one whole training. A search that lost the best points, because they ended early, is in no mean "
+        "and no median, which is in favour of halving; a column counts it.",
         "Rungs: after 1/9 and 1/3 of the steps with 3; 1/8, 1/4, 1/2 with 2; 1/4 with 4.",
         "With the proposals of `atalaia.search` nothing is won on so few points: the difference is within chance. Even "
         "without halving, half the searches find a best point by the fifth trial. With as many trials, halving costs "

@@ -108,7 +108,7 @@ def table(rows: list[dict]) -> str:
 
     def share(row):
         names = row["targets"]["esp32"]["kernels"]
-        return f"{names.count('conv_mac16')} of {len(names)}"
+        return f"{sum(name.startswith('conv_mac16') for name in names)} of {len(names)}"
 
     columns = {
         "layer or network": lambda row: row["row"],

@@ -4,8 +4,8 @@ python -m venv TOOLS && TOOLS/bin/pip install -r experiments/requirements-packag
 python experiments/packages.py --tools=TOOLS
 python experiments/packages.py --pages        # only writes the page, from the figures
 
-The network is mcu/models/cifar10. A minute. PlatformIO looks a licence up in a list on the network; where that cannot
-be reached, it is given the one name that packages have, which the page then says.
+The network is mcu/models/cifar10. A minute. PlatformIO looks a licence up in a list on the network. In place of it,
+it is given the one name that packages have, so that the network is not asked.
 """
 
 import subprocess
@@ -139,7 +139,7 @@ TABLE = Table(
         "for. PSRAM and menuconfig's choices are those of a small stub of ESP-IDF.",
         "The examples compare every output byte with TFLite Micro's, on the host and in QEMU. Those of ESP-IDF and "
         "Arduino run in the test suite, against stubs. **Neither ESP-IDF nor Arduino nor a board was at hand.**",
-        "PlatformIO's list of licences was not reachable: it was given the one name that packages have.",
+        "PlatformIO's list of licences on the network was not asked: it was given the one name that packages have.",
     ),
 )
 

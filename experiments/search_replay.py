@@ -32,7 +32,7 @@ LENGTHS = (0.4, 1.5)  # over which they change, in ranges of a field; drawn for 
 def main() -> None:
     from atalaia import space as spaces
 
-    space = spaces.load(flags.FLAGS.space)
+    space = spaces.load(SPACE)
     if flags.FLAGS.record:
         record(space, Path(flags.FLAGS.record))
     publish(space, recorded(space), flags.FLAGS.searches)
@@ -297,6 +297,5 @@ TABLE = Table(
 
 if __name__ == "__main__":
     flags.DEFINE_string("record", None, "The folder of a search that tried every point.")
-    flags.DEFINE_string("space", SPACE, "The space, of choices only.")
     flags.DEFINE_integer("searches", 100, "Searches of each kind.", lower_bound=1)
     tables.start(main, TABLE)

@@ -124,11 +124,11 @@ class RunTest(absltest.TestCase):
         report = dict.fromkeys(("counted_instructions", "code_bytes"))
         with (
             mock.patch("atalaia.codegen.__main__.count", lambda out: _enter(out, report)),
-            mock.patch.object(boards, "run", return_value=dict(milliseconds=0.5, equal=8)),
+            mock.patch.object(boards, "run", return_value=dict(milliseconds=0.5)),
         ):
             found = face_runs.in_c(self.folder / "c", content, config, dataset, images, raw, 0.4)
         self.assertEqual((found["frames_equal"], found["heads_equal_c"], found["browser_ms"]), (6, 1.0, 0.5))
-        self.assertEqual((found["esp32"]["equal"], found["esp32"]["of"]), (8, 8))
+        self.assertGreater(found["esp32"]["weight_bytes"], 0)
         self.assertGreater((found["found"].classes >= 0).sum(), 0)
         face_runs.picture(self.folder / "a.png", images, found["found"], split.targets, "made up")
         self.assertEqual((self.folder / "a.png").read_bytes()[:4], b"\x89PNG")
