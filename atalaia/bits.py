@@ -53,7 +53,8 @@ def choose(
     grids = quantize.output_grids(quantize.calibrate(model, folded, batches))
     costs, others = _costs(model, folded, grids, dataset.train.images.shape[1:], fields.goal)
     loss = _loss(config, model, folded, dataset.validation)
-    harms = {path: _harms(loss, path, folded[path].kernel) for path in auto}
+    base = loss({})
+    harms = {path: _harms(loss, base, path, folded[path].kernel) for path in auto}
     first = {path: 8 if bits == qat.AUTO else bits for path, bits in given.items()}
     chosen = allot(first, harms, costs, fields.goal, fields.budget, others)
     found = forecast.GOALS[fields.goal]([*others, *(costs[path][bits] for path, bits in chosen.items())])
@@ -113,9 +114,9 @@ def _rounded(weights, scale, qmax):
     return np.clip(np.round(weights / scale), -qmax, qmax) * scale
 
 
-def _harms(loss, path, kernel):
-    """By bits, what the loss grows by; a width never harms less than a wider one."""
-    base, found, least = loss({}), {}, 0.0
+def _harms(loss, base, path, kernel):
+    """By bits, what the loss grows by from `base`; a width never harms less than a wider one."""
+    found, least = {}, 0.0
     for bits, qmax in quantize.BITS.items():
         least = max(least, loss({path: _rounded(kernel, fitted_scale(kernel, qmax), qmax)}) - base)
         found[bits] = least

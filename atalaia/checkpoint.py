@@ -79,7 +79,7 @@ def save(manager: Manager, step: int, state: Any, meta: dict) -> None:
     manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
 
 
-def restore(manager: Manager, template: Callable[[dict], Any], step: int | None = None):
+def restore(manager: Manager, template: Callable[[dict], Any], step: int | None = None) -> tuple[Any, dict] | None:
     """The latest whole checkpoint, or that of `step`.
 
     A damaged one is said on stderr and removed, and the one before it is used.

@@ -46,7 +46,7 @@ def cache_dir(flag_value: str | None) -> Path:
     return Path(flag_value or os.environ.get("ATALAIA_DATA") or "~/.cache/atalaia").expanduser()
 
 
-def to_float(images):
+def to_float(images: Any) -> Any:
     """The network's input: uint8 pixels, NumPy's or JAX's, to pixel / 255 in float32, on the int8 input's grid."""
     return images.astype(np.float32) * np.float32(1 / 255)
 

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -132,9 +133,13 @@ def quantize_input(data: bytes, images: np.ndarray) -> np.ndarray:
         return images.astype(np.float32) / 255
     if given.dtype not in ("INT8", "UINT8"):
         raise UserError(f"the model takes {given.dtype} images: only INT8, UINT8 and FLOAT32 are supported")
-    low, high = (-128, 127) if given.dtype == "INT8" else (0, 255)
-    levels = np.round(np.arange(256) / 255 / float(given.scale[0])) + int(given.zero_point[0])
-    return np.clip(levels, low, high).astype(given.dtype.lower())[images]
+    return levels(given.scale[0], given.zero_point[0], np.dtype(given.dtype.lower()))[images]
+
+
+def levels(scale: float, zero_point: int, dtype: Any) -> np.ndarray:
+    """The values of a quantised input for pixels of 0 to 255, `[256]`; dtype: int8 or uint8."""
+    codes, ends = np.round(np.arange(256) / 255 / float(scale)) + int(zero_point), np.iinfo(dtype)
+    return np.clip(codes, ends.min, ends.max).astype(dtype)
 
 
 def output_grids(data: bytes) -> list[tuple[np.float32, int]]:

@@ -11,6 +11,7 @@ import functools
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def _mark(x, scale, zero_point, qmin=quantize.QMIN, axis=None):
     return composite(x, **attributes)
 
 
-def marked_network(model: nn.Module, network: dict[str, QLayer | QParams]):
+def marked_network(model: nn.Module, network: dict[str, QLayer | QParams]) -> Callable:
     """The integer network as a function of float32 images that the converter turns into int8 operators."""
 
     def rule(path, layer, *values):
@@ -136,7 +137,8 @@ def convert(model: nn.Module, network: dict[str, QLayer | QParams], input_shape:
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(
-            f"export: TensorFlow's converter refused the network ({type(error).__name__}: {text})"
+            f"export: TensorFlow's converter refused the network ({type(error).__name__}: {text}): check that "
+            "TensorFlow has the version that requirements.txt pins"
         ) from error
     check(data, model, network)
     return data

@@ -57,6 +57,7 @@ class Narrow(nn.Module):
 
     @property
     def float_only(self) -> bool:
+        """Whether the network is never exported, and so may call anything."""
         return getattr(self.network, "float_only", False)
 
     def __call__(self, x: Any, *train: Any, **named: Any) -> Any:
@@ -126,7 +127,7 @@ class Conv(Layer):
         y = BatchNorm(name="norm")(y, bias, train) if self.norm else normalization.add_bias(y, bias)
         return ops.relu(y) if self.relu else y
 
-    def macs(self, shapes, out):
+    def macs(self, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
         per_output = self.kernel**2 * (1 if self.depthwise else shapes[0][-1])
         return math.prod(out[1:]) * per_output
 
@@ -144,7 +145,7 @@ class Dense(Layer):
         y = y + self.param("bias", nn.initializers.zeros, (self.features,))
         return ops.relu(y) if self.relu else y
 
-    def macs(self, shapes, out):
+    def macs(self, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
         return shapes[0][-1] * out[-1]
 
 

@@ -29,6 +29,7 @@ class Writer:
         self._board.close()
 
     def write(self, row: dict) -> None:
+        """Adds a row, with its `step` and `stage`, to the file and to TensorBoard."""
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
         for name, value in row.items():

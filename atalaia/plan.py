@@ -54,7 +54,10 @@ def refuse_uneven(config: ConfigDict) -> None:
       UserError: batch_size does not divide by the devices of all processes.
     """
     if config.batch_size % jax.device_count():
-        raise UserError(f"batch_size {config.batch_size} cannot be shared out to {jax.device_count()} devices evenly")
+        raise UserError(
+            f"batch_size {config.batch_size} cannot be shared out to {jax.device_count()} devices evenly: "
+            f"give a multiple of {jax.device_count()}"
+        )
 
 
 def make_plan(config: ConfigDict, images: int, unlabelled: int = 0) -> list[Stage]:

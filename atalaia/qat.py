@@ -195,7 +195,16 @@ def _widths(model, variables, config, passed=1.0):
     return found
 
 
-def run(model, variables, images, config, grid=None, key=None, see=lambda path, codes: None, widths=None):
+def run(
+    model: nn.Module,
+    variables: dict,
+    images: jax.Array,
+    config: ConfigDict,
+    grid: Callable | None = None,
+    key: jax.Array | None = None,
+    see: Callable = lambda path, codes: None,
+    widths: dict | None = None,
+) -> Any:
     """Outputs of the fake-quantised network, float32 `[batch, ...]` a head.
 
     Args:

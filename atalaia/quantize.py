@@ -56,7 +56,7 @@ class QLayer(NamedTuple):
 
 
 def quantize(
-    x, scale, zero_point, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None, steps: Any = None
+    x: Any, scale: Any, zero_point: Any, qmin: int = QMIN, qmax: int = QMAX, axis: int | None = None, steps: Any = None
 ) -> jax.Array:
     """Nearest integer of the grid, as float32: clip(round(x / scale) + zero_point, qmin, qmax); ties to even.
 
@@ -74,7 +74,7 @@ def quantize(
 
 
 def fake_quant(
-    x, scale, zero_point, qmin: Any = QMIN, qmax: Any = QMAX, axis: int | None = None, steps: Any = None
+    x: Any, scale: Any, zero_point: Any, qmin: Any = QMIN, qmax: Any = QMAX, axis: int | None = None, steps: Any = None
 ) -> jax.Array:
     """The real value of x's nearest grid point, float32; arguments as `quantize`.
 

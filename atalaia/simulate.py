@@ -40,6 +40,7 @@ class Model(NamedTuple):
 
     @property
     def code(self) -> nn.Module:
+        """The network's Linen module."""
         return self.run.model
 
     @property

@@ -152,7 +152,9 @@ def validate(search: Search, config: ConfigDict, check: Callable[[spaces.Point],
         for value in spaces.ends(spec):
             check({field: value})
     if trials > spaces.size(search.space):
-        raise UserError(f"--trials={trials}, but the space has {spaces.size(search.space)} points")
+        raise UserError(
+            f"--trials={trials}, but the space has {spaces.size(search.space)} points: give as many at most"
+        )
 
 
 def _refuse_other_type(field, spec, kind):

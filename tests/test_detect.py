@@ -31,10 +31,10 @@ from atalaia import (
 from atalaia import config as configs
 from atalaia.codegen import __main__ as codegen
 from atalaia.codegen import boards
+from atalaia.datasets.boxes import IGNORED, NO_BOX
 from atalaia.errors import UserError
 from atalaia.models.detector import Detector
 from atalaia.tasks import boxes, centres, peaks
-from atalaia.tasks.boxes import IGNORED, NONE
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +49,7 @@ def config_of(**fields):
 def targets_of(*images, most=4):
     """Targets from lists of (class, x0, y0, x1, y1)."""
     found = dict(
-        boxes=np.zeros((len(images), most, 4), np.float32), classes=np.full((len(images), most), NONE, np.int32)
+        boxes=np.zeros((len(images), most, 4), np.float32), classes=np.full((len(images), most), NO_BOX, np.int32)
     )
     for i, rows in enumerate(images):
         for j, (kind, *box) in enumerate(rows):
@@ -238,9 +238,9 @@ class MoveTest(parameterized.TestCase):
     def test_what_is_left_of_a_box_says_whether_it_counts(self):
         targets = targets_of([(1, 10, 5, 20, 25), (0, 0, 5, 9, 25), (IGNORED, 10, 5, 20, 25)])
         found = self.move(targets, [[1, 0, -15.5], [0, 1, 0]], visible=0.5)  # 45 % of the first is left
-        np.testing.assert_array_equal(found["classes"][0], [IGNORED, NONE, IGNORED, NONE])
+        np.testing.assert_array_equal(found["classes"][0], [IGNORED, NO_BOX, IGNORED, NO_BOX])
         found = self.move(targets, [[1, 0, -15.5], [0, 1, 0]], visible=0.4)
-        np.testing.assert_array_equal(found["classes"][0], [1, NONE, IGNORED, NONE])
+        np.testing.assert_array_equal(found["classes"][0], [1, NO_BOX, IGNORED, NO_BOX])
 
     def test_a_turned_box_has_the_hull_of_its_corners(self):
         """Turned by 45 degrees around its middle, a square becomes wider by the square root of 2."""
@@ -281,7 +281,7 @@ def coco_precision(found, targets, classes):
         return [float(row[0]), float(row[1]), float(row[2] - row[0]), float(row[3] - row[1])]
 
     true = []
-    for i, j in np.argwhere(targets["classes"] != NONE):
+    for i, j in np.argwhere(targets["classes"] != NO_BOX):
         kind, row = int(targets["classes"][i, j]), box(targets["boxes"][i, j])
         for category in range(classes) if kind == IGNORED else [kind]:
             crowd = int(kind == IGNORED)

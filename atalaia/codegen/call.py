@@ -66,4 +66,5 @@ class Call(NamedTuple):
 
 @functools.cache
 def costs() -> dict[str, dict[str, dict[str, float]]]:
+    """Instructions by board, kernel and part of its work."""
     return json.loads(COSTS.read_text())

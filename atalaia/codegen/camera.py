@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atalaia import engines
 from atalaia.codegen import answers, emit
 from atalaia.errors import UserError
 
@@ -30,9 +31,8 @@ def scores(scale: float, zero_point: int) -> np.ndarray:
 
 
 def levels(scale: float, zero_point: int) -> np.ndarray:
-    """The int8 inputs of pixels of 0 to 255, as golden inputs have them (engines.quantize_input), int64 `[256]`."""
-    codes = np.round(np.arange(256) / 255 / float(scale)) + zero_point
-    return np.clip(codes, -128, 127).astype(np.int64)
+    """The int8 inputs of pixels of 0 to 255, as golden inputs have them, int64 `[256]`."""
+    return engines.levels(scale, zero_point, np.int8).astype(np.int64)
 
 
 def detector_h(name: str, shape: Sequence[int], grid: tuple[float, int], heads: Sequence, view: View) -> str:

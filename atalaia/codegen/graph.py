@@ -94,6 +94,7 @@ class Walk:
         self.floats: dict[int, int] = {}
 
     def dtype(self, i: int) -> str:
+        """A tensor's type, such as INT8."""
         return self.tensors[i].dtype
 
     def bytes(self, i: int) -> int:

@@ -6,6 +6,8 @@ folded into its convolutions when the weights are read (atalaia/pretrained.py). 
 nothing, and it is too large for a board: a teacher only. Its own layers below have no int8 form.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,7 +92,7 @@ class Stem(layers.Layer):
         y = ops.conv2d(jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0))), kernel, (2, 2), "VALID")
         return ops.relu(normalization.add_bias(y, bias))
 
-    def macs(self, shapes, out):
+    def macs(self, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
         return out[1] * out[2] * out[3] * 7 * 7 * shapes[0][-1]
 
 

@@ -1,14 +1,16 @@
 """How good found boxes are, in NumPy: which are right, precision and recall, average precision as COCO defines it.
 
-A box is (x0, y0, x1, y1) in any unit. True boxes have a kind: a class from 0 on, NONE where an image has no more, or
-IGNORED. An ignored box need not be found, and what is found on it is no mistake, as COCO's "iscrowd" has it.
+A box is (x0, y0, x1, y1) in any unit. True boxes have a kind: a class from 0 on, NO_BOX where an image has no more, or
+IGNORED (datasets/boxes.py). An ignored box need not be found, and what is found on it is no mistake, as COCO's
+"iscrowd" has it.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-NONE, IGNORED = -1, -2
+from atalaia.datasets.boxes import IGNORED
+
 RECALLS = np.linspace(0, 1, 101)  # where COCO looks at the precision
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of intersection over union
 FALSE_RATES = {"recall_0_1": 0.1, "recall_1": 1.0}  # figure: wrong boxes an image
@@ -31,10 +33,12 @@ class Curve(NamedTuple):
 
     @property
     def recall(self) -> np.ndarray:
+        """Part of the true boxes that is found."""
         return self.right / max(self.true, 1)
 
     @property
     def precision(self) -> np.ndarray:
+        """Part of the found boxes that is right."""
         return self.right / np.maximum(self.right + self.wrong, 1)
 
 

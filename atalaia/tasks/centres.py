@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from atalaia.tasks.boxes import IGNORED
+from atalaia.datasets.boxes import IGNORED
 
 OVERLAP = 0.7  # a box moved by the Gaussian's radius still overlaps the true one as much
 NEAR = 0.5  # least standard deviation, in cells, of the weight of cells around a centre in the box loss
@@ -31,7 +31,7 @@ def cells(boxes: jax.Array, kinds: jax.Array, shape: tuple[int, int, int], strid
     """What a batch's boxes want of maps of `shape`, (h, w, classes).
 
     Args:
-      boxes: float32 `[b, m, 4]` in pixels; kinds: int32 `[b, m]`, a class, NONE or IGNORED.
+      boxes: float32 `[b, m, 4]` in pixels; kinds: int32 `[b, m]`, a class, NO_BOX or IGNORED.
       stride: pixels between two cells.
     """
     return jax.vmap(lambda boxes, kinds: _cells_of_image(boxes / stride, kinds, shape))(boxes, kinds)

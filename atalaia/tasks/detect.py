@@ -20,9 +20,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atalaia import augment
+from atalaia.datasets.boxes import IGNORED, NO_BOX
 from atalaia.errors import UserError
 from atalaia.tasks import boxes, centres, peaks
-from atalaia.tasks.boxes import IGNORED, NONE
 from atalaia.tasks.metric import Metric
 
 HEADS = ("centre", "box")
@@ -82,7 +82,7 @@ class Detect:
         for split in (dataset.train, dataset.validation, dataset.test):
             _refuse_no_boxes(split.targets, classes, dataset.name)
         if not (dataset.train.targets["classes"] >= 0).any():
-            raise UserError(f"data set {dataset.name} has no box to learn from")
+            raise UserError(f"data set {dataset.name} has no box to learn from: see data.classes and data.ignore_below")
         _refuse_other_heads(config, classes, dataset.train.images.shape[1:])
         return classes
 
@@ -91,7 +91,7 @@ class Detect:
         shape = (count, targets["boxes"].shape[1])
         everything = np.zeros((*shape, 4), targets["boxes"].dtype)
         everything[:, 0] = (-1e6, -1e6, 1e6, 1e6)  # images of any size lie within
-        classes = np.full(shape, NONE, targets["classes"].dtype)
+        classes = np.full(shape, NO_BOX, targets["classes"].dtype)
         classes[:, 0] = IGNORED
         return dict(boxes=everything, classes=classes)
 
@@ -109,7 +109,7 @@ class Detect:
         clipped = jnp.clip(moved, 0, jnp.array([size[1], size[0]] * 2, old.dtype))
         part = _area(clipped) / jnp.maximum(_area(moved), 1e-6)
         classes = jnp.where((classes >= 0) & (part < config.detect.visible), IGNORED, classes)
-        return dict(boxes=clipped, classes=jnp.where(part > 0, classes, NONE))
+        return dict(boxes=clipped, classes=jnp.where(part > 0, classes, NO_BOX))
 
     def _kinds(self, targets):
         """Classes, and IGNORED for what is too narrow."""
@@ -246,7 +246,7 @@ def _refuse_no_boxes(targets, classes, name):
         raise UserError(
             f"data set {name} has boxes of other classes than 0 to {classes - 1}; -1 is no box, -2 one to be ignored"
         )
-    if (bad := (kinds != NONE) & ~(sides > 0).all(-1)).any():
+    if (bad := (kinds != NO_BOX) & ~(sides > 0).all(-1)).any():
         image, place = np.argwhere(bad)[0]
         raise UserError(
             f"data set {name}: box {place} of image {image} is {targets['boxes'][image, place].tolist()}: x0 < x1 and "
