@@ -4,11 +4,11 @@ import ctypes
 import hashlib
 import json
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compiled
 import faces_test
 import numpy as np
 import tables
@@ -188,7 +188,7 @@ def in_c(
     view = camera.View(config.data.fit, tuple(dataset.names))
     golden, fields = dataset.validation.images, chosen.detect
     codegen.generate(content, out, golden, SAMPLES, prefer=prefer, task="detect", fields=fields, view=view)
-    run, pixels = compiled(out), engines.quantize_input(content, images)
+    run, pixels = function(out), engines.quantize_input(content, images)
     heads, answers = (np.stack(part) for part in zip(*map(run, pixels), strict=True))
     scales, zeros = ({n: grid[i] for n, grid in grids.items()} for i in (0, 1))
     expected = tasks.of(chosen).decode(raw, scales, zeros)
@@ -224,18 +224,9 @@ def for_the_esp32(content: bytes, out: Path, prefer: str) -> dict:
     return {name: report[name] for name in ("weight_bytes", "arena_bytes", "counted_instructions", "estimated")}
 
 
-def compiled(folder: Path) -> Callable:
+def function(folder: Path) -> Callable:
     """A function of int8 pixels to int8 outputs and int32 answers: the C in a folder, compiled for this computer."""
-    from atalaia.errors import UserError
-
-    library = folder / "c.so"
-    sources = [ROOT / "mcu/boards/wasm/page.c", folder / "model.c"]
-    command = ["gcc", "-std=c99", "-O2", "-shared", "-fPIC", f"-I{folder}", *map(str, sources), "-o", str(library)]
-    try:
-        subprocess.run(command, check=True)
-    except FileNotFoundError:
-        raise UserError("gcc is missing, which compiles the detector's C: apt install gcc") from None
-    c = ctypes.CDLL(str(library.resolve()))
+    c = compiled.library(folder, [ROOT / "mcu/boards/wasm/page.c"])
     for name, kind in dict(input=ctypes.c_int8, outputs=ctypes.c_int8, answer=ctypes.c_int32).items():
         getattr(c, f"page_{name}").restype = ctypes.POINTER(kind)
     size = sum(int(n) for n in re.search(r"OUTPUT_BYTES {(.*)}", (folder / "model.h").read_text())[1].split(","))

@@ -123,7 +123,7 @@ def speed(rows: list[dict], workdir: Path, test: Photos) -> list[dict]:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before packages count the cores
     content = tflite.load(workdir / "model.tflite")
     channels = tflite.read(content).tensors[tflite.read(content).inputs[0]].shape[3]
-    run, pixels = face_runs.compiled(workdir / "c"), engines.quantize_input(content, test.images(channels))
+    run, pixels = face_runs.function(workdir / "c"), engines.quantize_input(content, test.images(channels))
     finds = {workdir.name: lambda i: run(pixels[i])}
     for name in (row["row"] for row in rows if row["row"] in PEERS):
         find = face_peers.load(name, _cache(), _fomo()).find

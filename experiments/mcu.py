@@ -13,10 +13,10 @@ import ctypes
 import hashlib
 import json
 import os
-import subprocess
 import tempfile
 from pathlib import Path
 
+import compiled
 import numpy as np
 import tables
 from absl import flags
@@ -120,22 +120,14 @@ def _tflm(content, images):
     from atalaia import engines
 
     name = hashlib.sha256(content + images.tobytes()).hexdigest()[:16]
-    path = ROOT / RUNS / f"tflm_{name}.npy"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npy")
-        np.save(part, engines.run("tflm", content, images)[0])
-        part.rename(path)
-    return np.load(path)
+    return compiled.kept(ROOT / RUNS / f"tflm_{name}.npy", lambda: engines.run("tflm", content, images)[0])
 
 
 def _on_host(folder, images, classes):
     """int8 outputs `[n, classes]` of the generated C, called in this process, a thread a core."""
     from atalaia.progress import Progress
 
-    library = folder / "model.so"
-    subprocess.run(["gcc", "-O2", "-std=c99", "-shared", "-fPIC", folder / "model.c", "-o", library], check=True)
-    invoke, pointer = ctypes.CDLL(str(library)).model_invoke, ctypes.POINTER(ctypes.c_int8)
+    invoke, pointer = compiled.library(folder).model_invoke, ctypes.POINTER(ctypes.c_int8)
     arena_bytes = json.loads((folder / "report.json").read_text())["arena_bytes"]
     images, found = np.ascontiguousarray(images), np.zeros((len(images), classes), np.int8)
 

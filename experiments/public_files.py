@@ -12,10 +12,10 @@ time, are kept in runs/public_files. Needs the Debian packages that `make -C mcu
 import ctypes
 import hashlib
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 
+import compiled
 import numpy as np
 import tables
 from absl import flags
@@ -115,9 +115,7 @@ def _equal_on_host(name, content, folder):
     lowered = lowering.lower(model)
     given = golden.random_inputs(model, lowered, SAMPLES)
     wanted = _tflm(name, content, model, lowered, given)
-    library = folder / "model.so"
-    subprocess.run(["gcc", "-O2", "-std=c99", "-shared", "-fPIC", folder / "model.c", "-o", library], check=True)
-    invoke = ctypes.CDLL(str(library)).model_invoke
+    invoke = compiled.library(folder).model_invoke
     arena = (ctypes.c_int32 * (json.loads((folder / "report.json").read_text())["arena_bytes"] // 4 + 1))()
     found = ~wanted
     for row_in, row_out in zip(given, found, strict=True):
@@ -136,12 +134,7 @@ def _tflm(name, content, model, lowered, given):
     from atalaia.codegen import golden
 
     path = CACHE / f"{name}_{hashlib.sha256(content + given.tobytes()).hexdigest()[:16]}.npy"
-    if not path.is_file():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npy")
-        np.save(part, golden.golden_outputs(content, model, lowered, given)[0])
-        part.rename(path)
-    return np.load(path)
+    return compiled.kept(path, lambda: golden.golden_outputs(content, model, lowered, given)[0])
 
 
 class Published(Table):
