@@ -584,7 +584,7 @@ class FrontierTest(absltest.TestCase):
                 epochs=3.0,
                 float_validation=0.5,
                 download_bytes=5,
-                esp32=made | dict(weight_bytes=size + 1),
+                esp32=made | dict(weight_bytes=size + 1, arena_bytes=11),
             )
 
         rows = [row(0, 0.8, 1000), row(1, 0.9, 2000)]
@@ -592,7 +592,7 @@ class FrontierTest(absltest.TestCase):
             "| tiny | net | 3 | 85.00 (80.00 to 90.00) | 85.00 (80.00 to 90.00) | 50.00 (50.00 to 50.00) | 2,000 | 9 |"
         )
         self.assertIn(line, frontier.table(rows))
-        self.assertIn("| 7 | 1 to 2000 | 2,001 | 1 to 2000 | 5 | 2 |", frontier.table(rows))
+        self.assertIn("| 7 | 1 to 2000 | 2,001 | 11 | 1 to 2000 | 5 | 2 |", frontier.table(rows))
         self.assertEqual(frontier.TABLE.headline(rows), "85.00 % in 2,000 bytes")
         with tempfile.TemporaryDirectory() as folder:
             frontier.draw(rows, Path(folder) / "a.png")
