@@ -142,17 +142,14 @@ def evaluate(
     task, (images, targets) = tasks.of(config), images_of(dataset, split)
     key = _key(images, tflite_bytes)
     processes.refuse_unlike("images or another .tflite file", key)
-    expected, outputs, found, stems = task.outputs(dataset, config), {}, {}, {}
+    if tflite_bytes is not None:
+        _refuse_other_outputs(task, dataset, config, tflite_bytes)
+    outputs, found, stems = {}, {}, {}
     for name in names:
         stems[name] = workdir / f"outputs_{name}_{key[:32]}"
         compute, unit = _computing(name, config, workdir, dataset, tflite_bytes), EVAL_BATCH if name == "jax" else 1
         found[name] = shares.computed(name, compute, images, stems[name], unit, again=name in JAX)
         outputs[name] = _by_head(task, name, found[name].arrays, tflite_bytes)
-        width = (outputs[name].raw[task.HEADS[0]] if task.HEADS else outputs[name].raw).shape[-1]
-        if width != expected:
-            raise UserError(
-                f"the model has {width} outputs, data set {dataset.name} needs {expected}: give another config"
-            )
     processes.wait_for_all("evaluated")  # the first takes away what all have read
     scores = {name: task.metrics(out.real, targets) | dict(images=len(images)) for name, out in outputs.items()}
     if processes.first():
@@ -220,11 +217,22 @@ def _by_head(task, name, arrays, tflite_bytes):
 
 def _heads(task, parts):
     """What there is of each of a file's outputs, which are in the order of their names, as the task has its heads."""
-    if len(parts) != max(1, len(task.HEADS)):
-        raise UserError(
-            f"the model has {len(parts)} outputs, this config's task needs {', '.join(task.HEADS) or 'one'}"
-        )
     return dict(zip(sorted(task.HEADS), parts, strict=True)) if task.HEADS else parts[0]
+
+
+def _refuse_other_outputs(task, dataset, config, tflite_bytes):
+    """Does nothing for a file with the heads of the task, and as many values in the first as the data set needs."""
+    model, heads, expected = tflite.read(tflite_bytes), sorted(task.HEADS), task.outputs(dataset, config)
+    if len(model.outputs) != max(1, len(heads)):
+        raise UserError(
+            f"the model has {len(model.outputs)} outputs, the config's task needs {', '.join(heads) or 'one'}: "
+            "give the config of this model"
+        )
+    width = model.tensors[model.outputs[heads.index(task.HEADS[0]) if heads else 0]].shape[-1]
+    if width != expected:
+        raise UserError(
+            f"the model has {width} outputs, data set {dataset.name} needs {expected}: give the config of this model"
+        )
 
 
 def _with_suffix(path, suffix):

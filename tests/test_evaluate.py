@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import flat_models
 import jax
 import numpy as np
 import test_export
@@ -57,6 +58,7 @@ class StoppedTest(absltest.TestCase):
         with (
             absltest.mock.patch.object(engines, "run", run),
             absltest.mock.patch.object(engines, "output_grids", return_value=[(np.float32(0.5), 0)]),
+            absltest.mock.patch.object(evaluate, "_refuse_other_outputs"),  # the file is none
         ):
             return evaluate.evaluate(configs.base(), dataset, ["tflite", "tflm"], self.folder, file)
 
@@ -89,6 +91,27 @@ class StoppedTest(absltest.TestCase):
                 self.evaluate(images, fail="tflm")
             self.evaluate(changed, file)
             self.assertEqual(self.ran, ["tflite", "tflm"])
+
+
+class OtherModelTest(absltest.TestCase):
+    def test_another_number_of_outputs_is_refused_before_an_engine_runs(self):
+        folder, images = Path(self.create_tempdir().full_path), np.zeros((2, 8, 8, 1), np.uint8)
+        split = data.Split(images, np.zeros(2, np.int32))
+        dataset = data.Dataset("two", split, split, split, ("a", "b"), images[:0])
+        net = flat_models.Net()
+        given = net.given((1, 3), 0.1)
+        one, two = (net.op("LOGISTIC", [given], net.tensor((1, 3), 1 / 256, -128)) for _ in range(2))
+        with absltest.mock.patch.object(engines, "run", side_effect=AssertionError):
+            for file, pattern in (
+                (net.file(one), "the model has 3 outputs, data set two needs 2: give the config of this model"),
+                (
+                    net.file(one, two),
+                    "the model has 2 outputs, the config's task needs one: give the config of this model",
+                ),
+            ):
+                with self.assertRaisesRegex(UserError, pattern):
+                    evaluate.evaluate(configs.base(), dataset, ["tflite"], folder, file)
+        self.assertEmpty(list(folder.iterdir()))
 
 
 class SharesTest(parameterized.TestCase):
