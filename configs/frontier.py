@@ -17,9 +17,13 @@ TEACHER, FLOAT = "runs/teacher_cifar10", "_float"
 
 
 class Point(NamedTuple):
-    """A network, fields of the run in floating point, and of the one on grids that begins with its weights."""
+    """A network, fields of the run in floating point, and of the one on grids that begins with its weights.
+
+    flash: bytes that the constants of its C should fit.
+    """
 
     model: str
+    flash: int
     first: dict[str, Any]
     then: dict[str, Any]
 
@@ -33,17 +37,17 @@ def _fits(size: float, epochs: float) -> dict[str, Any]:
 _VIEWS = {"distillation.views": 9}
 
 
-def _shrunk(goal: str, budget: float, cuts: int) -> dict[str, Any]:
+def _shrunk(goal: str, budget: float, cuts: int, epochs: float, end: float) -> dict[str, Any]:
     """Fields of the run that begins with weights of a trained ResNet-56 and loses channels."""
     shrink = {
-        "epochs": 28.0,
+        "epochs": epochs,
         "learning_rate": 0.06,
         "goal": goal,
         "keep": 0.0,
         "budget": float(budget),
         "score": "taylor",
         "cuts": cuts,
-        "end": 0.3,
+        "end": end,
     }
     return {
         "pretrained": "cifar10",
@@ -74,11 +78,11 @@ def _pruned(epochs: float, sparsity: float) -> dict[str, Any]:
 
 # Small begins with new weights, the others with blocks of a trained ResNet-56.
 POINTS = {
-    "tiny": Point("resnet56_112", _shrunk("bytes", 48_000, cuts=4), _fits(24_000, 6.0) | _VIEWS),
-    "small": Point("rafael_base_32", {"distill.epochs": 28.0}, _fits(44_000, 5.0)),
-    "silva": Point("resnet56_112", _shrunk("macs", 9_300_000, cuts=3), _fits(58_900, 5.0) | _VIEWS),
-    "middle": Point("resnet56_333", _pruned(9.0, 0.7), _fits(104_500, 4.0)),
-    "large": Point("resnet56_648", _pruned(8.0, 0.75) | _VIEWS, _fits(209_000, 3.0) | _VIEWS),
+    "tiny": Point("resnet56_112", 25_000, _shrunk("bytes", 48_000, 4, 28.0, 0.3), _fits(24_000, 6.0) | _VIEWS),
+    "small": Point("rafael_base_32", 47_000, {"distill.epochs": 28.0}, _fits(44_000, 5.0)),
+    "silva": Point("resnet56_112", 59_000, _shrunk("macs", 9_800_000, 3, 70.0, 0.15), _fits(58_700, 5.0) | _VIEWS),
+    "middle": Point("resnet56_333", 105_000, _pruned(9.0, 0.7), _fits(104_500, 4.0)),
+    "large": Point("resnet56_648", 210_000, _pruned(8.0, 0.75) | _VIEWS, _fits(209_000, 3.0) | _VIEWS),
 }
 
 
