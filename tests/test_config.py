@@ -199,7 +199,7 @@ class TablesTest(absltest.TestCase):
         found = list(self._all("frontier", [name for point in points for name in (f"{point}_float", point)]))
         for point, taught, small in zip(points, found[::2], found[1::2], strict=True):
             shrunk = ("distill", "shrink")
-            stages = dict(tiny=shrunk, small=("distill",), silva=shrunk, middle=("prune",))[point]
+            stages = dict(tiny=shrunk, small=("distill",), silva=shrunk, middle=("prune",), large=("prune",))[point]
             self.assertEqual((taught.stages, small.stages), (stages, ("quantize",)))
             self.assertEqual(small.start_from, f"runs/frontier/{point}_float")
             self.assertEqual({taught[stage].teacher for stage in taught.stages}, {small.quantize.teacher})

@@ -353,7 +353,9 @@ class Stl10Test(DataTest):
         archive = _tar(self.cache / "a.tar.gz", members | {"../fold_indices.txt": b"not wanted"})
         with mock.patch.object(fetch, "fetch", return_value=archive):
             self._assert_right(data.load(_config("stl10"), self.cache))
-        self.assertEqual(sorted(path.name for path in self.cache.iterdir()), ["a.tar.gz", "stl10_binary"])
+        self.assertEqual(
+            sorted(path.name for path in self.cache.iterdir()), ["a.tar.gz", "stl10_binary", "stl10_binary.lock"]
+        )
         self.assertLen(list((self.cache / "stl10_binary").iterdir()), 6)
 
     @parameterized.parameters(
