@@ -101,10 +101,10 @@ def restore(manager: Manager, template: Callable[[dict], Any], step: int | None 
         try:
             with quiet_stderr(show_on_error=False):  # of a damaged file orbax's threads have much to say
                 return _read(reader, template, at)
+        except (MemoryError, PermissionError):  # it may be whole all the same
+            raise
         # A damaged file shows as nearly any exception, from JSON, zarr, zstd or tensorstore.
         except Exception as error:
-            if isinstance(error, MemoryError | PermissionError):  # it may be whole all the same
-                raise
             if step is not None or at == steps[-1]:
                 fix = "delete the run folder and train again"
                 if at != min(manager.all_steps(), default=at):

@@ -78,9 +78,13 @@ def _pruned(epochs: float, sparsity: float) -> dict[str, Any]:
 
 # Small begins with new weights, the others with blocks of a trained ResNet-56.
 POINTS = {
-    "tiny": Point("resnet56_112", 25_000, _shrunk("bytes", 48_000, 4, 28.0, 0.3), _fits(24_000, 6.0) | _VIEWS),
+    "tiny": Point(
+        "resnet56_112", 25_000, _shrunk("bytes", 48_000, cuts=4, epochs=28.0, end=0.3), _fits(24_000, 6.0) | _VIEWS
+    ),
     "small": Point("rafael_base_32", 47_000, {"distill.epochs": 28.0}, _fits(44_000, 5.0)),
-    "silva": Point("resnet56_112", 59_000, _shrunk("macs", 9_800_000, 3, 70.0, 0.15), _fits(58_700, 5.0) | _VIEWS),
+    "silva": Point(
+        "resnet56_112", 59_000, _shrunk("macs", 9_800_000, cuts=3, epochs=70.0, end=0.15), _fits(58_700, 5.0) | _VIEWS
+    ),
     "middle": Point("resnet56_333", 105_000, _pruned(9.0, 0.7), _fits(104_500, 4.0)),
     "large": Point("resnet56_648", 210_000, _pruned(8.0, 0.75) | _VIEWS, _fits(209_000, 3.0) | _VIEWS),
 }

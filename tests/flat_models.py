@@ -200,11 +200,9 @@ def wrong(
     return result
 
 
-def wrong_on(
-    board: str, files: dict[str, bytes], samples: int = 4, planned=fitting.plan, choose: Callable = kernels.choose
-) -> list[str]:
+def wrong_on(board: str, files: dict[str, bytes], samples: int = 4, choose: Callable = kernels.choose) -> list[str]:
     """The same in an emulator: the names of those files."""
-    source, rows, given, wanted, arena = _together(files, samples, planned, choose)
+    source, rows, given, wanted, arena = _together(files, samples, fitting.plan, choose)
     arrays = dict(given=np.frombuffer(given, np.int8), wanted=np.concatenate([w.ravel() for w in wanted.values()]))
     texts = [
         f"static const int8_t {n}[] __attribute__((aligned(4))) = {{{','.join(map(str, a))}}};"

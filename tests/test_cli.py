@@ -60,8 +60,18 @@ class CommandTest(absltest.TestCase):
     def test_no_workdir(self):
         self._refuses("--workdir=runs/", "train", f"--config={RECIPE}")
 
+    def test_workdir_of_another_config(self):
+        configs.claim(configs.base(), self.workdir)
+        before = (self.workdir / "config.json").read_bytes()
+        self._refuses("holds a run with .*batch_size=128", "train", f"--workdir={self.workdir}", f"--config={RECIPE}")
+        self.assertEqual([path.name for path in self.workdir.iterdir()], ["config.json"])
+        self.assertEqual((self.workdir / "config.json").read_bytes(), before)
+
     def test_export_without_a_run(self):
         self._refuses("holds no run.*train first", "export", f"--workdir={self.workdir}")
+
+    def test_evaluate_without_a_run(self):
+        self._refuses("holds no run.*train first", "evaluate", f"--workdir={self.workdir}")
 
     def test_damaged_tflite(self):
         file = self.folder / "model.tflite"

@@ -204,7 +204,7 @@ KERNELS = {
     "far_apart": (far_apart, (1, 1), 1, True, "conv_pairs_1_1300_wide", "conv_triplets_1_1300_wide"),
     "far_apart_in_rows": (far_apart, (2, 5), 1, True, "conv_pairs_4_1300_wide", "conv_triplets_4_1300_wide"),
 }
-WHOLE = mock.patch.object(fitting, "WORTH", 1 << 30)  # no strips, so that the header is that of whole maps
+WHOLE = mock.patch.object(fitting, "WORTH", 1 << 30)  # no strips
 
 
 def each_kernel(name):

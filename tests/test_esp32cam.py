@@ -219,7 +219,7 @@ class FrameTest(parameterized.TestCase):
         """Also of a model whose input is not pixel - 128: as golden inputs are."""
         content, photo = detector((24, 32), 1, 4), photo_of(24, 32)[..., :1]
         for grid in ((1 / 255, -128), (0.0079, 3), (0.002, -100)):
-            levels = camera.levels(*grid).astype(np.int8)
+            levels = engines.levels(*grid, np.int8)
             self.assertIsNone(start((24, 32), "grey", (24, 32), 1, "crop", levels))
             found = fill(np.ascontiguousarray(photo), "grey", (24, 32), (24, 32), 1)
             codes = np.round(photo / 255 / grid[0]) + grid[1]

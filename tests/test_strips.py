@@ -99,12 +99,8 @@ class BytesTest(parameterized.TestCase):
         require_gcc(self)
         net, shape = Net(), (1, 40_000, 1, 1)
         x = net.given(shape, 0.05, 3)
-        for kind in ("LOGISTIC", "TANH"):
-            x = net.op(
-                kind,
-                [x],
-                net.tensor(shape, 1 / 256 if kind == "LOGISTIC" else 1 / 128, -128 if kind == "LOGISTIC" else 0),
-            )
+        for kind, scale, zero in (("LOGISTIC", 1 / 256, -128), ("TANH", 1 / 128, 0)):
+            x = net.op(kind, [x], net.tensor(shape, scale, zero))
         self.assertEqual(wrong({"tall": net.file(x)}, 2, longest), {})
 
     def test_arena_that_is_asked_for(self):

@@ -30,11 +30,6 @@ def scores(scale: float, zero_point: int) -> np.ndarray:
     return np.round(PARTS / (1 + np.exp(-logits))).astype(np.int64)
 
 
-def levels(scale: float, zero_point: int) -> np.ndarray:
-    """The int8 inputs of pixels of 0 to 255, as golden inputs have them, int64 `[256]`."""
-    return engines.levels(scale, zero_point, np.int8).astype(np.int64)
-
-
 def detector_h(name: str, shape: Sequence[int], grid: tuple[float, int], heads: Sequence, view: View) -> str:
     """The header as text.
 
@@ -61,7 +56,7 @@ def detector_h(name: str, shape: Sequence[int], grid: tuple[float, int], heads: 
     sizes |= dict(FIT=f"FRAME_{view.fit.upper()}", CLASSES=classes, NAME_BYTES=max(map(len, names)))
     sizes |= dict(INPUT_BYTES=math.prod(shape), OUTPUT_BYTES=math.prod(box.shape) + math.prod(centre.shape))
     tables = (
-        ("int8_t", "levels", levels(*grid), "the input of a pixel of 0 to 255"),
+        ("int8_t", "levels", engines.levels(*grid, np.int8), "the input of a pixel of 0 to 255"),
         ("uint16_t", "scores", scores(*centre[1:]), f"the probability of code - 128 in 1/{PARTS}"),
     )
     lines = [

@@ -92,19 +92,28 @@ def photos(cache: Path, albums: Mapping[str, Album] = ALBUMS) -> list[Labelled]:
       UserError: a download fails, or the extra "label" is not installed.
     """
     folder = cache / "faces"
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "photos.lock", lambda: print(f"waiting for another process in {folder}", file=sys.stderr)):
-        missing = {name: album for name, album in albums.items() if not (folder / f"{name}.json").exists()}
-        session = centerface.load(cache) if missing else None
-        for album in missing.values():
-            fetch.fetch(album.artefact, cache)
-        for name, album in missing.items():
-            _unpack(album, fetch.fetch(album.artefact, cache), folder / name)
-            paths = sorted((folder / name).iterdir())
-            print(f"look for faces in {len(paths)} photos of {name}, once", file=sys.stderr)
-            named, out = [(f"{name}/{p.name}", p) for p in paths], folder / f"{name}.json"
-            pseudolabels.label(session, named, out, album.side, album.least, album.margin)
+    if _missing(albums, folder):  # a complete folder is only read
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "photos.lock", lambda: print(f"waiting for another process in {folder}", file=sys.stderr)):
+            _label(_missing(albums, folder), folder, cache)
     return [photo for name, album in albums.items() for photo in _dealt(name, album, folder)]
+
+
+def _missing(albums, folder):
+    return {name: album for name, album in albums.items() if not (folder / f"{name}.json").exists()}
+
+
+def _label(albums, folder, cache):
+    """Downloads albums, and looks for the faces of their photos."""
+    session = centerface.load(cache) if albums else None
+    for album in albums.values():
+        fetch.fetch(album.artefact, cache)
+    for name, album in albums.items():
+        _unpack(album, fetch.fetch(album.artefact, cache), folder / name)
+        paths = sorted((folder / name).iterdir())
+        print(f"look for faces in {len(paths)} photos of {name}, once", file=sys.stderr)
+        named, out = [(f"{name}/{p.name}", p) for p in paths], folder / f"{name}.json"
+        pseudolabels.label(session, named, out, album.side, album.least, album.margin)
 
 
 def _unpack(album: Album, archive: Path, folder: Path) -> None:
