@@ -1,4 +1,4 @@
-"""Generated C on three instruction sets: instructions, sizes and parity, beside ESP-NN's and TFLM's published figures.
+"""Generated C on three instruction sets: instructions, sizes and parity, and published times.
 
 python experiments/mcu.py [--models=resnet8_0,resnet8_80,thesis_0,thesis_80,cifar10] [--images=10000]
 python experiments/mcu.py --pages        # only writes the page, from the figures
@@ -24,11 +24,6 @@ from tables import DATA, RESULTS, ROOT, Row, Table, grid
 
 RUNS = Path("runs/mcu")
 COMMITTED = RESULTS / "cifar10/model.tflite"
-# Peers on MLPerf Tiny's int8 ResNet-8, which is dense, in the same emulators; measured once, outside of this script.
-PEERS = {
-    "TFLM with ESP-NN": dict(rv32=7.7, lx106=10.1, arena=54_364),
-    "TFLM, reference kernels": dict(rv32=47.6, lx106=61.7, arena=54_364),
-}
 
 RESNET8, THESIS = "configs/cifar10.py", "configs/cifar10_table2.py"
 BEFORE = {"resnet8_80": "resnet8_0", "thesis_80": "thesis_0"}  # what a pruned one starts from
@@ -150,7 +145,7 @@ def _on_host(folder, images, classes):
 
 
 def table(rows: list[dict]) -> str:
-    """The rows in Markdown, the peers under them, and how instructions became milliseconds."""
+    """The rows in Markdown, and how instructions became milliseconds."""
     from atalaia.codegen import __main__ as codegen
     from atalaia.codegen.boards import EMULATORS
 
@@ -182,20 +177,8 @@ def table(rows: list[dict]) -> str:
         "equal to TFLM: host / rv32 / lx106": equal,
         "ESP32 / C3, ms, *estimated*": lambda row: " / ".join(_milliseconds(row, chip) for chip in codegen.CHIPS),
     }
-    theirs = [
-        (
-            f"*{name}, MLPerf Tiny's ResNet-8*",
-            0,
-            f"{p['rv32']} / {p['lx106']}",
-            "",
-            "about 100,000",
-            "",
-            f"{p['arena']:,}",
-        )
-        for name, p in PEERS.items()
-    ]
     published = [f"{p['model']}, {p['engine']}, {p['milliseconds']} ms ({p['source']})" for p in codegen.PUBLISHED]
-    return f"{grid(columns, rows, more=theirs)}\nPublished for a classic ESP32 at 240 MHz: {'; '.join(published)}.\n"
+    return f"{grid(columns, rows)}\nPublished for a classic ESP32 at 240 MHz: {'; '.join(published)}.\n"
 
 
 def _milliseconds(row, chip):
@@ -226,7 +209,7 @@ TABLE = Table(
         "reported. `cifar10` is the model of [CIFAR-10](cifar10.md).",
         "All rows but `cifar10` were counted with an older codegen. Today their C needs fewer instructions, and the "
         "arena of `resnet8` is 416 bytes larger.",
-        "The figures of TFLM and ESP-NN were measured once in the same emulators, outside of this script.",
+        "The same files by ESP-NN's kernels: [ESP-NN and generated C](esp_nn.md).",
     ),
     key=("model",),
     order=lambda row: MODELS.index(row["model"]),

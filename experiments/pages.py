@@ -25,7 +25,7 @@ SCRIPTS = {
         "blocks",
     ),
     "Detectors": ("faces", "face_search"),
-    "Generated C": ("mcu", "mcu_esp32", "few_bits", "public_files", "packages", "codegen_mutations"),
+    "Generated C": ("mcu", "mcu_esp32", "esp_nn", "few_bits", "public_files", "packages", "codegen_mutations"),
     "Search": ("search_replay", "executors", "halving", "goals"),
     "Distillation and teachers": ("distill_speed", "resnet50_port"),
     "Training speed": ("train_speed", "train_profile", "train_speed_tried"),

@@ -35,6 +35,11 @@ PREFERENCES = ("balanced", "speed")  # of codegen: the first is its default
 BOARDS = ("rv32", "lx106", "esp32isa")  # emulators of mcu/, in the order of the columns
 
 
+def define_files() -> None:
+    """Defines --files."""
+    flags.DEFINE_string("files", None, "A folder with the files, where they are not to be downloaded.")
+
+
 def main():
     for name in tables.chosen(FILES):
         if row := measure(name, TABLE.kept(name)):
@@ -46,15 +51,15 @@ def measure(name: str, before: dict | None) -> dict | None:
     """The figures of a file of the manifest, at both of PREFERENCES; None where those of `before` still hold."""
     from atalaia.errors import UserError
 
-    content, found, before = _content(name), {}, before or {}
+    data, found, before = content(name), {}, before or {}
     for prefer in PREFERENCES:
         try:
-            found[prefer] = _measured(name, content, prefer, before.get(prefer, {}))
+            found[prefer] = _measured(name, data, prefer, before.get(prefer, {}))
         except UserError as error:
-            return dict(name=name, file_bytes=len(content), refused=str(error))
+            return dict(name=name, file_bytes=len(data), refused=str(error))
     if all(found[prefer] == before.get(prefer) for prefer in PREFERENCES):
         return None
-    return dict(name=name, file_bytes=len(content), zeros=_zeros(content)) | found
+    return dict(name=name, file_bytes=len(data), zeros=_zeros(data)) | found
 
 
 def _measured(name, content, prefer, before):
@@ -78,8 +83,12 @@ def _measured(name, content, prefer, before):
     return dict(c_sha256=digest, samples=SAMPLES, equal=equal, boards=found, report=report)
 
 
-def _content(name):
-    """A file's bytes, which are the manifest's."""
+def content(name: str) -> bytes:
+    """A file's bytes, which are the manifest's, from --files where that is given.
+
+    Raises:
+      UserError: it is not there, or another one.
+    """
     from atalaia import data, fetch
     from atalaia.errors import UserError
 
@@ -89,10 +98,10 @@ def _content(name):
     path = Path(flags.FLAGS.files) / artefact.file
     if not path.is_file():
         raise UserError(f"there is no {path}: put the file of {artefact.url} there, or leave --files out")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != artefact.sha256:
+    found = path.read_bytes()
+    if hashlib.sha256(found).hexdigest() != artefact.sha256:
         raise UserError(f"{path} is another file than {artefact.url}: its sha256 is not the manifest's")
-    return content
+    return found
 
 
 def _zeros(content):
@@ -254,5 +263,5 @@ TABLE = Published(
 
 if __name__ == "__main__":
     tables.define_rows()
-    flags.DEFINE_string("files", None, "A folder with the files, where they are not to be downloaded.")
+    define_files()
     tables.start(main, TABLE)

@@ -17,6 +17,8 @@ sys.path.append(str(ROOT / "experiments"))
 
 import blocks  # noqa: E402
 import early_exit  # noqa: E402
+import esp_nn  # noqa: E402
+import flat_models  # noqa: E402
 import frontier  # noqa: E402
 import mirrored  # noqa: E402
 import numpy as np  # noqa: E402
@@ -30,13 +32,43 @@ import table2_variants  # noqa: E402
 import tables  # noqa: E402
 
 from atalaia import config as configs  # noqa: E402
-from atalaia import executors, runs, search, train  # noqa: E402
+from atalaia import executors, runs, search, tflite, train  # noqa: E402
 from atalaia import space as spaces  # noqa: E402
 from atalaia.errors import UserError  # noqa: E402
 from atalaia.space import choice  # noqa: E402
 
 SPACE = {"distillation.alpha": choice(0.1, 0.5), "distillation.temperature": choice(2.0, 5.0)}
 WORDS = ["--config=configs/table1.py:rafael_base_distilled", "--config.distill.epochs=4"]
+
+
+class EspNNTest(absltest.TestCase):
+    """Calls of ESP-NN's kernels, which the suite does not have: that they give TFLite Micro's bytes is on the page."""
+
+    def test_scale_of_softmax(self):
+        """beta * scale = 1 / 16 is 2^22 in 26 bits, so 2^30 / 2^31 * 2^23; 31 in as many bits is 31 * 2^(26 - 23)."""
+        self.assertEqual(esp_nn.softmax_scale(1.0, 1 / 16), (2**30, 23, -248))
+
+    def test_constants_are_those_of_the_file(self):
+        content = (esp_nn.public_files.ROOT / "experiments/results/cifar10/model.tflite").read_bytes()
+        text, model = esp_nn.program(content), tflite.read(content)
+        linear = [op for op in model.operators if op.kind in ("CONV_2D", "FULLY_CONNECTED")]
+        convolutions = [op for op in linear if op.kind == "CONV_2D"]
+        self.assertEqual(text.count("  esp_nn_conv_s8("), len(convolutions))
+        self.assertEqual(text.count("  esp_nn_fully_connected_s8("), len(linear) - len(convolutions))
+        for name, place in (("weights", 1), ("bias", 2)):
+            found = re.findall(rf"_{name}\[\] = {{(.*)}};", text)
+            self.assertLen(found, len(linear))
+            for values, op in zip(found, linear, strict=True):
+                np.testing.assert_array_equal(
+                    np.array(values.split(","), int), model.tensors[op.inputs[place]].data.ravel()
+                )
+
+    def test_an_operator_without_a_call_is_refused(self):
+        net = flat_models.Net()
+        a, b = (net.given((1, 2, 2, 3), 0.1) for _ in range(2))
+        file = net.file(net.op("MUL", (a, b), net.tensor((1, 2, 2, 3), 0.1)))
+        with self.assertRaisesRegex(UserError, "no call of ESP-NN is written here for MUL \\(operator 0\\)"):
+            esp_nn.program(file)
 
 
 class RecordTest(absltest.TestCase):
