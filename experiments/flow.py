@@ -51,6 +51,7 @@ def figures() -> dict[str, str]:
         arena=_most(r["arena_bytes"] for r in chain),
         milliseconds=f"{low:.0f} to {high:.0f} ms",
         instructions=f"{resnet8['fastest']['instructions_per_mac']:.2f}",
+        instructions_milliseconds="{:.0f} to {:.0f} ms".format(*resnet8["milliseconds"]),
         esp_nn_instructions=f"{resnet8['esp_nn']['instructions_per_mac']:.2f}",
         equal_images=f"{min(r['host_images_equal'] for r in models.values()):,}",
     )

@@ -37,7 +37,7 @@ class ReadmeTest(absltest.TestCase):
             "equal_images",
         ):
             self.assertIn(found[name], self.text, name)
-        for name in ("instructions", "esp_nn_instructions"):
+        for name in ("instructions", "instructions_milliseconds", "esp_nn_instructions"):
             self.assertRegex(self.text, rf"\b{re.escape(found[name])}\b", name)
 
     def test_how_many_bytes_of_xnnpack_differ(self):
