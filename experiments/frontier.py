@@ -215,24 +215,29 @@ def draw(rows: list[dict], path: Path) -> None:
 
     from atalaia import pictures
 
-    ours = [
-        (
-            group[0]["row"],
+    ours = {
+        group[0]["row"]: (
             _accuracy(group),
             max(row["weight_bytes"] for row in group),
             max(row["esp32"]["estimated"]["esp32"]["milliseconds"][1] for row in group),
         )
         for group in _points(rows)
-    ]
+    }
+    once = [(name, *point) for name, point in ours.items() if not name.endswith(TWICE)]
+    twice = [("", *point) for name, point in ours.items() if name.endswith(TWICE)]
+    pairs = [(ours[name], ours[f"{name}{TWICE}"]) for name in ours if f"{name}{TWICE}" in ours]
     theirs = [(p.name, p.accuracy, p.bytes, p.milliseconds) for p in PUBLIC]
     figure = Figure(figsize=(12, 5), layout="constrained")
     for axis, place in zip(figure.subplots(1, 2, sharey=True), (2, 3), strict=True):
-        for label, points, marker in (
-            ("ours", ours, "o"),
-            ("ours, of other pages", older(), "s"),
-            ("others, as reported", theirs, "x"),
+        for pair in pairs:
+            axis.plot([p[place - 1] for p in pair], [p[0] for p in pair], color="C0", linewidth=0.8, zorder=0)
+        for label, points, style, below in (
+            ("ours", once, dict(color="C0", marker="o"), True),
+            ("ours, of the mirror image too", twice, dict(edgecolor="C0", facecolor="white", marker="o"), False),
+            ("ours, of other pages", older(), dict(color="C1", marker="s"), True),
+            ("others, as reported", theirs, dict(color="C2", marker="x"), False),
         ):
-            _scatter(axis, [(p[0], p[place], p[1]) for p in points if p[place]], label, marker)
+            _scatter(axis, [(p[0], p[place], p[1]) for p in points if p[place]], label, style, below)
         axis.set_xscale("log")
         axis.margins(x=0.25, y=0.08)
         axis.grid(alpha=0.3)
@@ -240,15 +245,16 @@ def draw(rows: list[dict], path: Path) -> None:
             "bytes of flash" if place == 2 else "ms an image on an ESP32: ours estimated, at the most; others measured"
         )
     figure.axes[0].set_ylabel("accuracy, CIFAR-10 test set %")
-    figure.axes[1].legend(loc="upper right")
+    figure.axes[1].legend(loc="upper left")
     pictures.save_figure(figure, path)
 
 
-def _scatter(axis, points, label, marker):
+def _scatter(axis, points, label, style, below):
+    """Points of a kind with their names, which stand above or below them."""
     if points:
-        axis.scatter([p[1] for p in points], [p[2] for p in points], label=label, marker=marker)
+        axis.scatter([p[1] for p in points], [p[2] for p in points], label=label, **style)
     for name, x, y in points:
-        axis.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axis.annotate(name, (x, y), xytext=(4, -11 if below else 4), textcoords="offset points", fontsize=7)
 
 
 TABLE = Table(
