@@ -5,7 +5,8 @@ python experiments/frontier.py --recount    # after a change of codegen: the C o
 python experiments/frontier.py --pages      # only writes the page and the picture, from the figures
 
 POINT is one of configs/frontier.py. Its runs lie in runs/frontier; each goes on where it was. The int8 model is kept
-beside the figures as POINT.atl, POINT_seedN.atl. Row POINT_mirrored is the same model, which sees the mirror image too.
+beside the figures as POINT.atl, POINT_seedN.atl, unless it has more than 100 KB. Row POINT_mirrored is the same model,
+which sees the mirror image too.
 """
 
 import statistics
@@ -20,6 +21,7 @@ from tables import ROOT, SEEDS, Row, Table, grid, percent, read, seeded
 RUNS = Path("runs/frontier")
 CONFIG, ENGINES = "configs/frontier.py", "jax,jax_int,tflm"
 SPLITS, TWICE = ("validation", "test"), "_mirrored"
+KEPT_BYTES = 100_000  # a larger packed model stays in its run folder
 
 
 class Public(NamedTuple):
@@ -53,7 +55,7 @@ def main():
     points = tables.chosen(frontier.POINTS)
     if tables.RECOUNT.value:
         rows = TABLE.figures() if TABLE.there() else []
-        made = (recount(row) for row in rows if row["row"].removesuffix(TWICE) in points)
+        made = filter(None, (recount(row) for row in rows if row["row"].removesuffix(TWICE) in points))
     else:
         made = (row for seed in map(int, SEEDS.value) for point in points for row in run(point, seed))
     for row in made:
@@ -71,8 +73,9 @@ def run(point: str, seed: int) -> Iterator[dict]:
     tables.step("train", f"--workdir={first}", f"--config={config}{frontier.FLOAT}", f"--config.seed={seed}")
     workdir, row = seeded(RUNS / point, seed), Row(point, point, config, engines=dict.fromkeys(SPLITS, ENGINES))
     found = tables.run(row, workdir, f"--config.seed={seed}", f"--config.start_from={first}")
-    TABLE.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(kept(point, seed), (ROOT / workdir / "model.atl").read_bytes())
+    if len(model := (ROOT / workdir / "model.atl").read_bytes()) <= KEPT_BYTES:
+        TABLE.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(TABLE.folder / packed(point, seed), model)
     settings = frontier.POINTS[point]
     found |= dict(
         seed=seed,
@@ -102,17 +105,22 @@ def mirrored(workdir: Path, point: str) -> dict:
     return dict(row=f"{point}{TWICE}", **scores, **in_c(point, file, out / "c"))
 
 
-def kept(point: str, seed: int) -> Path:
-    """The model of a point and a seed beside the figures."""
-    return TABLE.folder / f"{seeded(Path(point), seed).name}.atl"
+def packed(point: str, seed: int) -> str:
+    """The name of the model of a point and a seed beside the figures."""
+    return f"{seeded(Path(point), seed).name}.atl"
 
 
-def recount(row: dict) -> dict:
-    """A row with the figures of the C that its kept model has now."""
+def recount(row: dict) -> dict | None:
+    """A row with the figures of the C that its model has now; None, and a line, where no model was kept."""
     from atalaia import mirror
 
     point = row["row"].removesuffix(TWICE)
-    with tables.unpacked(kept(point, row["seed"])) as folder:
+    places = TABLE.folder / packed(point, row["seed"]), ROOT / seeded(RUNS / point, row["seed"]) / "model.atl"
+    model = next((place for place in places if place.is_file()), None)
+    if model is None:
+        print(f"left out: {row['row']} of seed {row['seed']} has no model here; {row['command']} trains it", flush=True)
+        return None
+    with tables.unpacked(model) as folder:
         file = folder / "model.tflite"
         if row["row"].endswith(TWICE):
             file.write_bytes(mirror.mirrored(file.read_bytes()))

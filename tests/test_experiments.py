@@ -630,6 +630,15 @@ class FrontierTest(absltest.TestCase):
             frontier.draw(rows, Path(folder) / "a.png")
             self.assertGreater((Path(folder) / "a.png").stat().st_size, 10_000)
 
+    def test_a_row_without_a_model_is_not_counted_again(self):
+        told = self.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        self.assertIsNone(frontier.recount(dict(row="tiny_mirrored", seed=77, command="python a.py")))
+        self.assertIn("tiny_mirrored of seed 77 has no model here; python a.py trains it", told.getvalue())
+
+    def test_kept_models_are_small(self):
+        for path in frontier.TABLE.folder.glob("*.atl"):
+            self.assertLessEqual(path.stat().st_size, frontier.KEPT_BYTES)
+
 
 class RecipesTest(absltest.TestCase):
     def test_teacher_and_students_train_on_the_same_images(self):
