@@ -234,6 +234,8 @@ def linear():
         yield f"BATCH_MATMUL {a} {b}", net.file(net.op("BATCH_MATMUL", given, net.tensor(out, 0.05, 2), **turned))
     for batch, dilation in itertools.product((1, 3), (1, 2)):
         yield f"batch {batch} {dilation}", _batch(batch, dilation)
+    for activation in (0, 1):
+        yield f"still channels {activation}", still(activation)
 
 
 def _batch(batch, dilation):
@@ -252,6 +254,23 @@ def _batch(batch, dilation):
     x = net.op("AVERAGE_POOL_2D", [x], net.tensor((batch, 3, 4, 10), 0.02, 14), **options)
     given = [x, _weights(net, (6, 10), 0.01), net.tensor((6,), 0.0002, 0, RANDOM.integers(-99, 99, 6), "INT32")]
     return net.file(net.op("FULLY_CONNECTED", given, net.tensor((batch * 12, 6), 0.02, 4)))
+
+
+STILL = (False, True, False, True, True, False)  # the output channels of `still` that have one value for every input
+
+
+def still(activation=0):
+    """Convolutions with channels of scales so small, or biases so large, that inputs change nothing, or little."""
+    scales = np.array([0.004, 1e-10, 2e-5, 0.1, 0.1, 0.003])
+    net = Net()
+    x = net.given((1, 5, 6, 6), 0.03, -7)
+    for kind, shape, axis in (("CONV_2D", (6, 3, 3, 6), 0), ("DEPTHWISE_CONV_2D", (1, 3, 3, 6), 3)):
+        biases = np.array([50, 2**30, 9, 2_000_000, -2_000_000, -70])
+        bias = net.tensor((6,), scales * net.grid(x)[0], 0, biases, "INT32")
+        options = dict(strideH=1, strideW=1, padding=0, dilationHFactor=1, dilationWFactor=1)
+        options |= dict(fusedActivationFunction=activation) | (dict(depthMultiplier=1) if axis else {})
+        x = net.op(kind, [x, _weights(net, shape, scales, axis), bias], net.tensor((1, 5, 6, 6), 0.05, 4), **options)
+    return net.file(x)
 
 
 def wide():

@@ -14,7 +14,7 @@ import random_networks
 import test_boards
 from absl.testing import absltest, parameterized
 from flat_models import Net, longest, wrong
-from operator_models import GROUPS
+from operator_models import GROUPS, STILL, still
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "experiments"))
@@ -92,6 +92,16 @@ class OperatorsTest(parameterized.TestCase):
         wrong_table = np.zeros(256, np.uint8)
         with mock.patch.object(lowering.borders, "_through_float", return_value=wrong_table):
             self.assertEqual(list(wrong(files)), ["inside"])
+
+
+class StillTest(absltest.TestCase):
+    def test_channels_of_one_value_lose_their_weights(self):
+        """And their scales, of which the smallest would keep the layer from the fast arithmetic of MAC16."""
+        for step in lowering.lower(tflite.read(still())).steps:
+            if "kernel" in step.values:
+                empty = ~step.values["kernel"].reshape(6, -1).any(1)
+                self.assertEqual(tuple(empty.tolist()), STILL)
+                self.assertGreaterEqual(step.values["shift"].min(), -22)
 
 
 class RandomTest(absltest.TestCase):

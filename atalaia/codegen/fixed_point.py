@@ -19,6 +19,11 @@ def quantize_multiplier(real: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.where(tiny, 0, mantissa).astype(np.int32), np.where(tiny, 0, np.minimum(shift, 127)).astype(np.int8)
 
 
+def rescaled(x: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """TFLite's MultiplyByQuantizedMultiplier of int32 values, int64, by shifts that are not to the left."""
+    return _divide(_high(x.astype(np.int64), multiplier.astype(np.int64)), -shift.astype(np.int64))
+
+
 def sum_of_uint8(v: dict[str, int], subtract: bool) -> np.ndarray:
     """TFLite's ADD or SUB of every uint8 a (rows) and b (columns): uint8 `[256, 256]`; `v` as graph.py has it."""
     x = np.arange(256, dtype=np.int64)

@@ -6,7 +6,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from atalaia import tflite
-from atalaia.codegen.fixed_point import quantize_multiplier
+from atalaia.codegen.fixed_point import quantize_multiplier, rescaled
 from atalaia.codegen.graph import LARGEST, OFFSET, Walk
 from atalaia.errors import UserError
 
@@ -169,9 +169,31 @@ def _linear(walk, kind, place, op, kernel, values):
     values = values | dict(out_c=out_c, in_zero=in_zero, out_zero=out_zero, out_low=low, out_high=high)
     values |= dict(kernel=kernel, bias=folded.astype(np.int32), multiplier=multiplier, shift=shift)
     values |= dict(low=lows, high=highs)
+    values |= _without_still(values)
     taps = walk.tensors[op.inputs[1]].data.size  # without the zeros of dilation and of other groups
     macs = values["out_h"] * values["out_w"] * taps * values.get("batch", 1)
     walk.step(kind, op.kind, place, (walk.root(given),), out, values, macs=macs)
+
+
+def _without_still(v):
+    """The weights and scales of a step whose channels that give one value for every input have no weights.
+
+    Trained networks have such channels: of BatchNorm, or of pruning. Their scales are often so small that TFLite's
+    arithmetic has to be followed bit by bit, which costs the whole layer time.
+    """
+    rows = v["kernel"].reshape(v["out_c"], -1).astype(np.int64)
+    least, most = (v["bias"] + 255 * part.sum(1) for part in (np.minimum(rows, 0), np.maximum(rows, 0)))
+    right = (v["shift"] <= 0) & (least >= -(2**31)) & (most < 2**31)
+    shift = np.where(right, v["shift"], 0)
+    low, high = (
+        np.clip(rescaled(x, v["multiplier"], shift) + v["out_zero"], v["out_low"], v["out_high"]) for x in (least, most)
+    )
+    still = right & (low == high)
+    kernel = v["kernel"].copy()
+    kernel[still] = 0
+    bias = np.where(still, 4 * (low - v["out_zero"]), v["bias"]).astype(np.int32)  # a quarter of it is exact
+    multiplier = np.where(still, 1 << 30, v["multiplier"]).astype(np.int32)
+    return dict(kernel=kernel, bias=bias, multiplier=multiplier, shift=np.where(still, -1, v["shift"]).astype(np.int8))
 
 
 def scaled(
