@@ -573,7 +573,7 @@ class FixedPointTest(absltest.TestCase):
             if (line := grid.lines(step)) is None:
                 continue
             found, turned = found + 1, turned + int(line[0, 4] > 0)
-            sums = np.arange(*(int(bound[0]) for bound in grid.sum_bounds(step)))
+            sums = np.arange(*(int(bound[0]) for bound in grid.sum_bounds(step.values)))
             np.testing.assert_array_equal(on_line(sums, line[0]), of_tflite(sums, values))
         self.assertGreater(found, 20)
         self.assertBetween(turned, 5, found - 5)

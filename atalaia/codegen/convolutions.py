@@ -25,7 +25,7 @@ def kernels(step: Step) -> Iterator[Call]:
 
 def _conv(step) -> Iterator[Call]:
     yield dense(step)
-    least, most = sum_bounds(step)
+    least, most = sum_bounds(step.values)
     if step.values["out_w"] >= 4 and least.min() >= -SMALL and most.max() < SMALL:
         yield _woven(step)
     kernel = step.values["kernel"]

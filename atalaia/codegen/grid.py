@@ -18,15 +18,19 @@ WORDS = 5  # of a channel
 ONE = 1 << 24  # a value
 
 
-def sum_bounds(step: Step) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest sum of each output channel, int64, whatever the input; without the bias."""
-    kernel = step.values["kernel"].reshape(step.values["out_c"], -1).astype(np.int64)
+def sum_bounds(values: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest sum of each output channel, int64, whatever the input; without the bias.
+
+    Args:
+      values: of a step with weights.
+    """
+    kernel = values["kernel"].reshape(values["out_c"], -1).astype(np.int64)
     return 255 * np.minimum(kernel, 0).sum(1), 255 * np.maximum(kernel, 0).sum(1)
 
 
 def small_sums(step: Step) -> bool:
     """Whether every sum lies within 2^20 whatever the input, and is divided: conv.c then rescales it in fewer steps."""
-    low, high = (bound + step.values["bias"] for bound in sum_bounds(step))
+    low, high = (bound + step.values["bias"] for bound in sum_bounds(step.values))
     return bool(np.all(low >= -SMALL) and np.all(high < SMALL) and np.all(step.values["shift"] < 0))
 
 
@@ -56,7 +60,7 @@ def lines(step: Step) -> np.ndarray | None:
     v = step.values
     low, high = bounds(step)
     multiplier, shift = v["multiplier"].astype(np.int64), v["shift"].astype(int)
-    least, most = (bound + v["bias"] for bound in sum_bounds(step))
+    least, most = (bound + v["bias"] for bound in sum_bounds(step.values))
     if np.any(multiplier <= 0) or np.any(shift > 0) or np.any(most - least >= 1 << 31):
         return None
     rows = [

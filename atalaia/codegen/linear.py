@@ -8,6 +8,7 @@ from ai_edge_litert import schema_py_generated as schema
 from atalaia import tflite
 from atalaia.codegen.fixed_point import quantize_multiplier, rescaled
 from atalaia.codegen.graph import LARGEST, OFFSET, Walk
+from atalaia.codegen.grid import sum_bounds
 from atalaia.errors import UserError
 
 
@@ -181,8 +182,7 @@ def _without_still(v):
     Trained networks have such channels: of BatchNorm, or of pruning. Their scales are often so small that TFLite's
     arithmetic has to be followed bit by bit, which costs the whole layer time.
     """
-    rows = v["kernel"].reshape(v["out_c"], -1).astype(np.int64)
-    least, most = (v["bias"] + 255 * part.sum(1) for part in (np.minimum(rows, 0), np.maximum(rows, 0)))
+    least, most = (bound + v["bias"] for bound in sum_bounds(v))
     right = (v["shift"] <= 0) & (least >= -(2**31)) & (most < 2**31)
     shift = np.where(right, v["shift"], 0)
     low, high = (
