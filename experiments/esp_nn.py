@@ -63,19 +63,21 @@ def measure(name: str, repository: Path) -> list[dict]:
         rows = []
         for board in BOARDS:
             print(f"{name} on {board}: counting instructions", flush=True)
-            ran = dict(esp_nn=theirs, default=ours, fastest=own if board == boards.ESP32ISA else fastest)
-            rows.append(dict(name=name, board=board) | {key: boards.run(path, board) for key, path in ran.items()})
+            row = dict(name=name, board=board, esp_nn=boards.run(theirs, board), default=boards.run(ours, board))
             if board == boards.ESP32ISA:
-                rows[-1]["milliseconds"] = _milliseconds(own)
+                row["fastest"], row["milliseconds"] = _counted(own, board)
+            else:
+                row["fastest"] = boards.run(fastest, board)
+            rows.append(row)
         return rows
 
 
-def _milliseconds(folder):
-    """What the fast C for an ESP32 is estimated to take there, the least and the most."""
+def _counted(folder, board):
+    """What C does in a board's emulator, and its estimated milliseconds on an ESP32, the least and the most."""
     from atalaia.codegen import __main__ as codegen
 
-    codegen.count(folder)
-    return json.loads((folder / "report.json").read_text())["estimated"]["esp32"]["milliseconds"]
+    found = codegen.count(folder)[board]
+    return found, json.loads((folder / "report.json").read_text())["estimated"]["esp32"]["milliseconds"]
 
 
 def _generate(content, out, **choices):
@@ -162,14 +164,8 @@ def _call(model, step, name, given, out) -> tuple[str, dict[str, np.ndarray]]:
     from atalaia.errors import UserError
 
     v: dict[str, Any] = step.values
-    if step.kind in ("conv", "depthwise"):
-        sums = v["kernel"].astype(np.int64).reshape(v["out_c"], -1).sum(1)
-        arrays = dict(
-            bias=(v["bias"] + v["in_zero"] * sums).astype(np.int32),
-            shift=v["shift"].astype(np.int32),
-            mult=v["multiplier"].astype(np.int32),
-        )
-        return _linear(step, v, name, given[0], out, arrays)
+    if step.kind in ("conv", "depthwise") and _plain(model, step):
+        return _linear(model, step, name, given[0], out)
     window = (
         [f"{v[k]}" for k in ("stride_w", "stride_h", "kernel_w", "kernel_h", "pad_left", "pad_top")]
         if "stride_w" in v
@@ -192,20 +188,27 @@ def _call(model, step, name, given, out) -> tuple[str, dict[str, np.ndarray]]:
     raise UserError(f"no call of ESP-NN is written here for {step.op} (operator {step.place})")
 
 
-def _linear(step, v, name, given, out, arrays):
+def _plain(model, step):
+    """Whether ESP-NN's convolution, or matrix product of one row, takes a step: no dilation, and a bias."""
+    operator, v = model.operators[step.place], step.values
+    spread = [getattr(operator.options, f"dilation{axis}Factor", 1) for axis in "HW"]
+    one = step.op != "FULLY_CONNECTED" or v["in_w"] == 1
+    return one and spread == [1, 1] and len(operator.inputs) == 3 and v["low"] is None and v.get("batch", 1) == 1
+
+
+def _linear(model, step, name, given, out):
     """A convolution, of whole channels or depthwise, or a matrix product."""
     from atalaia.codegen.graph import OFFSET
 
+    v, arrays = step.values, _constants(model, step)
     zeros = [OFFSET - v["in_zero"], v["out_zero"] - OFFSET]
-    kernel = v["kernel"]  # OHWI; of a depthwise convolution O1HW
     if step.op == "FULLY_CONNECTED":
-        arrays["weights"] = kernel
         sizes = [given, zeros[0], v["in_c"], f"{name}_weights", 0, f"{name}_bias", out, v["out_c"], zeros[1]]
-        scales = [f"{name}_shift[0]", f"{name}_mult[0]"]
-        return _c("esp_nn_fully_connected_s8", *sizes, *scales, *_bounds(v)), arrays
+        one = arrays["mult"].size == 1
+        scales = [f"{name}_shift{'[0]' * one}", f"{name}_mult{'[0]' * one}"]
+        kind = "esp_nn_fully_connected_s8" if one else "esp_nn_fully_connected_per_ch_s8"
+        return _c(kind, *sizes, *scales, *_bounds(v)), arrays
     deep = step.op == "DEPTHWISE_CONV_2D"
-    taps = kernel.reshape(v["out_c"], v["kernel_h"], v["kernel_w"]).transpose(1, 2, 0) if deep else kernel
-    arrays["weights"] = np.ascontiguousarray(taps)
     pairs = [f"{{{v[k + w]}, {v[k + h]}}}" for k, w, h in (("stride_", "w", "h"), ("pad_", "left", "top"))]
     more = [v["out_c"] // v["in_c"]] if deep else []
     low, high = _bounds(v)
@@ -222,6 +225,16 @@ def _linear(step, v, name, given, out, arrays):
     last = f"&({kind[0]}){{{values}}}", f"&(quant_data_t){{(int32_t *){name}_shift, (int32_t *){name}_mult}}"
     data = [shapes[0], given, shapes[1], f"{name}_weights", f"{name}_bias", shapes[2], out]
     return _c(kind[1], *data, *last), arrays
+
+
+def _constants(model, step):
+    """The weights, the bias and the scales of a convolution or matrix product, as the file has them."""
+    from atalaia.codegen.fixed_point import quantize_multiplier
+
+    operator = model.operators[step.place]
+    given, weights, bias, out = (model.tensors[i] for i in (*operator.inputs, *operator.outputs))
+    multiplier, shift = quantize_multiplier(given.scale * weights.scale.astype(np.float64) / out.scale)
+    return dict(weights=weights.data, bias=bias.data, shift=shift.astype(np.int32), mult=multiplier)
 
 
 def softmax_scale(beta: float, scale: float) -> tuple[int, int, int]:

@@ -54,7 +54,7 @@ class EspNNTest(absltest.TestCase):
         linear = [op for op in model.operators if op.kind in ("CONV_2D", "FULLY_CONNECTED")]
         convolutions = [op for op in linear if op.kind == "CONV_2D"]
         self.assertEqual(text.count("  esp_nn_conv_s8("), len(convolutions))
-        self.assertEqual(text.count("  esp_nn_fully_connected_s8("), len(linear) - len(convolutions))
+        self.assertEqual(text.count("  esp_nn_fully_connected_per_ch_s8("), len(linear) - len(convolutions))
         for name, place in (("weights", 1), ("bias", 2)):
             found = re.findall(rf"_{name}\[\] = {{(.*)}};", text)
             self.assertLen(found, len(linear))
