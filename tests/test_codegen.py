@@ -493,6 +493,24 @@ class PackTest(parameterized.TestCase):
         preferred = kernels.choose(lowered)
         self.assertEqual(figures(kernels.choose(lowered, flash=figures(preferred)[0])), figures(preferred))
 
+    def test_balance_is_that_of_the_whole_network(self):
+        """Against every combination: a small layer that takes most of the time spends bytes, a large one saves them."""
+
+        def product(calls):
+            time = sum(sum(c.instructions[b] for c in calls) / whole[b] for b in BOARDS)
+            return time * sum(c.weight_bytes for c in calls)
+
+        shapes = (((4, 3, 3, 4), (32, 32)), ((32, 3, 3, 32), (4, 4)), ((64, 1, 1, 64), (2, 2)))
+        parts = [convolution(random_kernel(-90, 90, 0.5, shape), size) for shape, size in shapes]
+        parts = [lowering.lower(tflite.read(part)) for part in parts]
+        lowered = parts[0]._replace(steps=[step for part in parts for step in part.steps])
+        every = [kernels.candidates(step) for step in lowered.steps]
+        whole = {b: sum(calls[0].instructions[b] for calls in every) for b in BOARDS}
+        each = [kernels.choose(lowered._replace(steps=[step]))[0] for step in lowered.steps]
+        found = product(kernels.choose(lowered))
+        self.assertAlmostEqual(found, min(map(product, itertools.product(*every))))
+        self.assertLess(found, 0.95 * product(each))
+
     @parameterized.parameters((0.0, "conv_dense_2"), (0.8, "conv_triplets_8_16"), (0.98, "conv_pairs_8_16"))
     def test_zeros_are_left_out_where_that_pays(self, zeros, kernel):
         lowered = lowering.lower(tflite.read(convolution(random_kernel(-90, 90, zeros, (16, 3, 3, 16)), (16, 16))))

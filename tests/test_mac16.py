@@ -118,7 +118,7 @@ class Mac16Test(parameterized.TestCase):
         test_boards.require(self, boards.ESP32ISA)
         net = flat_models.Net()
         x = convolution(net, net.given((1, 12, 12, 3), 0.05, 3), 16, 5)
-        x = convolution(net, x, 16, 3, most=8, zeros=0.6)
+        x = convolution(net, x, 16, 3, most=8, zeros=0.75)
         x = convolution(net, convolution(net, x, 16, 1, most=4), 4, 3, scale=1e-4)
         content = net.file(x)
         with tempfile.TemporaryDirectory() as folder:

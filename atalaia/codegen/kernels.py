@@ -1,5 +1,6 @@
 """The kernel of each step, chosen by instructions and bytes of flash."""
 
+import math
 from typing import Any
 
 from atalaia.codegen import convolutions, mac16, memory, plain
@@ -18,7 +19,8 @@ def choose(
       graph: what to run.
       sparse: "auto", "always" (wherever there is a sparse kernel) or "never".
       prefer: of the kernels of a step, "speed" takes that of fewest instructions, "size" that of fewest bytes of
-        constants, "balanced" the smallest product of both: a percent of one is worth a percent of the other.
+        constants; "balanced" takes kernels of a small product of the network's instructions and bytes: a percent of
+        one is worth a percent of the other.
       flash: bytes that all constants together should fit. Where the preferred kernels exceed them, the fastest that fit
         are taken, and where none fit, the smallest.
       target: of TARGETS: what C runs fast on; esp32 may take kernels for its own instructions.
@@ -26,9 +28,10 @@ def choose(
     same = firsts(graph.steps)
     places = sorted(set(same))
     choices = [_allowed(candidates(graph.steps[at], target), sparse) for at in places]
-    chosen = [_best(calls, prefer, TARGETS[target]) for calls in choices]
+    boards = TARGETS[target]
+    chosen = _balanced(choices, boards) if prefer == "balanced" else _each(choices, prefer, boards)
     if flash is not None and sum(call.weight_bytes for call in chosen) > flash:
-        chosen = _fastest_within(choices, flash, TARGETS[target])
+        chosen = _fastest_within(choices, flash, boards)
     by_place = dict(zip(places, chosen, strict=True))
     return [_again(by_place[first], step) for first, step in zip(same, graph.steps, strict=True)]
 
@@ -54,27 +57,55 @@ def _allowed(calls, sparse):
     return [c for c in calls if any(name in c.files for name in SPARSE) == (sparse == "always")] or calls
 
 
-def _best(calls, prefer, boards):
-    """One of a step's calls; instructions count as their mean over the boards, each relative to the first call's."""
-    first = calls[0].instructions
+def _each(choices, least, boards):
+    """Of each step the call that by itself has the least instructions, bytes, or product of both."""
+    found = []
+    for calls in choices:
+        time = _times([calls], boards)
+        keys = dict(
+            speed=lambda call, time=time: (time(call), call.weight_bytes),
+            size=lambda call, time=time: (call.weight_bytes, time(call)),
+            product=lambda call, time=time: (time(call) * call.weight_bytes, time(call)),
+        )
+        found.append(min(calls, key=keys[least]))
+    return found
 
-    def rank(call):
-        time, size = sum(call.instructions[b] / first[b] for b in boards), call.weight_bytes
-        return dict(speed=(time, size), size=(size, time), balanced=(time * size, time))[prefer]
 
-    return min(calls, key=rank)
+def _balanced(choices, boards):
+    """Of each step one call, together of a product of instructions and bytes that no change of each by itself lowers.
+
+    Each step takes the call that adds least to the network's share of both, until the product stays. It cannot grow:
+    its logarithm is concave in both, and so lies below its tangent, which the shares are.
+    """
+    time, found = _times(choices, boards), []
+
+    def sums(calls):
+        return sum(map(time, calls)), max(1, sum(call.weight_bytes for call in calls))
+
+    for start in ("size", "speed", "product"):
+        calls, least = _each(choices, start, boards), math.inf
+        while math.prod(now := sums(calls)) < least:
+            least, kept = math.prod(now), calls
+            calls = [
+                min(step, key=lambda call: (time(call) / now[0] + call.weight_bytes / now[1], time(call)))
+                for step in choices
+            ]
+        found.append((least, kept))
+    return min(found, key=lambda end: end[0])[1]
+
+
+def _times(choices, boards):
+    """Of a call, its instructions: their sum over the boards, each relative to those of every step's first call."""
+    whole = {b: sum(calls[0].instructions[b] for calls in choices) for b in boards}
+    return lambda call: sum(call.instructions[b] / whole[b] for b in boards)
 
 
 def _fastest_within(choices, flash, boards):
-    """Of each step one call, together of the fewest instructions within `flash` bytes: a knapsack, solved exactly.
-
-    Instructions count as their mean over the boards, each relative to those of every step's first call.
-    """
-    whole = {b: sum(calls[0].instructions[b] for calls in choices) for b in boards}
-    front = [(0, 0.0, ())]  # bytes, instructions, calls: from the smallest to the fastest
+    """Of each step one call, together of the fewest instructions within `flash` bytes: a knapsack, solved exactly."""
+    time, front = _times(choices, boards), [(0, 0.0, ())]  # bytes, instructions, calls: from smallest to fastest
     for calls in choices:
-        costs = [(c.weight_bytes, sum(c.instructions[b] / whole[b] for b in boards), c) for c in calls]
-        sums = [(size + b, time + t, (*picked, call)) for size, time, picked in front for b, t, call in costs]
+        costs = [(call.weight_bytes, time(call), call) for call in calls]
+        sums = [(size + b, so_far + t, (*picked, call)) for size, so_far, picked in front for b, t, call in costs]
         sums.sort(key=lambda point: point[:2])
         front = sums[:1]
         for point in sums:
