@@ -180,7 +180,7 @@ def compile_c(run: Run | Exported | str | Path, out: str | Path | None = None, *
       run: a run that was exported or its folder, or any int8 .tflite file.
       out: the folder to write, whose name is the model's; by default c/NAME in the run folder.
       options: as codegen.generate takes them: samples, sparse, prefer, flash, ram, task, borders,
-        target.
+        target, cores.
 
     Raises:
       UserError: the file is damaged or not supported, or does not fit.

@@ -19,13 +19,13 @@ from ml_collections import ConfigDict
 from atalaia import config as configs
 from atalaia import ledger, markup, metrics, own, pictures, report, tflite
 from atalaia.codegen import __main__ as codegen
-from atalaia.codegen import lowering, packing
+from atalaia.codegen import estimates, lowering, packing
 from atalaia.errors import UserError
 from atalaia.files import write_whole
 
 STYLE = Path(__file__).with_name("page.css")
 KIB, MIB = 2**10, 2**20
-CHIP = "esp32"  # of codegen.CHIPS
+CHIP = "esp32"  # of estimates.CHIPS
 FLASH_BYTES, RAM_BYTES, DATA_BYTES = 4 * MIB, 520 * KIB, 320 * KIB  # an ESP32's; data: about what programs can use
 NO_CURVES = ("step", "stage", "epoch", "images_per_s", "val_score")  # the score is one of the others
 FILES = {
@@ -99,7 +99,7 @@ def code_report(tflite_bytes: bytes) -> dict:
     """
     found = codegen.report(tflite_bytes)
     model = tflite.read(tflite_bytes)
-    board = codegen.CHIPS[CHIP].board
+    board = estimates.CHIPS[CHIP].board
     for layer, step in zip(found["layers"], lowering.lower(model).steps, strict=True):
         part = layer["instructions"][board] / found["estimated_instructions"][board]
         layer |= dict(

@@ -298,12 +298,15 @@ def table(rows: list[dict]) -> str:
 def measured(rows: list[dict]) -> str:
     """What others measured on a board for TFLite Micro with ESP-NN, beside the instructions of ESP-NN's kernels."""
     from atalaia import fetch
-    from atalaia.codegen import __main__ as codegen
+    from atalaia.codegen import estimates
 
-    chip, files = codegen.CHIPS["esp32"], {"MLPerf Tiny ResNet-8": "mlperf_resnet8", "person detection": "tflm_person"}
+    chip, files = (
+        estimates.CHIPS["esp32"],
+        {"MLPerf Tiny ResNet-8": "mlperf_resnet8", "person detection": "tflm_person"},
+    )
     on_esp32 = {row["name"]: row for row in rows if row["board"] == "esp32isa"}
     counted = {name: row["esp_nn"]["instructions"] for name, row in on_esp32.items()}
-    lines = [p for p in codegen.PUBLISHED if p["engine"] == "TFLM with ESP-NN" and files[p["model"]] in counted]
+    lines = [p for p in estimates.PUBLISHED if p["engine"] == "TFLM with ESP-NN" and files[p["model"]] in counted]
     columns = {
         "network": lambda p: fetch.manifest()[files[p["model"]]].what,
         "ms on an ESP32, measured": lambda p: f"{p['milliseconds']} ({p['source']})",

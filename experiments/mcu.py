@@ -146,7 +146,7 @@ def _on_host(folder, images, classes):
 
 def table(rows: list[dict]) -> str:
     """The rows in Markdown, and how instructions became milliseconds."""
-    from atalaia.codegen import __main__ as codegen
+    from atalaia.codegen import estimates
     from atalaia.codegen.boards import EMULATORS
 
     def both(cell):
@@ -175,9 +175,9 @@ def table(rows: list[dict]) -> str:
         "constants, bytes, rv32 / lx106": both(lambda row, b: f"{row['boards'][b]['weight_bytes']:,}"),
         "arena, bytes (of TFLM's)": arena,
         "equal to TFLM: host / rv32 / lx106": equal,
-        "ESP32 / C3, ms, *estimated*": lambda row: " / ".join(_milliseconds(row, chip) for chip in codegen.CHIPS),
+        "ESP32 / C3, ms, *estimated*": lambda row: " / ".join(_milliseconds(row, chip) for chip in estimates.CHIPS),
     }
-    published = [f"{p['model']}, {p['engine']}, {p['milliseconds']} ms ({p['source']})" for p in codegen.PUBLISHED]
+    published = [f"{p['model']}, {p['engine']}, {p['milliseconds']} ms ({p['source']})" for p in estimates.PUBLISHED]
     return f"{grid(columns, rows)}\nPublished for a classic ESP32 at 240 MHz: {'; '.join(published)}.\n"
 
 

@@ -193,13 +193,13 @@ def table(rows: list[dict]) -> str:
 
 def _by(prefer, rows, title):
     """The table of one preference."""
-    from atalaia.codegen import __main__ as codegen
+    from atalaia.codegen import estimates
 
     def both(cell):
         return lambda row: " / ".join(cell(found) for found in row[prefer]["boards"].values())
 
     def milliseconds(row):
-        times = (row[prefer]["report"]["estimated"][chip]["milliseconds"] for chip in codegen.CHIPS)
+        times = (row[prefer]["report"]["estimated"][chip]["milliseconds"] for chip in estimates.CHIPS)
         return " / ".join(" to ".join(f"{ms:.{int(ms < 10)}f}" for ms in both) for both in times)
 
     def arena(row):
@@ -221,7 +221,7 @@ def _by(prefer, rows, title):
         "MACs": lambda row: f"{row[prefer]['report']['macs']:,}",
         f"instructions, millions, {names}": both(lambda found: f"{found['instructions'] / 1e6:.1f}"),
         f"instructions a MAC, {names}": both(lambda found: f"{found['instructions_per_mac']:.2f}"),
-        f"{' / '.join(codegen.CHIPS)}, ms, *estimated*": milliseconds,
+        f"{' / '.join(estimates.CHIPS)}, ms, *estimated*": milliseconds,
         f"equal to TFLM: host / {names}": equal,
     }
     return grid(columns, rows)

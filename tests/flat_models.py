@@ -224,7 +224,7 @@ def wrong_on(board: str, files: dict[str, bytes], samples: int = 4, choose: Call
 
 def _together(files, samples, planned, choose):
     """C of all files, a row of each for `models`, all inputs, outputs by name, and the largest arena."""
-    sources, rows, given, wanted, calls, arena = [], [], [], {}, [], 0
+    sources, rows, given, wanted, calls, arena, two = [], [], [], {}, [], 0, False
     for number, (name, content) in enumerate(files.items()):
         model = tflite.read(content)
         lowered = lowering.lower(model)
@@ -241,8 +241,9 @@ def _together(files, samples, planned, choose):
         rows.append(f"    {{m{number}_model_invoke, {counts}, {samples}, {plan.arena}}},")
         given.append(inputs.tobytes())
         calls += chosen
-        arena = max(arena, plan.arena)
-    source = "\n".join([emit.head("many", calls), *sources]).replace('#include "model.h"', "")
+        arena, two = max(arena, plan.arena), two or bool(plan.halves)
+    head = emit.head("many", calls, two).replace('#include "model.h"', emit.MEETING if two else "")
+    source = "\n".join([head, *sources])
     return source, rows, b"".join(given), wanted, arena
 
 

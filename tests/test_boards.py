@@ -134,14 +134,17 @@ class BoardsTest(parameterized.TestCase):
         for board, instructions in counted.items():
             self.assertBetween(predicted[board] / instructions, 0.7, 1.4)
 
-    def test_the_esp32_app_runs_on_a_stub_of_esp_idf(self):
-        """Its C alone: neither ESP-IDF nor a board is needed, and nothing is said about either."""
+    @parameterized.parameters(1, 2)
+    def test_the_esp32_app_runs_on_a_stub_of_esp_idf(self, cores):
+        """Its C alone, with a thread for a second core: neither ESP-IDF nor a board is needed, or said to be right."""
         require(self, "host")
-        model, main = generated() / "mini", ROOT / "mcu/boards/esp32/main/main.c"
-        sources = [main, ROOT / "mcu/boards/check.c", ROOT / "tests/data/esp_idf/stub.c", model / "model.c"]
-        folders = [f"-I{f}" for f in (ROOT / "tests/data/esp_idf", ROOT / "mcu/boards", model)]
-        flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-DCHECK_REPEATS=3", *folders]
+        main, stub = ROOT / "mcu/boards/esp32/main/main.c", ROOT / "tests/data/esp_idf"
         with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "mini"
+            codegen.generate(converted("mini"), model, samples=4, cores=cores)
+            sources = [main, ROOT / "mcu/boards/check.c", stub / "stub.c", model / "model.c"]
+            flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pthread", "-DCHECK_REPEATS=3"]
+            flags += [f"-I{f}" for f in (stub, ROOT / "mcu/boards", model)]
             subprocess.run(["gcc", *flags, *sources, "-o", f"{folder}/app"], check=True)
             text = subprocess.run([f"{folder}/app"], capture_output=True, text=True, check=True, timeout=60).stdout
         self.assertIn("PASS: 4 of 4 samples equal", text)

@@ -13,6 +13,7 @@ sys.path.append(str(ROOT / "experiments"))
 
 import flow  # noqa: E402
 import frontier  # noqa: E402
+import tables  # noqa: E402
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "mcu/README.md")]
 
@@ -71,6 +72,15 @@ class ReadmeTest(absltest.TestCase):
         for start in ("of equal", "made for an ESP32"):
             arena = f"{report['tflm']['arena_bytes']:,} of RAM (MLPerf Tiny's ResNet-8"
             self.assertIn(arena, self.line(f"| **Smaller**: {start}"))
+
+    def test_the_row_of_both_cores(self):
+        line = self.line("| **Faster**: by both cores")
+        rows = [row for row in flow.read("frontier") if row["row"] == "silva"]
+        accuracy = tables.percent(rows, lambda row: row["test"]["tflm"]["accuracy"]).split()[0]
+        self.assertIn(f" {accuracy} % on CIFAR-10", line)
+        for kind, words in (("both_cores", " %.0f to %.0f ms, estimated"), ("esp32", "one core %.0f to %.0f |")):
+            low, high = zip(*(row[kind]["estimated"]["esp32"]["milliseconds"] for row in rows), strict=True)
+            self.assertIn(words % (min(low), max(high)), line)
 
     def test_the_row_of_faces(self):
         rows = {row["row"]: row for row in flow.read("faces")}

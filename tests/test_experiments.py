@@ -601,7 +601,7 @@ class MirroredTest(absltest.TestCase):
 
 
 class FrontierTest(absltest.TestCase):
-    def test_a_line_a_point_and_both_kinds_of_c(self):
+    def test_a_line_a_point_and_each_kind_of_c(self):
         def row(seed, accuracy, size):
             made = dict(weight_bytes=size, arena_bytes=9, macs=7, estimated=dict(esp32=dict(milliseconds=[1.0, size])))
             scores = {
@@ -617,6 +617,7 @@ class FrontierTest(absltest.TestCase):
                 float_validation=0.5,
                 download_bytes=5,
                 esp32=made | dict(weight_bytes=size + 1, arena_bytes=11),
+                **({} if seed else dict(both_cores=made | dict(weight_bytes=size + 2, arena_bytes=12))),
             )
 
         rows = [row(0, 0.8, 1000), row(1, 0.9, 2000)]
@@ -624,7 +625,12 @@ class FrontierTest(absltest.TestCase):
             "| tiny | net | 3 | 85.00 (80.00 to 90.00) | 85.00 (80.00 to 90.00) | 50.00 (50.00 to 50.00) | 2,000 | 9 |"
         )
         self.assertIn(line, frontier.table(rows))
-        self.assertIn("| 7 | 1 to 2000 | 2,001 | 11 | 1 to 2000 | 5 | 2 |", frontier.table(rows))
+        self.assertIn("| 7 | 1 to 2000 | 5 | 2 |", frontier.table(rows))
+        own = frontier.for_an_esp32(rows)
+        self.assertIn(
+            "| tiny | 85.00 (80.00 to 90.00) | 2,001 | 11 | 1 to 2000 | 1,002 | 12 | 1 to 1000 |", own
+        )  # of the rows that have it
+        self.assertIn("| tiny | 90.00 | 2,001 | 11 | 1 to 2000 | - | - | - |", frontier.for_an_esp32(rows[1:]))
         self.assertEqual(frontier.TABLE.headline(rows), "85.00 % in 2,000 bytes")
         with tempfile.TemporaryDirectory() as folder:
             frontier.draw(rows, Path(folder) / "a.png")

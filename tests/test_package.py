@@ -291,7 +291,8 @@ class RefusalTest(parameterized.TestCase):
         packages.define_flags(found)
         for name in ("tflite", "out", "workdir", "task", "config"):
             flags.DEFINE_string(name, None, "", flag_values=found)
-        flags.DEFINE_integer("samples", 16, "", flag_values=found)
+        for name, value in (("samples", 16), ("cores", 1)):
+            flags.DEFINE_integer(name, value, "", flag_values=found)
         found(["command", *(f"--{name}={value}" for name, value in given.items())])
         return found
 
@@ -303,6 +304,7 @@ class RefusalTest(parameterized.TestCase):
         for given, text in (
             (dict(arena="given"), "--arena is for a package: give --package="),
             (dict(package="idf"), "--package needs --out=NAME"),
+            (dict(package="idf", out="cat", cores=2), "--cores=2 is not for a package, .* leave it out"),
         ):
             with self.assertRaisesRegex(UserError, text):
                 packages.asked(self.values(**given))

@@ -2,7 +2,7 @@
 
 python -m atalaia.codegen --tflite=FILE --out=mcu/models/NAME [--sparse=auto|always|never]
     [--prefer=balanced|speed|size] [--samples=16 --config=configs/cifar10.py] [--flash=BYTES --ram=BYTES] [--count]
-    [--task=classify|regress|detect] [--borders=file|int8] [--target=any|esp32]
+    [--task=classify|regress|detect] [--borders=file|int8] [--target=any|esp32] [--cores=1|2]
 python -m atalaia.codegen --tflite=FILE --package=idf|arduino|platformio|plain --out=NAME
     [--arena=static|given|psram] [--labels=FILE] [--package_version=1.0.0]
 python -m atalaia.codegen --tflite=FILE --explain
@@ -14,6 +14,7 @@ of the outputs what the task answers, and golden answers, which are Python's. Of
 which mcu/apps need. Steps whose maps are large run row by row where that costs nothing; --ram goes further for an arena
 that fits. --borders=int8 leaves out what the file converts from and to float32 at its borders.
 --target=esp32 may take kernels for the ESP32's own instructions, which run anywhere but are fast there alone.
+--cores=2 adds model_invoke_on(), which two cores call at once: each does half of a layer.
 --explain writes nothing: it lists a file's operators, what is not supported and why, and size and time of the rest.
 --package writes what a project takes in as it is: a component or a library with a C interface, and an example. In place
 of --tflite, --workdir=RUN takes the file of a run that was exported, its config, task and labels.
@@ -22,7 +23,7 @@ of --tflite, --workdir=RUN takes the file of a run that was exported, its config
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -30,38 +31,24 @@ from ml_collections import ConfigDict, config_flags
 
 from atalaia import cli, data, tflite
 from atalaia import config as configs
-from atalaia.codegen import answers, boards, camera, emit, explained, fitting, golden, interface, kernels, lowering
+from atalaia.codegen import (
+    answers,
+    boards,
+    camera,
+    emit,
+    estimates,
+    explained,
+    fitting,
+    golden,
+    interface,
+    kernels,
+    lowering,
+)
 from atalaia.codegen import borders as of_borders
+from atalaia.codegen import cores as of_cores
 from atalaia.codegen import package as packages
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
-
-
-class Chip(NamedTuple):
-    """A chip whose times are estimated from the instructions of a board; clock and cache are those of its data sheet.
-
-    cpi: cycles an instruction, smallest and largest, read off Espressif's published times; cache_bytes: of flash.
-    """
-
-    board: str
-    hertz: float
-    cpi: tuple[float, float]
-    cache_bytes: int
-
-
-CHIPS = {
-    "esp32": Chip(board="lx106", hertz=240e6, cpi=(1.06, 1.96), cache_bytes=32 << 10),
-    "esp32c3": Chip(board="rv32", hertz=160e6, cpi=(1.16, 1.41), cache_bytes=16 << 10),
-}
-# Assumed of flash by four lines at 80 MHz: a line of 32 bytes takes 64 clocks, and about 20 of command and address.
-FLASH_HERTZ, FLASH_CLOCKS_PER_BYTE = 80e6, (64 + 20) / 32
-# What others report for TFLite Micro on a classic ESP32 at 240 MHz, milliseconds an inference.
-PUBLISHED = (
-    dict(model="MLPerf Tiny ResNet-8", engine="TFLM with ESP-NN", milliseconds=724, source="mcufit-bench"),
-    dict(model="person detection", engine="TFLM with ESP-NN", milliseconds=474, source="mcufit-bench"),
-    dict(model="person detection", engine="TFLM with ESP-NN", milliseconds=380, source="Espressif"),
-    dict(model="person detection", engine="TFLM, reference kernels", milliseconds=4084, source="Espressif"),
-)
 
 
 def generate(
@@ -78,6 +65,7 @@ def generate(
     view: camera.View | None = None,
     borders: str | None = None,
     target: str = "any",
+    cores: int = 1,
 ) -> dict:
     """Writes the C of a model into folder `out` and returns what report.json holds.
 
@@ -92,13 +80,16 @@ def generate(
       fields: the task's part of a config, which detect needs.
       view: of task detect, the data's: it writes detector.h, for a camera's app.
       borders: of borders.BORDERS, as lowering.lower takes it; None: "int8" with a task, else "file".
+      cores: 1 or 2; of 2 each does half of a step, and model_invoke_on() is theirs.
 
     Raises:
       UserError: the file is damaged or not supported, the model does not fit, or its outputs have no such answer;
         nothing is written then.
     """
+    if cores not in (1, 2):
+        raise UserError(f"cores = {cores!r}: C is made for 1 or 2")
     borders = borders or ("int8" if task else "file")
-    model, lowered, planned = _compile(tflite_bytes, sparse, prefer, flash, borders, ram, target)
+    model, lowered, planned = _compile(tflite_bytes, sparse, prefer, flash, borders, ram, target, cores)
     calls, plan = planned.calls, planned.plan
     if task and any(i in lowered.dtypes for i in lowered.outputs):
         raise UserError(f"--task={task} needs int8 outputs: this file's are {', '.join(lowered.dtypes.values())}")
@@ -165,15 +156,18 @@ def explain(tflite_bytes: bytes, sparse: str = "auto", prefer: str = "balanced",
     return explained.text(model, rows, found.calls, _report(graph, found, target))
 
 
-def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None, target="any"):
+def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None, target="any", cores=1):
     """The file's tables, and of its graph the steps, their kernels, and where their maps lie."""
     model = tflite.read(tflite_bytes)
     lowered = lowering.lower(model, borders)
     limit = flash
-    for _ in range(3):  # the tables of strips, which are known after the kernels, have to fit too
+    for _ in range(3):  # tables of strips and structs of halves, which are known after the kernels, have to fit too
         calls = kernels.choose(lowered, sparse, prefer, limit, target)
         graph = lowered._replace(steps=[call.step for call in calls])
-        planned = fitting.plan(graph, calls, ram, kernels.TARGETS[target])
+        if cores == 2:
+            planned = of_cores.planned(graph, calls, target)
+        else:
+            planned = fitting.plan(graph, calls, ram, kernels.TARGETS[target])
         if limit is None or planned.weight_bytes <= flash:
             break
         limit -= planned.weight_bytes - flash
@@ -182,7 +176,10 @@ def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None, targ
 
 def _report(lowered, planned, target="any"):
     """Sizes and estimates, layer by layer; what a strip adds is part of its layers' instructions."""
-    plan, counted = planned.plan, counting(target)
+    plan, counted, slower = planned.plan, counting(target), None
+    if plan.halves:
+        found = of_cores.slower_core(planned)
+        slower = {board: round(found[board], 4) for board in counted}
     layers = [_layer(i, call, plan, counted) for i, call in enumerate(planned.calls)]
     rows = [
         dict(
@@ -209,8 +206,9 @@ def _report(lowered, planned, target="any"):
         macs=sum(layer["macs"] for layer in layers),
         estimated_instructions=instructions,
         counted_instructions=None,
-        estimated=_estimates(instructions, layers, target),
-        published=list(PUBLISHED),
+        slower_core=slower,
+        estimated=estimates.by_chip(instructions, layers, target, slower),
+        published=list(estimates.PUBLISHED),
         notes=lowered.notes,
         strips=rows,
         layers=layers,
@@ -220,6 +218,7 @@ def _report(lowered, planned, target="any"):
 def _layer(i, call, plan, counted):
     """A step in the report."""
     v = call.step.values
+    calls = [half.call for half in plan.halves.get(i, ())] or [call]
     return dict(
         step=i,
         op=call.step.op,
@@ -231,50 +230,8 @@ def _layer(i, call, plan, counted):
         rows=v.get("out_h", 1),
         strip=next((k for k, strip in enumerate(plan.strips) if strip.first <= i <= strip.last), None),
         live_bytes=plan.layers[i],
-        instructions={board: round(call.instructions[board]) for board in counted},
+        instructions={board: round(sum(c.instructions[board] for c in calls)) for board in counted},
     )
-
-
-def _estimates(instructions, layers, target):
-    """By chip; C that was made for the ESP32 alone is not estimated by what another Xtensa needs for it."""
-    boards = {chip: "esp32isa" if chip == target else found.board for chip, found in CHIPS.items()}
-    return {chip: estimate(chip, board, instructions[board], layers) for chip, board in boards.items()}
-
-
-def estimate(chip: str, board: str, instructions: float, layers: list[dict]) -> dict:
-    """Milliseconds on a chip, smallest and largest, and how they come about.
-
-    Args:
-      chip: of `CHIPS`; board: whose instructions are given; instructions: an inference's.
-      layers: of report.json, with weight_bytes, sweeps, rows and strip.
-    """
-    _, hertz, cpi, cache = CHIPS[chip]
-    per_byte = FLASH_CLOCKS_PER_BYTE * hertz / FLASH_HERTZ
-    once = sum(layer["weight_bytes"] for layer in layers)
-    again = sum(layer["weight_bytes"] * _passes(layer, layers, cache) for layer in layers)
-    cycles = [instructions * c + b * per_byte for c, b in zip(cpi, (once, again), strict=True)]
-    return dict(
-        milliseconds=[round(1e3 * c / hertz, 1) for c in cycles],
-        cpi=list(cpi),
-        hertz=hertz,
-        flash_bytes_read=[once, again],
-        flash_milliseconds=[round(1e3 * b * per_byte / hertz, 1) for b in (once, again)],
-        formula=(
-            f"(instructions on {board} * CPI {cpi[0]} to {cpi[1]} + bytes read from flash * {per_byte:.3g} cycles) / "
-            f"{hertz / 1e6:.0f} MHz; assumed: flash by four lines at {FLASH_HERTZ / 1e6:.0f} MHz, constants read once "
-            f"(smallest) or, in layers that exceed the cache of {cache >> 10} KiB, at every pass over them, and in "
-            "strips that exceed it, at every row (largest); "
-            "CPI holds some reads already, so that this is rather too much"
-        ),
-    )
-
-
-def _passes(layer, layers, cache):
-    """How often a layer's constants are read from flash."""
-    if layer["weight_bytes"] > cache:
-        return layer["sweeps"]
-    strip = [x["weight_bytes"] for x in layers if x["strip"] is not None and x["strip"] == layer["strip"]]
-    return layer["rows"] if sum(strip) > cache else 1
 
 
 def count(out: Path, samples: int | None = None) -> dict[str, dict]:
@@ -296,7 +253,8 @@ def count(out: Path, samples: int | None = None) -> dict[str, dict]:
     counted = {board: row["instructions"] for board, row in found.items()}
     report["counted_instructions"] = counted
     report["code_bytes"] = {board: row["code_bytes"] for board, row in found.items()}
-    report["estimated"] = _estimates(counted, report["layers"], report.get("target", "any"))
+    target, slower = report.get("target", "any"), report.get("slower_core")
+    report["estimated"] = estimates.by_chip(counted, report["layers"], target, slower)
     write_json(Path(out) / "report.json", report)
     return found
 
@@ -354,7 +312,7 @@ def main() -> None:
         view = camera.View(values.config.data.fit, tuple(dataset.names))
     options: dict[str, Any] = {
         name: values[name].value
-        for name in ("samples", "sparse", "prefer", "flash", "ram", "task", "borders", "target")
+        for name in ("samples", "sparse", "prefer", "flash", "ram", "task", "borders", "target", "cores")
     }
     fields = values.config.get(values.task or "") if values.config is not None else None
     if package:
@@ -382,6 +340,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "The folder to write, such as mcu/models/NAME.")
     flags.DEFINE_enum("sparse", "auto", ["auto", "always", "never"], "When zeros are left out.")
     flags.DEFINE_enum("target", "any", list(kernels.TARGETS), "What the C is to be fast on.")
+    flags.DEFINE_integer("cores", 1, "How many cores of the chip run it at once.", lower_bound=1, upper_bound=2)
     flags.DEFINE_enum("prefer", "balanced", ["balanced", "speed", "size"], "Of instructions and bytes of flash.")
     flags.DEFINE_enum("task", None, list(answers.TASKS), "Whose answer model_answer() makes of the outputs.")
     flags.DEFINE_enum("borders", None, list(of_borders.BORDERS), "Types at the borders: the file's, or int8.")

@@ -46,10 +46,14 @@ class Call(NamedTuple):
     @property
     def weight_bytes(self) -> int:
         """Bytes of all constants: arrays, and the struct of parameters."""
+        return sum(values.nbytes for _, values in self.arrays.values()) + self.struct_bytes
+
+    @property
+    def struct_bytes(self) -> int:
+        """Bytes of the struct of parameters alone."""
         kind = "pair" if "b_inner" in self.step.values else self.step.kind
         struct = STRUCT_BYTES.get(self.kernel, STRUCT_BYTES.get(kind, 0))
-        struct += plain.KERNELS[kind].struct if kind in plain.KERNELS else 0
-        return sum(values.nbytes for _, values in self.arrays.values()) + struct
+        return struct + (plain.KERNELS[kind].struct if kind in plain.KERNELS else 0)
 
     @property
     def constants(self) -> tuple:

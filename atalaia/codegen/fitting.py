@@ -23,9 +23,11 @@ class Planned(NamedTuple):
 
     @property
     def weight_bytes(self) -> int:
-        """Of all constants in flash, each once, the tables of strips included."""
-        calls = [self.calls[at] for at in set(firsts(self.calls))]
-        return sum(call.weight_bytes for call in calls) + sum(strip.table_bytes for strip in self.plan.strips)
+        """Of all constants in flash, each once, the tables of strips and the structs of halves included."""
+        places = set(firsts(self.calls))
+        lower = sum(half.call.struct_bytes for at, (_, half) in self.plan.halves.items() if at in places)
+        tables = sum(strip.table_bytes for strip in self.plan.strips)
+        return sum(self.calls[at].weight_bytes for at in places) + tables + lower
 
 
 def planned(network: Network, strips: Sequence[Strip]) -> Planned:

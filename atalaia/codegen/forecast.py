@@ -8,6 +8,7 @@ import numpy as np
 
 from atalaia import layers
 from atalaia.codegen import convolutions, kernels
+from atalaia.codegen.estimates import CHIPS, estimate
 from atalaia.codegen.graph import Graph, Step
 
 CHIP = "esp32"
@@ -38,8 +39,6 @@ def layer(
       integers: its kernel, bias, multiplier, shift and bounds, as graph.Step has them.
       prefer: the kernel that runs those, as kernels.choose takes it.
     """
-    from atalaia.codegen.__main__ import CHIPS  # there, what reads configs is imported, and a config may ask for this
-
     step = _step(layer, inputs[0], out, bits, integers)
     if step is None:
         return Cost(0, 0, 0.0)
@@ -52,8 +51,6 @@ def layer(
 
 def milliseconds(costs: list[Cost]) -> float:
     """Of an inference on the chip, the upper end of what `codegen` estimates."""
-    from atalaia.codegen.__main__ import CHIPS, estimate  # as in `layer`
-
     rows = [dict(weight_bytes=cost.bytes, sweeps=cost.sweeps, rows=1, strip=None) for cost in costs]
     return estimate(CHIP, CHIPS[CHIP].board, sum(cost.instructions for cost in costs), rows)["milliseconds"][1]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from atalaia.codegen.graph import GIVEN, TAKEN, Graph, Step
 
 if TYPE_CHECKING:
+    from atalaia.codegen.cores import Half
     from atalaia.codegen.strips import Strip
 
 ALIGN = 4
@@ -32,6 +34,7 @@ class Plan(NamedTuple):
     tensors: by number; windows: of each step's scratch bytes, None where it has none; arena: bytes.
     bound: bytes that live at once in the fullest step, below which no placement can be; layers: those bytes by step.
     strips: steps that run row by row together; the scratch bytes of each are the window of its first step.
+    halves: of C for two cores, what each does of a step, by its number; other steps are core 0's.
     """
 
     tensors: dict[int, int]
@@ -40,6 +43,7 @@ class Plan(NamedTuple):
     bound: int
     layers: list[int]
     strips: tuple[Strip, ...] = ()
+    halves: Mapping[int, tuple[Half, Half]] = MappingProxyType({})
 
 
 class Block(NamedTuple):
@@ -143,7 +147,9 @@ def in_place_is_safe(step: Step) -> bool:
 
 def _worth_in_place(step, graph):
     """A convolution that is safe to run in place, where that takes fewer bytes than an output of its own."""
-    if step.kind not in ("conv", "depthwise", "conv_mac16") or "batch" in step.values or not in_place_is_safe(step):
+    if step.kind not in ("conv", "depthwise", "conv_mac16") or {"batch", "halves"} & step.values.keys():
+        return False
+    if not in_place_is_safe(step):
         return False
     return scratch_bytes(step, True) - scratch_bytes(step, False) < graph.sizes[step.output]
 

@@ -80,6 +80,8 @@ def asked(values: Any) -> Package | None:
             if values[name].present:
                 raise UserError(f"--{name} is for a package: give --package={'|'.join(FOLDERS)} too")
         return None
+    if values.cores == 2:
+        raise UserError("--cores=2 is not for a package, whose invoke() runs on one core: leave it out")
     if not values.out:
         raise UserError("--package needs --out=NAME, the folder to write, whose name becomes the package's")
     labels = read_labels(values.labels) if values.labels else ()

@@ -11,6 +11,8 @@ uint8_t *board_stack_pointer(void);  // the caller's stack pointer; not called w
 
 typedef void check_invoke(const int8_t *const inputs[], int8_t *const outputs[], void *arena);
 
+check_invoke board_invoke;  // the host's: model_invoke(), or in two threads what is made for two cores
+
 struct check_result {
   int samples, equal;        // equal: samples whose every output byte is the golden one, in every repeat
   uint64_t minimum, median;  // of board_count() over one inference

@@ -5,6 +5,9 @@
 #include "golden.h"
 #include "model.h"
 
+#ifndef CHECK_INVOKE
+#define CHECK_INVOKE model_invoke
+#endif
 #ifndef CHECK_SAMPLES
 #define CHECK_SAMPLES GOLDEN_SAMPLES
 #endif
@@ -12,7 +15,7 @@
 static uint8_t arena[MODEL_ARENA_BYTES] __attribute__((aligned(4)));
 
 int main(void) {
-  struct check_result result = check_run(model_invoke, arena, CHECK_SAMPLES);
+  struct check_result result = check_run(CHECK_INVOKE, arena, CHECK_SAMPLES);
   // In two halves: the smallest printf of an emulator's C library has no 64-bit numbers.
   printf("result samples=%d equal=%d count=0x%08lx%08lx stack=%lu arena=%lu macs=%lu answers=%d\n", result.samples, result.equal,
          (unsigned long)(result.median >> 32), (unsigned long)(result.median & 0xFFFFFFFFu), (unsigned long)result.stack,

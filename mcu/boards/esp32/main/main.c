@@ -31,6 +31,32 @@ static void *memory(size_t bytes) {
   return found;
 }
 
+#if defined(MODEL_CORES) && !CONFIG_FREERTOS_UNICORE && !CONFIG_ATALAIA_ENGINE_TFLM
+#define TWO_CORES 1
+static TaskHandle_t second;
+static struct {
+  const int8_t *const *inputs;
+  int8_t *const *outputs;
+  void *arena;
+  model_meeting_t meeting;
+} both;
+
+// The other core's task: its half of an inference, each time it is told to.
+static void run_second(void *unused) {
+  (void)unused;
+  for (;;) {
+    ulTaskNotifyTake(pdTRUE, portMAX_DELAY);
+    model_invoke_on(1, both.inputs, both.outputs, both.arena, &both.meeting);
+  }
+}
+
+static void invoke_on_both(const int8_t *const inputs[], int8_t *const outputs[], void *arena) {
+  both.inputs = inputs, both.outputs = outputs, both.arena = arena;
+  xTaskNotifyGive(second);
+  model_invoke_on(0, inputs, outputs, arena, &both.meeting);
+}
+#endif
+
 void app_main(void) {
   size_t arena_bytes = MODEL_ARENA_BYTES;
 #if CONFIG_ATALAIA_ENGINE_TFLM
@@ -44,9 +70,17 @@ void app_main(void) {
     return;
   }
 #else
-  check_invoke *invoke = model_invoke;
   void *arena = memory(arena_bytes);
   if (!arena) return;
+#if TWO_CORES
+  check_invoke *invoke = invoke_on_both;
+  if (xTaskCreatePinnedToCore(run_second, "second", 4096, NULL, uxTaskPriorityGet(NULL), &second, 1) != pdPASS) {
+    printf("no memory for the task of the second core\n");
+    return;
+  }
+#else
+  check_invoke *invoke = model_invoke;
+#endif
 #endif
   printf("%s with %s: %d samples, %d times each\n", MODEL_NAME, ENGINE, GOLDEN_SAMPLES, CONFIG_ATALAIA_REPEATS);
   struct check_result result = check_run(invoke, arena, GOLDEN_SAMPLES);
