@@ -321,7 +321,6 @@ TABLE = Table(
         "memory at once is counted for flash alone.",
         "In the picture the thesis's networks are those of [Table 2](table2.md), and their bytes hold the code too; "
         "`pipeline` is [the chain into 59 KB](pipeline.md), its time that of C for any board.",
-        "`middle` is of an older recipe: 13 epochs, 3 views, 70 % zeros. Its present one was not run to the end yet.",
         "What others report was not run here. Their bytes are those of weights alone, where nothing else is said.",
     ),
     key=("row", "seed"),
