@@ -223,18 +223,14 @@ def _statement(name, call, graph, plan, window, read=0, write=0):
     read, write: bytes from where its inputs and its output lie to those of a core's half.
     """
     step = call.step
-    place = {i: _at(plan.tensors[i] + read) for i in step.inputs if i in plan.tensors}
-    place |= {i: _at(plan.tensors[i] + write) for i in (step.output,) if i in plan.tensors}
+    place = {i: f"a + {plan.tensors[i] + read}" for i in step.inputs if i in plan.tensors}
+    place |= {i: f"a + {plan.tensors[i] + write}" for i in (step.output,) if i in plan.tensors}
     batch = step.values.get("batch", 1)
     if batch == 1:
         return f"    {_call(name, call, graph, window, place)};"
     place = {i: f"{text} + n * {graph.sizes[i] // batch}" for i, text in place.items()}
     text = _call(name, call, graph, window, place)
     return f"    for (uint32_t n = 0; n < {batch}; n++)\n        {text};"
-
-
-def _at(offset):
-    return f"a + {offset}"
 
 
 def _call(name, call, graph, window, place):
