@@ -87,7 +87,7 @@ POINTS = {
         "resnet56_112", 59_000, _shrunk("macs", 9_800_000, cuts=3, epochs=70.0, end=0.15), _fits(58_700, 5.0) | _VIEWS
     ),
     "middle": Point("resnet56_333", 105_000, _pruned(11.0, 0.65) | _VIEWS, _fits(113_000, 5.0) | _VIEWS),
-    "large": Point("resnet56_648", 210_000, _pruned(8.0, 0.75) | _VIEWS, _fits(209_000, 3.0) | _VIEWS),
+    "large": Point("resnet56_859", 210_000, _pruned(9.0, 0.78) | _VIEWS, _fits(225_000, 4.0) | _VIEWS),
 }
 
 

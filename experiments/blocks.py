@@ -86,7 +86,7 @@ TABLE = Table(
         f"Accuracy is that of the first {IMAGES:,} training images of CIFAR-10, in floating point. The authors of the "
         "weights learned most of them. No choice was made on the test set.",
         "Block 0 of each stack stays: its shortcut changes the sizes in stacks 1 and 2.",
-        "Networks `resnet56_648`, `resnet56_333` and `resnet56_112` have some of these blocks "
+        "Networks `resnet56_859`, `resnet56_333` and `resnet56_112` have some of these blocks "
         "([frontier](frontier.md)).",
     ),
 )

@@ -50,7 +50,7 @@ class SizeTest(parameterized.TestCase):
             "resnet32",
             "resnet20_wide",
             "resnet56",
-            "resnet56_648",
+            "resnet56_859",
             "resnet56_333",
             "resnet56_112",
             "gated",

@@ -40,7 +40,7 @@ SAME = {
     "resnet32",
     "resnet20_wide",
     "resnet56",
-    "resnet56_648",
+    "resnet56_859",
     "resnet56_333",
     "resnet56_112",
     "gated",

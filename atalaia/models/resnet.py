@@ -12,7 +12,7 @@ He et al., 2015 (arXiv:1512.03385), section 4.2: three stacks of n blocks are a 
 | resnet32 | 16, 5 | 470,602 | 469,400 | 69,124,736 |
 | resnet20_wide | 32, 3 | 1,089,290 | 1,087,752 | 162,366,720 |
 | resnet56 | 16, 9; strided kernels of 5x5 | 903,114 | 901,016 | 129,942,144 |
-| resnet56_648 | 16; 6, 4 and 8 blocks of ResNet-56 | 679,722 | 678,168 | 83,280,512 |
+| resnet56_859 | 16; 8, 5 and 9 blocks of ResNet-56; strided kernels of 5x5 | 823,338 | 821,528 | 106,349,184 |
 | resnet56_333 | 16; blocks 0, 7, 8 of ResNet-56 in each stack | 274,826 | 274,072 | 40,813,184 |
 | resnet56_112 | 16; blocks 8, then 0, then 0 and 8 | 153,418 | 152,984 | 17,220,224 |
 
