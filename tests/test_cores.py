@@ -129,6 +129,21 @@ class BytesTest(parameterized.TestCase):
         self.assertGreaterEqual(abs(two[given] - two[made]), 8 * 8 * 16)
 
 
+class LimitTest(absltest.TestCase):
+    def test_structs_of_halves_fit_every_limit_that_the_smallest_constants_fit(self):
+        """Between kernels of the fewest bytes and the fastest, in chains of several kinds of layers."""
+        for number in range(1, 8):
+            content = test_strips.chain(number)
+
+            def size(flash, content=content):
+                return codegen._compile(content, "auto", "speed", flash, cores=2)[2].weight_bytes
+
+            least, most = size(0), size(None)
+            self.assertLess(least, most)
+            for flash in np.linspace(least, most, 6).astype(int).tolist():
+                self.assertLessEqual(size(flash), flash, f"chain {number}")
+
+
 class RefusedTest(absltest.TestCase):
     def test_three_cores(self):
         with self.assertRaisesRegex(UserError, "cores = 3: C is made for 1 or 2"):

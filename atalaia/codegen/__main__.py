@@ -47,6 +47,7 @@ from atalaia.codegen import (
 from atalaia.codegen import borders as of_borders
 from atalaia.codegen import cores as of_cores
 from atalaia.codegen import package as packages
+from atalaia.codegen.graph import firsts
 from atalaia.errors import UserError
 from atalaia.files import write_json, write_whole
 
@@ -170,7 +171,7 @@ def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None, targ
             planned = fitting.plan(graph, calls, ram, kernels.TARGETS[target])
         if limit is None or planned.weight_bytes <= flash:
             break
-        limit -= planned.weight_bytes - flash
+        limit = flash - (planned.weight_bytes - sum(calls[at].weight_bytes for at in set(firsts(calls))))
     return model, graph, planned
 
 
