@@ -59,11 +59,11 @@ def _shrunk(goal: str, budget: float, cuts: int, epochs: float, end: float) -> d
     }
 
 
-def _pruned(epochs: float, sparsity: float) -> dict[str, Any]:
+def _pruned(epochs: float, sparsity: float, rate: float = 0.03) -> dict[str, Any]:
     """Fields of the run that begins with weights of a trained ResNet-56 and loses some, most in the last stack."""
     prune = {
         "epochs": epochs,
-        "learning_rate": 0.03,
+        "learning_rate": rate,
         "sparsity": sparsity,
         "layers": "^conv/=0; logits=0; block0=0.3; block1=0.5",
         "begin": 0.15,
@@ -87,7 +87,7 @@ POINTS = {
         "resnet56_112", 59_000, _shrunk("macs", 9_800_000, cuts=3, epochs=70.0, end=0.15), _fits(58_700, 5.0) | _VIEWS
     ),
     "middle": Point("resnet56_333", 105_000, _pruned(11.0, 0.65) | _VIEWS, _fits(113_000, 5.0) | _VIEWS),
-    "large": Point("resnet56_859", 210_000, _pruned(9.0, 0.78) | _VIEWS, _fits(225_000, 4.0) | _VIEWS),
+    "large": Point("resnet56_859", 210_000, _pruned(9.0, 0.78, rate=0.012) | _VIEWS, _fits(225_000, 4.0) | _VIEWS),
 }
 
 

@@ -145,6 +145,13 @@ class LimitTest(absltest.TestCase):
 
 
 class RefusedTest(absltest.TestCase):
+    def test_a_network_without_a_step_to_share_says_so(self):
+        """A matrix product of one row."""
+        with tempfile.TemporaryDirectory() as folder:
+            found = codegen.generate(convolution(np.ones((5, 1, 1, 6), np.int8), (1, 1)), folder, samples=1, cores=2)
+            self.assertNotIn("MODEL_CORES", (Path(folder) / "model.h").read_text())
+        self.assertEqual(found["notes"], ["--cores=2: no step can be shared, so this C is for one core"])
+
     def test_three_cores(self):
         with self.assertRaisesRegex(UserError, "cores = 3: C is made for 1 or 2"):
             codegen.generate(test_strips.block(), Path("nowhere"), cores=3)

@@ -172,6 +172,8 @@ def _compile(tflite_bytes, sparse, prefer, flash, borders="file", ram=None, targ
         if limit is None or planned.weight_bytes <= flash:
             break
         limit = flash - (planned.weight_bytes - sum(calls[at].weight_bytes for at in set(firsts(calls))))
+    if cores == 2 and not planned.plan.halves:
+        graph = graph._replace(notes=[*graph.notes, "--cores=2: no step can be shared, so this C is for one core"])
     return model, graph, planned
 
 
