@@ -311,8 +311,6 @@ TABLE = Table(
         "0.0.4. They learned 45,000 of the training images, perhaps some of our validation split.",
         "Networks `resnet56_...` begin with weights of [some blocks](blocks.md) of that ResNet-56, so their figures of "
         "validation are too high. The test set was seen by none.",
-        "Rows `large` are of an older recipe, and of a network that is not here any more: 6, 4 and 8 blocks of "
-        "ResNet-56.",
         "Rows `..._mirrored` are the same model after `python -m atalaia.mirror`: the mean of its answers to the image "
         "and to the mirror image. It takes twice the time; what others report takes one pass. The download is that of "
         "the model before.",
