@@ -101,7 +101,7 @@ def base() -> ConfigDict:
 
     c.dense = _stage(epochs=10.0)
     c.distill = _stage(epochs=10.0)
-    c.distill.teacher = ""  # folder of a finished run that guides this stage
+    c.distill.teacher = ""  # folder of a finished run that guides this stage; of several, with ";" between: their mean
     c.shrink = _stage(epochs=10.0)
     c.shrink.learning_rate = 0.05
     c.shrink.teacher = ""  # the folder of a finished run, or "self": the network as the run's first stage left it
@@ -232,8 +232,10 @@ def _validate_teachers(config):
             'data.unlabelled: only stages with a teacher learn from such images, and none has one: give "", or '
             "distill.teacher, shrink.teacher, prune.teacher or quantize.teacher"
         )
+    for stage in config.stages:
+        distill.validate_teachers(f"{stage}.teacher", config[stage].get("teacher"))
     first = config.stages[0]
-    if config[first].get("teacher") == distill.SELF and not config.start_from:
+    if distill.SELF in distill.names(config[first].get("teacher")) and not config.start_from:
         raise UserError(f"{first}.teacher = {distill.SELF!r}: nothing is trained before this stage: give start_from")
 
 

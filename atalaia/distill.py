@@ -46,6 +46,25 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"distillation.{field} must be at least 0, not {config[field]}")
 
 
+def names(teacher: str | None) -> tuple[str, ...]:
+    """The teachers that a stage's field `teacher` names, with ";" between them; none: ()."""
+    return tuple(name.strip() for name in (teacher or "").split(";")) if teacher else ()
+
+
+def validate_teachers(field: str, teacher: str | None) -> None:
+    """Checks the teachers that a field names.
+
+    Raises:
+      UserError: one of them has no name, or two have the same.
+    """
+    found = names(teacher)
+    if "" in found:
+        raise UserError(f'{field} = {teacher!r}: a folder is missing; several have ";" between them')
+    twice = next((name for name in found if found.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{field} names {twice} twice: name each teacher once")
+
+
 def mix(hard: jax.Array, soft: jax.Array, config: ConfigDict) -> jax.Array:
     """alpha * hard + (1 - alpha) * soft (Hinton et al., 2015, arXiv:1503.02531), `[]`.
 
@@ -174,7 +193,7 @@ def open_cache(
     cache: Path,
     network: str,
     teacher: Callable,
-    variables: dict,
+    variables: Any,
     images: np.ndarray,
     augmentation: ConfigDict,
 ) -> Cache:

@@ -60,6 +60,12 @@ def create_model(config: ConfigDict, dataset: data.Dataset) -> nn.Module:
     return models.create(config.model, tasks.of(config).outputs(dataset, config))
 
 
+def output_shapes(model: nn.Module, shapes: TrainState, dataset: data.Dataset) -> Any:
+    """What a network of a state's shapes answers to one image: a pytree of jax.ShapeDtypeStruct."""
+    image = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), np.float32)
+    return jax.eval_shape(model.apply, variables_of(shapes), image)
+
+
 def restore(
     manager: checkpoint.Manager, config: ConfigDict, model: nn.Module, state: TrainState, step: int | None = None
 ) -> tuple[TrainState, dict]:

@@ -26,7 +26,6 @@ from atalaia import (
     checkpoint,
     cli,
     data,
-    distill,
     feed,
     finished,
     int8_layers,
@@ -117,16 +116,14 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
         if stage.name == "quantize":
             bits.refuse_impossible(config, model, shapes.params, shape)
         step.make_optimizer(config, stage, finished.zeros_of(config, model, shapes, stage.name).params)
-        teacher = stage.config.get("teacher")
-        if teacher and teacher != distill.SELF and saved < stage.end:
-            finished.fitting_run(f"{stage.name}.teacher", Path(teacher), dataset, config.data)
+        if saved < stage.end:
+            teachers.refuse_unfit(config, stage, dataset, model, shapes)
     return model, plan
 
 
 def _refuse_other_outputs(config, model, shapes, dataset):
     """A network whose first field is not its number of outputs would be trained for nothing."""
-    image = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), np.float32)
-    found = jax.eval_shape(model.apply, variables_of(shapes), image)
+    found = finished.output_shapes(model, shapes, dataset)
     needed = tasks.of(config).outputs(dataset, config)
     if hasattr(found, "shape") and found.shape[-1] != needed:
         raise UserError(

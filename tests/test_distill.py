@@ -20,6 +20,16 @@ from atalaia.models import thesis
 TINY = functools.partial(thesis.Thesis, widths=(8,), hidden=16)
 
 
+class Stacked(thesis.Thesis):
+    """The same parameters, but outputs [batch, 1, n]."""
+
+    def __call__(self, x, train=False):
+        return super().__call__(x, train)[:, None]
+
+
+STACKED = functools.partial(Stacked, widths=(8,), hidden=16)
+
+
 def distillation(**fields):
     c = configs.base().distillation
     c.update(fields)
@@ -202,7 +212,7 @@ class StageTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.enterClassContext(absltest.mock.patch.dict(models.MODELS, tiny=TINY))
+        cls.enterClassContext(absltest.mock.patch.dict(models.MODELS, tiny=TINY, stacked=STACKED))
         cls.trained = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
         for name, fields in (("teacher", {"dense.steps": 60}), ("other", {"seed": 1})):
             train.train_and_evaluate(cls.config("dense", **fields), cls.trained / name, cls.trained)
@@ -302,6 +312,19 @@ class StageTest(absltest.TestCase):
             for given, taught in zip(images, logits, strict=True):
                 np.testing.assert_allclose(answer(given), taught, atol=1e-4)
 
+    def test_several_teachers_teach_the_mean_of_their_answers(self):
+        folders = self.teacher(), self.copy("other", "other")
+        answers = [jax.jit(functools.partial(TINY(10).apply, final_arrays_of(folder))) for folder in folders]
+        fields = {"distill.teacher": "; ".join(folders), "distill.steps": 5}
+        for views in (0, 2):
+            config = self.config("distill", **fields, **{"distillation.views": views})
+            images, logits = self.seen_in_training(config, f"views{views}")
+            self.assertGreater(len(images), 4)
+            for given, taught in zip(images, logits, strict=True):
+                one, two = (answer(given) for answer in answers)
+                np.testing.assert_allclose((one + two) / 2, taught, atol=1e-4)
+                self.assertGreater(np.abs(one - two).max(), 0.1)
+
     def test_the_network_that_a_run_began_with_guides_its_pruned_self(self):
         fields = {"prune.teacher": "self", "prune.sparsity": 0.8, "distillation.alpha": 0.0, "dense.steps": 60}
         _, rows = self.run_config(self.config("dense", "prune", **fields), "run")
@@ -336,6 +359,14 @@ class StageTest(absltest.TestCase):
         jax.tree.map(np.testing.assert_array_equal, whole, self.run_config(config, "run")[0])
         with self.assertRaisesRegex(UserError, "distill.teacher: .*teacher"):
             self.run_config(config, "another")
+
+    def test_each_of_several_teachers_stays(self):
+        config = self.config("distill", **{"distill.teacher": f"{self.teacher()};{self.copy('other', 'other')}"})
+        self.stopped(config)
+        shutil.rmtree(self.folder / "other")
+        self.copy("teacher", "other")
+        with self.assertRaisesRegex(UserError, "run was begun with other weights of the teacher in .*other than"):
+            self.run_config(config, "run")
 
     def test_a_run_goes_on_only_with_what_it_was_begun_with(self):
         config = self.config("distill", **{"distill.teacher": self.teacher()})
@@ -386,7 +417,15 @@ class StageTest(absltest.TestCase):
         self.assertEqual(said["image_shape"], [8, 8, 1])
         said["image_shape"] = [16, 16, 1]
         (self.folder / "larger" / "train.json").write_text(json.dumps(said))
+        other = self.copy("other", "stacked")
+        said = json.loads((self.folder / "stacked" / "config.json").read_text())
+        (self.folder / "stacked" / "config.json").write_text(json.dumps(said | dict(model="stacked")))
         for name, text in (
+            (other, r"a stacked with outputs \[1, 10\], where tiny has \[10\]: they must be the same"),
+            (f"{self.teacher()}; {other}", r"a stacked with outputs \[1, 10\]"),
+            (f"{other};{other}", "distill.teacher names .*stacked twice"),
+            (f"{other};", "a folder is missing"),
+            (f"{other}; self", "nothing is trained before"),
             (str(self.folder / "split"), "data.split_seed=7.*with 0, is validated or tested on"),
             (str(self.folder / "larger"), r"images of \[16, 16, 1\], this run's are \[8, 8, 1\]: image size"),
             ("", "distill.teacher is empty"),
