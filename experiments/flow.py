@@ -67,7 +67,7 @@ def _most(values):
 
 
 def _percent(values):
-    return f"{100 * statistics.median(values):.2f} %"
+    return f"{statistics.median(100 * value for value in values):.2f} %"
 
 
 def picture(found: dict[str, str]) -> str:
