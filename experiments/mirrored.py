@@ -116,6 +116,7 @@ TABLE = Table(
         "One model a row: the gain differs between networks, so look at the validation split before you use it.",
     ),
     key=("row",),
+    order=lambda row: list(MODELS).index(row["row"]),
 )
 
 
