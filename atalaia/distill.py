@@ -48,7 +48,7 @@ def validate(config: ConfigDict) -> None:
 
 def names(teacher: str | None) -> tuple[str, ...]:
     """The teachers that a stage's field `teacher` names, with ";" between them; none: ()."""
-    return tuple(name.strip() for name in (teacher or "").split(";")) if teacher else ()
+    return tuple(name.strip() for name in teacher.split(";")) if teacher else ()
 
 
 def validate_teachers(field: str, teacher: str | None) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,7 +14,7 @@ from atalaia.errors import UserError
 from atalaia.finished import fitting_run, output_shapes, restore
 from atalaia.plan import Run, Stage, refuse_other_source
 from atalaia.processes import on_devices
-from atalaia.step import TrainState, variables_of
+from atalaia.step import variables_of
 
 
 class Teacher(NamedTuple):
@@ -29,11 +28,12 @@ class Teacher(NamedTuple):
     variables: Any
 
 
-def refuse_unfit(config: ConfigDict, stage: Stage, dataset: Dataset, model: nn.Module, shapes: TrainState) -> None:
+def refuse_unfit(config: ConfigDict, stage: Stage, dataset: Dataset, needed: Any) -> None:
     """Does nothing where each teacher of a stage is finished, fits the data and answers in the network's own shapes.
 
     Args:
-      config: of the run; stage: of its plan; dataset: its images; model, shapes: its network and the state of it.
+      config: of the run; stage: of its plan; dataset: its images.
+      needed: what its network answers, by finished.output_shapes.
 
     Raises:
       UserError: one does not.
@@ -42,8 +42,8 @@ def refuse_unfit(config: ConfigDict, stage: Stage, dataset: Dataset, model: nn.M
     for name in distill.names(stage.config.get("teacher")):
         if name == distill.SELF:
             continue
-        source, theirs, _, _, state = fitting_run(field, Path(name), dataset, config.data)
-        found, needed = output_shapes(theirs, state, dataset), output_shapes(model, shapes, dataset)
+        source, theirs, _, _, shapes = fitting_run(field, Path(name), dataset, config.data)
+        found = output_shapes(theirs, shapes, dataset)
         if found != needed:
             raise UserError(
                 f"{field}: {name} holds a {source.model} with outputs {_listed(found)}, where {config.model} has "

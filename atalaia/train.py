@@ -107,7 +107,8 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
     if "quantize" in config.stages or not getattr(model, "float_only", False):
         int8_layers.require_int8(model, shape)
     shapes = step.state_shapes(config, model, shape)
-    _refuse_other_outputs(config, model, shapes, dataset)
+    outputs = finished.output_shapes(model, shapes, dataset)
+    _refuse_other_outputs(config, outputs, dataset)
     if config.start_from and not saved:
         finished.refuse_other_start(config, shapes)
     for stage in plan:
@@ -117,13 +118,12 @@ def prepare(config: ConfigDict, dataset: data.Dataset, saved: int = 0) -> tuple[
             bits.refuse_impossible(config, model, shapes.params, shape)
         step.make_optimizer(config, stage, finished.zeros_of(config, model, shapes, stage.name).params)
         if saved < stage.end:
-            teachers.refuse_unfit(config, stage, dataset, model, shapes)
+            teachers.refuse_unfit(config, stage, dataset, outputs)
     return model, plan
 
 
-def _refuse_other_outputs(config, model, shapes, dataset):
+def _refuse_other_outputs(config, found, dataset):
     """A network whose first field is not its number of outputs would be trained for nothing."""
-    found = finished.output_shapes(model, shapes, dataset)
     needed = tasks.of(config).outputs(dataset, config)
     if hasattr(found, "shape") and found.shape[-1] != needed:
         raise UserError(
